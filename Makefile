@@ -1,0 +1,42 @@
+# People and CI call the same targets. Only Python (3.11 or newer), pip and make are needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# One torch thread per test process: two processes already fill two cores.
+TEST_PROCESSES ?= 2
+
+.PHONY: help install demo test lint format bench lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/'
+
+install: $(STAMP)  ## create .venv and install the pinned packages
+
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: install  ## run the quickstart study on real text, two workers, to best.json
+	$(BIN)/hpo run studies/quickstart.toml --workers 2 --out best.json
+
+test: install  ## run every test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES)
+
+lint: install  ## style, types and the import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install  ## let ruff write the style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: install  ## write requirements.lock from what is installed
+	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
+
+clean:  ## remove .venv (the embedded database under .hpo/ stays)
+	rm -rf $(VENV)

@@ -1,0 +1,167 @@
+"""A resolved configuration: everything that trains one candidate, and no ranges left.
+
+Frozen dataclasses only. The bounds stand in the annotations (`annotated_types`), so that whoever reads a
+configuration from a file (`hpo.definition`) checks values and range ends against the very same limits, and an
+editor's JSON schema is generated from them. Field comments are the documentation of the study file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Interval
+
+Positive = Annotated[float, Interval(gt=0)]
+NonNegative = Annotated[float, Interval(ge=0)]
+Share = Annotated[float, Interval(ge=0, lt=1)]
+Count = Annotated[int, Interval(ge=1)]
+
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+
+
+@dataclass(frozen=True)
+class ChunksConfig:
+    """How a post is cut into the pieces that are embedded."""
+
+    max_words: Annotated[int, Interval(ge=4, le=512)] = 64
+    """A sentence longer than this is cut at this many words."""
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Which posts train, which validate, and which are locked away."""
+
+    folds: Annotated[int, Interval(ge=2, le=50)] = 5
+    """Number of folds; groups never straddle them."""
+    stages: tuple[Count, ...] = ()
+    """Folds trained in lock-step, stage after stage; they add up to `folds`. Left out: 2, then the rest."""
+    holdout: Annotated[float, Interval(ge=0, le=0.5)] = 0.2
+    """Share of the posts (in whole groups) locked away until the final evaluation."""
+    seed: int = 0
+    """Seed of the hold-out and the folds."""
+
+    def stage_sizes(self) -> tuple[int, ...]:
+        """The stages with the default filled in: `(2, folds - 2)`, or `(folds,)` for two folds."""
+        if self.stages:
+            return self.stages
+        return (2, self.folds - 2) if self.folds > 2 else (self.folds,)
+
+
+@dataclass(frozen=True)
+class IrisConfig:
+    """IRIS: learned queries retrieve the k nearest chunks of each post, and only those are read."""
+
+    name: Literal["iris"] = "iris"
+    encoder: str = DEFAULT_ENCODER
+    """A sentence-transformers name or a local folder; frozen."""
+    num_queries: Annotated[int, Interval(ge=1, le=64)] = 4
+    """Learned queries per criterion."""
+    k_retrieved: Annotated[int, Interval(ge=1, le=256)] = 4
+    """Chunks that a query reads of each post. With 1 the queries cannot learn (top-k has no gradient)."""
+    temperature: Positive = 0.2
+    """Softmax temperature over the retrieved chunks' cosine similarities."""
+    hidden: Annotated[int, Interval(ge=2, le=1024)] = 64
+    """Width of the head."""
+    dropout: Share = 0.1
+    query_noise: NonNegative = 0.5
+    """Queries start at the criterion's embedding plus a random vector of this length."""
+    diversity_weight: NonNegative = 0.01
+    """Weight of the penalty that keeps the queries of a criterion apart."""
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """Logistic regression on the mean chunk embedding of a post: the floor every reader must beat."""
+
+    name: Literal["linear"] = "linear"
+    encoder: str = DEFAULT_ENCODER
+
+
+@dataclass(frozen=True)
+class BCEConfig:
+    """Binary cross-entropy."""
+
+    name: Literal["bce"] = "bce"
+
+
+@dataclass(frozen=True)
+class WeightedBCEConfig:
+    """Binary cross-entropy with the positive term weighted."""
+
+    name: Literal["weighted_bce"] = "weighted_bce"
+    pos_weight: Annotated[float, Interval(gt=0, le=1000)] | None = None
+    """Left out: negatives / positives of the fold's training part."""
+
+
+@dataclass(frozen=True)
+class FocalConfig:
+    """Focal loss (Lin et al., ICCV 2017)."""
+
+    name: Literal["focal"] = "focal"
+    gamma: Annotated[float, Interval(ge=0, le=10)] = 2.0
+    alpha: Annotated[float, Interval(gt=0, lt=1)] | None = None
+    """Weight of the positive class. Left out: the share of negatives in the fold's training part."""
+
+
+@dataclass(frozen=True)
+class AsymmetricConfig:
+    """Asymmetric loss (Ridnik et al., ICCV 2021): positives and negatives focus apart, easy negatives drop out."""
+
+    name: Literal["asymmetric"] = "asymmetric"
+    gamma_pos: Annotated[float, Interval(ge=0, le=10)] = 0.0
+    """Focusing of the positives."""
+    gamma_neg: Annotated[float, Interval(ge=0, le=10)] = 4.0
+    """Focusing of the negatives; at least `gamma_pos`, as a rule."""
+    clip: Annotated[float, Interval(ge=0, le=0.5)] = 0.05
+    """Negatives with a probability up to this cost nothing."""
+
+
+@dataclass(frozen=True)
+class LogitAdjustedConfig:
+    """Binary cross-entropy of logits shifted by each criterion's log-odds in training (Menon et al., ICLR 2021)."""
+
+    name: Literal["logit_adjusted"] = "logit_adjusted"
+    tau: Annotated[float, Interval(ge=0, le=10)] = 1.0
+    """How far the logits are shifted; 0 is plain binary cross-entropy."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How one candidate is trained; AdamW throughout."""
+
+    epochs: Annotated[int, Interval(ge=1, le=10_000)] = 40
+    patience: Count = 6
+    """A stage stops when its folds' mean score has not improved for this many epochs."""
+    batch_size: Count = 32
+    """Posts per batch (each with all its criteria)."""
+    accumulation_steps: Count = 1
+    """Batches per optimizer step."""
+    learning_rate: Positive = 3e-3
+    weight_decay: NonNegative = 0.01
+    clip_norm: NonNegative = 1.0
+    """Largest gradient norm of a fold; 0 switches clipping off."""
+    warmup_steps: Annotated[int, Interval(ge=0)] = 0
+    """Optimizer steps over which the learning rate rises linearly from zero."""
+
+
+ModelConfig = IrisConfig | LinearConfig
+LossConfig = BCEConfig | WeightedBCEConfig | FocalConfig | AsymmetricConfig | LogitAdjustedConfig
+
+MODELS: dict[str, type[ModelConfig]] = {"iris": IrisConfig, "linear": LinearConfig}
+LOSSES: dict[str, type[LossConfig]] = {
+    "bce": BCEConfig,
+    "weighted_bce": WeightedBCEConfig,
+    "focal": FocalConfig,
+    "asymmetric": AsymmetricConfig,
+    "logit_adjusted": LogitAdjustedConfig,
+}
+
+
+@dataclass(frozen=True)
+class CandidateConfig:
+    """What one trial trains: a model, how it is trained, and against which loss."""
+
+    model: ModelConfig
+    training: TrainingConfig
+    loss: LossConfig

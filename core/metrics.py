@@ -1,0 +1,572 @@
+"""Metrics of rankings and decisions, thresholds, calibration, intervals, and the floors that need no text.
+
+Labels are 1 (positive), 0 (negative) or -1 (not labelled, ignored); [posts, criteria] as a rule, one value a column.
+What is not defined, such as the average precision of a column without a positive, is NaN (None in a `Report`), never 0.
+Equal scores are one cut: no order among them is ever assumed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from core.errors import ConfigError
+
+Floats = NDArray[np.float64]
+Index = NDArray[np.int64]
+Labels = NDArray[np.int8]
+Scores = NDArray[np.floating]
+
+
+# ---- rankings ---------------------------------------------------------------------------------------------------
+
+
+def average_precision(labels: Labels, scores: Scores) -> float:
+    """Average precision of one column; see `average_precision_per_criterion`.
+
+    Args:
+        labels: [posts].
+        scores: [posts].
+
+    Returns:
+        The average precision, NaN without a positive.
+
+    Raises:
+        ValueError: shapes differ, or a score is NaN.
+    """
+    return float(average_precision_per_criterion(np.asarray(labels)[:, None], np.asarray(scores)[:, None])[0])
+
+
+def average_precision_per_criterion(labels: Labels, scores: Scores) -> Floats:
+    """Average precision, Σ_i (R_i − R_{i−1}) P_i over the distinct scores from high to low.
+
+    P and R are precision and recall when everything from that score up is called positive; no interpolation (Davis
+    and Goadrich, ICML 2006, say why). A constant score has the prevalence.
+
+    Args:
+        labels: [posts, criteria].
+        scores: [posts, criteria].
+
+    Returns:
+        float64 [criteria], NaN where there is no positive.
+
+    Raises:
+        ValueError: shapes differ, or a score is NaN.
+    """
+    cuts = _cuts(labels, scores)
+    precision = cuts.above_pos / np.maximum(cuts.above_pos + cuts.above_neg, 1)
+    total = np.bincount(cuts.column, cuts.pos * precision, minlength=cuts.columns)
+    return _ratio(total, cuts.sum(cuts.pos))
+
+
+def auroc(labels: Labels, scores: Scores) -> float:
+    """Area under the ROC curve of one column; see `auroc_per_criterion`.
+
+    Args:
+        labels: [posts].
+        scores: [posts].
+
+    Returns:
+        The area, NaN without both classes.
+
+    Raises:
+        ValueError: shapes differ, or a score is NaN.
+    """
+    return float(auroc_per_criterion(np.asarray(labels)[:, None], np.asarray(scores)[:, None])[0])
+
+
+def auroc_per_criterion(labels: Labels, scores: Scores) -> Floats:
+    """Area under the ROC curve: the share of (positive, negative) pairs in the right order, ties count half.
+
+    The Mann–Whitney statistic (Hanley and McNeil, Radiology 1982).
+
+    Args:
+        labels: [posts, criteria].
+        scores: [posts, criteria].
+
+    Returns:
+        float64 [criteria], NaN where there are not both classes.
+
+    Raises:
+        ValueError: shapes differ, or a score is NaN.
+    """
+    cuts = _cuts(labels, scores)
+    pairs = np.bincount(cuts.column, cuts.neg * (cuts.above_pos - cuts.pos / 2), minlength=cuts.columns)
+    return _ratio(pairs, cuts.sum(cuts.pos) * cuts.sum(cuts.neg))
+
+
+class _Cuts(NamedTuple):
+    """The distinct scores of every column from high to low, all columns one after another; each array [cuts].
+
+    `pos` and `neg` have exactly that score, `above_pos` and `above_neg` that score or a higher one.
+    """
+
+    column: Index
+    pos: Index
+    neg: Index
+    above_pos: Index
+    above_neg: Index
+    columns: int
+
+    def sum(self, values: Index) -> Floats:
+        return np.bincount(self.column, values, minlength=self.columns).astype(np.float64)
+
+
+def _cuts(labels: Labels, scores: Scores) -> _Cuts:
+    labels, scores = _same_shape(labels, scores)
+    if np.isnan(scores).any():
+        raise ValueError("a score is NaN, so nothing can be ranked; find out which post it comes from")
+    rows, columns = scores.shape
+    order = np.argsort(-scores.T, axis=1)  # any order among equal scores will do
+    ranked_scores = np.take_along_axis(scores.T, order, axis=1)
+    ranked_labels = np.take_along_axis(labels.T, order, axis=1).ravel()
+    ends = np.ones((columns, rows), dtype=np.bool_)  # the last of each run of equal scores
+    np.not_equal(ranked_scores[:, 1:], ranked_scores[:, :-1], out=ends[:, :-1])
+    at = np.flatnonzero(ends)
+    column = at // max(rows, 1)
+    first = np.concatenate([[True], column[1:] != column[:-1]]) if at.size else np.zeros(0, dtype=np.bool_)
+    here, above = [], []
+    for value in (1, 0):
+        running = np.cumsum(ranked_labels == value)[at]
+        counts = np.diff(running, prepend=0)
+        before = (running - counts)[first]  # what earlier columns have added up to
+        here.append(counts)
+        above.append(running - before[np.cumsum(first) - 1])
+    return _Cuts(column, here[0], here[1], above[0], above[1], columns)
+
+
+# ---- probabilities ----------------------------------------------------------------------------------------------
+
+
+def brier(labels: Labels, probabilities: Scores) -> Floats:
+    """Brier score, the mean of (p − y)² (Brier, Monthly Weather Review 1950); lower is better.
+
+    Args:
+        labels: [posts, criteria].
+        probabilities: [posts, criteria].
+
+    Returns:
+        float64 [criteria], NaN where nothing is labelled.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    labels, probabilities = _same_shape(labels, probabilities)
+    labelled = labels >= 0
+    return _ratio(np.where(labelled, (probabilities - labels) ** 2, 0).sum(axis=0), labelled.sum(axis=0))
+
+
+def expected_calibration_error(labels: Labels, probabilities: Scores, *, bins: int = 10) -> float:
+    """Return Σ_b (n_b / n) |mean p − mean y| over bins of equal mass, all pairs together: the calibration error.
+
+    Naeini, Cooper and Hauskrecht, AAAI 2015; equal mass as in Nguyen and O'Connor, EMNLP 2015. Equal probabilities
+    share a bin.
+
+    Args:
+        labels: [posts] or [posts, criteria].
+        probabilities: same shape.
+        bins: at most this many.
+
+    Returns:
+        The error, NaN where nothing is labelled.
+
+    Raises:
+        ValueError: shapes differ, or there is less than one bin.
+    """
+    if bins < 1:
+        raise ValueError(f"bins is {bins}, but must be at least 1")
+    y, p = _labelled(labels, probabilities)
+    if y.size == 0:
+        return math.nan
+    _, run, count = np.unique(p, return_inverse=True, return_counts=True)
+    middle = np.cumsum(count) - count / 2  # ranks in the middle of each run of equal probabilities
+    chosen = np.minimum((middle * bins / y.size).astype(np.int64), bins - 1)[run]
+    return float(np.abs(np.bincount(chosen, p - y, minlength=bins)).sum() / y.size)
+
+
+def fit_temperature(labels: Labels, logits: Scores) -> float:
+    """Return the T > 0 that minimises the mean negative log-likelihood of σ(z / T).
+
+    Temperature scaling (Guo, Pleiss, Sun and Weinberger, ICML 2017), by golden-section search (the likelihood has
+    one minimum in T) between 0.01 and 100; logits that separate the classes perfectly end at 0.01.
+
+    Args:
+        labels: [posts] or [posts, criteria].
+        logits: same shape.
+
+    Raises:
+        ValueError: shapes differ, nothing is labelled, or a logit is NaN or infinite.
+    """
+    y, z = _labelled(labels, logits)
+    if y.size == 0:
+        raise ValueError("nothing is labelled, so no temperature can be fitted")
+    if not np.isfinite(z).all():
+        raise ValueError("a logit is NaN or infinite, so no temperature can be fitted")
+    wrong_way = np.where(y == 1, -z, z)
+
+    def loss(log_temperature: float) -> float:
+        return float(np.logaddexp(0, wrong_way * math.exp(-log_temperature)).mean())
+
+    return math.exp(_golden_section(loss, math.log(0.01), math.log(100)))
+
+
+def _golden_section(function: Callable[[float], float], low: float, high: float, *, width: float = 1e-7) -> float:
+    """Return where a function with one minimum has it (Kiefer, Proceedings of the AMS 1953)."""
+    shrink = (math.sqrt(5) - 1) / 2
+    left, right = high - shrink * (high - low), low + shrink * (high - low)
+    at_left, at_right = function(left), function(right)
+    while high - low > width:
+        if at_left <= at_right:
+            high, right, at_right = right, left, at_left
+            left = high - shrink * (high - low)
+            at_left = function(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + shrink * (high - low)
+            at_right = function(right)
+    return (low + high) / 2
+
+
+# ---- decisions --------------------------------------------------------------------------------------------------
+
+
+class Confusion(NamedTuple):
+    """Counts of decisions against labels, each int64 [criteria]: true and false, positives and negatives."""
+
+    tp: Index
+    fp: Index
+    tn: Index
+    fn: Index
+
+    def pooled(self) -> Confusion:
+        """Return the counts of all criteria together, each int64 [1]."""
+        return Confusion(*(counts.sum(keepdims=True) for counts in self))
+
+
+def confusion(labels: Labels, scores: Scores, threshold: float) -> Confusion:
+    """Count the decisions "positive if score ≥ threshold".
+
+    Args:
+        labels: [posts, criteria], or [posts] for one column.
+        scores: same shape; compared in float64.
+        threshold: one for all.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    labels, scores = _same_shape(labels, scores)
+    decided = scores >= threshold
+    cells = [(labels == 1) & decided, (labels == 0) & decided, (labels == 0) & ~decided, (labels == 1) & ~decided]
+    return Confusion(*(cell.sum(axis=0, dtype=np.int64) for cell in cells))
+
+
+def precision(counts: Confusion) -> Floats:
+    """Return TP / (TP + FP), float64 [criteria]; NaN where nothing is called positive."""
+    return _ratio(counts.tp, counts.tp + counts.fp)
+
+
+def sensitivity(counts: Confusion) -> Floats:
+    """Return recall, TP / (TP + FN), float64 [criteria]; NaN where there is no positive."""
+    return _ratio(counts.tp, counts.tp + counts.fn)
+
+
+def specificity(counts: Confusion) -> Floats:
+    """Return TN / (TN + FP), float64 [criteria]; NaN where there is no negative."""
+    return _ratio(counts.tn, counts.tn + counts.fp)
+
+
+def accuracy(counts: Confusion) -> Floats:
+    """Return (TP + TN) / all labelled, float64 [criteria]; NaN where nothing is labelled."""
+    return _ratio(counts.tp + counts.tn, sum(counts))
+
+
+def f1(counts: Confusion) -> Floats:
+    """Return F1 = 2 TP / (2 TP + FP + FN), float64 [criteria].
+
+    NaN where there is no positive, whatever is predicted, so that a mean is always over the same criteria; 0 where
+    there are positives and none is found, called positive or not (van Rijsbergen, Information Retrieval, 1979).
+    """
+    scores = _ratio(2 * counts.tp, 2 * counts.tp + counts.fp + counts.fn)
+    return np.where(counts.tp + counts.fn > 0, scores, np.nan)
+
+
+def macro_f1(counts: Confusion) -> float:
+    """Return the mean F1 of the criteria that have a positive; NaN if none has."""
+    return _mean_defined(f1(counts))
+
+
+def best_threshold(labels: Labels, scores: Scores) -> float:
+    """Return the one threshold for all criteria that maximises the pooled F1 of "positive if score ≥ threshold".
+
+    Thresholds tried are the midpoints between neighbouring distinct scores, and the lowest score (all positive). Of
+    several equally good ones the highest is taken: it calls the fewest positive. A threshold of one's own for each
+    criterion overfits with few positives, so there is none.
+
+    Args:
+        labels: [posts] or [posts, criteria].
+        scores: same shape.
+
+    Raises:
+        ValueError: shapes differ, a score is NaN, or there is no positive.
+    """
+    y, s = _labelled(labels, scores)
+    cuts = _cuts(y[:, None], s[:, None])
+    positives = int(cuts.pos.sum())
+    if positives == 0:
+        raise ValueError("the labels have no positive, so F1 is not defined and no threshold is best")
+    scores_f1 = 2 * cuts.above_pos / (cuts.above_pos + cuts.above_neg + positives)
+    best = int(np.argmax(scores_f1))
+    distinct = np.unique(s)[::-1]
+    upper = float(distinct[best])
+    if best + 1 == len(distinct):
+        return upper
+    lower = float(distinct[best + 1])
+    middle = lower + (upper - lower) / 2
+    return middle if middle > lower else upper
+
+
+# ---- what a study can maximise ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A threshold-free metric: a function of labels and scores, both [posts, criteria], to float64 [criteria]."""
+
+    name: str
+    function: Callable[[Labels, Scores], Floats]
+    higher_is_better: bool
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        metric.name: metric
+        for metric in (
+            Metric("average_precision", average_precision_per_criterion, higher_is_better=True),
+            Metric("auroc", auroc_per_criterion, higher_is_better=True),
+            Metric("brier", brier, higher_is_better=False),
+        )
+    }
+)
+
+
+def score(metric: str, labels: Labels, scores: Scores) -> float:
+    """Return the mean of a metric over the criteria where it is defined; NaN if it is nowhere.
+
+    Args:
+        metric: a name in `METRICS`.
+        labels: [posts, criteria].
+        scores: [posts, criteria].
+
+    Raises:
+        ConfigError: the metric is not known.
+        ValueError: shapes differ, or a score is NaN.
+    """
+    if metric not in METRICS:
+        nearest = difflib.get_close_matches(metric, METRICS, n=1)
+        hint = f"did you mean '{nearest[0]}'? " if nearest else ""
+        raise ConfigError(f"'{metric}' is not a metric; {hint}allowed: {', '.join(METRICS)}")
+    return _mean_defined(METRICS[metric].function(labels, scores))
+
+
+# ---- reports and floors -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Report:
+    """All metrics at one threshold: over all pairs together, and of each criterion; None = not defined."""
+
+    threshold: float
+    pooled: dict[str, float | None]
+    per_criterion: dict[str, dict[str, float | None]]
+
+
+def report(labels: Labels, probabilities: Scores, threshold: float, criteria: Sequence[str]) -> Report:
+    """Measure predictions in every way there is.
+
+    average_precision, auroc, f1, precision, sensitivity, specificity, brier, prevalence and positives, pooled over all
+    (post, criterion) pairs and of each criterion; pooled also macro_f1, the mean F1 of the criteria.
+
+    Args:
+        labels: [posts, criteria].
+        probabilities: [posts, criteria].
+        threshold: positive if probability ≥ threshold.
+        criteria: names of the columns.
+
+    Raises:
+        ValueError: shapes differ, or a probability is NaN.
+    """
+    labels, probabilities = _same_shape(labels, probabilities)
+    if len(criteria) != labels.shape[1]:
+        raise ValueError(f"{len(criteria)} criteria are named, but the labels have {labels.shape[1]} columns")
+    y, p = _labelled(labels, probabilities)
+    pooled = {name: _defined(values[0]) for name, values in _measures(y[:, None], p[:, None], threshold).items()}
+    pooled["macro_f1"] = _defined(macro_f1(confusion(labels, probabilities, threshold)))
+    columns = _measures(labels, probabilities, threshold)
+    per_criterion = {
+        criterion: {name: _defined(values[column]) for name, values in columns.items()}
+        for column, criterion in enumerate(criteria)
+    }
+    return Report(float(threshold), pooled, per_criterion)
+
+
+def _measures(labels: Labels, probabilities: Scores, threshold: float) -> dict[str, Floats]:
+    """Return every metric, each float64 [columns]."""
+    counts = confusion(labels, probabilities, threshold)
+    positives = (labels == 1).sum(axis=0)
+    return {
+        "average_precision": average_precision_per_criterion(labels, probabilities),
+        "auroc": auroc_per_criterion(labels, probabilities),
+        "f1": f1(counts),
+        "precision": precision(counts),
+        "sensitivity": sensitivity(counts),
+        "specificity": specificity(counts),
+        "brier": brier(labels, probabilities),
+        "prevalence": _ratio(positives, (labels >= 0).sum(axis=0)),
+        "positives": positives.astype(np.float64),
+    }
+
+
+def criterion_only_scores(train_labels: Labels, n: int) -> Floats:
+    """Return what a model that never sees a post predicts: each criterion's prevalence in training.
+
+    Args:
+        train_labels: [training posts, criteria].
+        n: posts to score.
+
+    Returns:
+        float64 [n, criteria], constant down each column.
+
+    Raises:
+        ValueError: a criterion is labelled nowhere in training.
+    """
+    train_labels = np.asarray(train_labels)
+    prevalence = _ratio((train_labels == 1).sum(axis=0), (train_labels >= 0).sum(axis=0))
+    if np.isnan(prevalence).any():
+        raise ValueError(f"criterion number {int(np.argmax(np.isnan(prevalence)))} is labelled nowhere in training")
+    return np.tile(prevalence, (n, 1))
+
+
+def floors(labels: Labels, fold_of_row: NDArray[np.integer]) -> dict[str, float | None]:
+    """Measure what needs no reading of the text; a model that reads must beat every one of these.
+
+    The criterion-only model predicts each criterion's prevalence in the training part of the fold; its predictions
+    of all folds are pooled, and its F1 is taken at its own best threshold, as a model's is.
+
+    Args:
+        labels: [posts, criteria].
+        fold_of_row: [posts], the fold that validates each post; posts with -1 are left out.
+
+    Returns:
+        mean_prevalence (the average precision of a constant, mean of the criteria), criterion_only_auroc,
+        criterion_only_average_precision, criterion_only_f1, all_positive_f1, all_negative_accuracy; None = not
+        defined.
+
+    Raises:
+        ValueError: shapes differ, or a criterion is labelled nowhere in the training part of a fold.
+    """
+    if len(fold_of_row) != len(labels):
+        raise ValueError(f"there are folds for {len(fold_of_row)} posts, but labels for {len(labels)}")
+    labels, fold = np.asarray(labels)[fold_of_row >= 0], fold_of_row[fold_of_row >= 0]
+    scores = np.zeros(labels.shape)
+    for number in np.unique(fold):
+        scores[fold == number] = criterion_only_scores(labels[fold != number], int((fold == number).sum()))
+    y, s = _labelled(labels, scores)
+    has_positive = bool((y == 1).any())
+    prevalence = _ratio((labels == 1).sum(axis=0), (labels >= 0).sum(axis=0))
+    own_f1 = f1(confusion(y, s, best_threshold(y, s)))[0] if has_positive else math.nan
+    found = {
+        "mean_prevalence": _mean_defined(prevalence),
+        "criterion_only_auroc": auroc(y, s),
+        "criterion_only_average_precision": average_precision(y, s),
+        "criterion_only_f1": own_f1,
+        "all_positive_f1": f1(confusion(y, np.ones(y.size), 0.5))[0],
+        "all_negative_accuracy": accuracy(confusion(y, np.zeros(y.size), 0.5))[0],
+    }
+    return {name: _defined(value) for name, value in found.items()}
+
+
+def bootstrap_interval(
+    statistic: Callable[[Index], float],
+    groups: Sequence[str],
+    *,
+    repeats: int = 1000,
+    seed: int,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of a statistic, drawing whole groups with replacement.
+
+    Efron and Tibshirani, "An Introduction to the Bootstrap", 1993; whole groups, because posts of one group are not
+    independent (Field and Welsh, JRSS B 2007).
+
+    Args:
+        statistic: a function of int64 [rows], the rows drawn (some more than once), to a number; draws where it is
+            NaN are left out.
+        groups: the group of each row, [rows].
+        repeats: draws.
+        seed: of the draws.
+        level: share of the draws inside the interval.
+
+    Returns:
+        (low, high); NaN both if the statistic is defined in no draw.
+
+    Raises:
+        ValueError: fewer than two groups, or level or repeats out of range.
+    """
+    if not (0 < level < 1 and repeats >= 1):
+        raise ValueError(f"level must be between 0 and 1 and repeats at least 1, but are {level} and {repeats}")
+    numbers: dict[str, list[int]] = {}
+    for row, name in enumerate(groups):
+        numbers.setdefault(name, []).append(row)
+    if len(numbers) < 2:
+        raise ValueError(f"an interval over groups needs at least 2 groups, but there are {len(numbers)}")
+    rows = [np.array(members, dtype=np.int64) for members in numbers.values()]
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(len(rows), size=(repeats, len(rows)))
+    values = np.array([statistic(np.concatenate([rows[group] for group in draw])) for draw in drawn])
+    values = values[~np.isnan(values)]
+    if values.size == 0:
+        return math.nan, math.nan
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+# ---- helpers ----------------------------------------------------------------------------------------------------
+
+
+def _same_shape(labels: Labels, scores: Scores) -> tuple[Labels, Floats]:
+    """Return both as [rows, columns], scores in float64 ([rows] is one column)."""
+    labels, values = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    if labels.shape != values.shape or labels.ndim not in {1, 2}:
+        raise ValueError(f"labels and scores must both be [posts, criteria], but are {labels.shape} and {values.shape}")
+    return (labels, values) if labels.ndim == 2 else (labels[:, None], values[:, None])
+
+
+def _labelled(labels: Labels, scores: Scores) -> tuple[Labels, Floats]:
+    """Return the labelled pairs, both [pairs]."""
+    labels, values = _same_shape(labels, scores)
+    chosen = labels >= 0
+    return labels[chosen], values[chosen]
+
+
+def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> Floats:
+    """Divide element by element; NaN where the denominator is 0."""
+    top, bottom = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
+    ratio = np.full(top.shape, np.nan)
+    np.divide(top, bottom, out=ratio, where=bottom > 0)
+    return ratio
+
+
+def _mean_defined(values: Floats) -> float:
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else math.nan
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

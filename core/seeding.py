@@ -1,0 +1,27 @@
+"""Seeds that mean the same on every machine: a stable hash of what the randomness is for."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+
+
+def stable_seed(*parts: int | str) -> int:
+    """A 63-bit seed from `parts`, e.g. `stable_seed(seed, "dropout", fold, epoch)`.
+
+    SHA-256, not `hash()`: the same in every process, on every platform and in every Python version.
+    """
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def numpy_generator(*parts: int | str) -> np.random.Generator:
+    """A NumPy generator seeded by `stable_seed(*parts)`."""
+    return np.random.Generator(np.random.PCG64(stable_seed(*parts)))
+
+
+def torch_generator(*parts: int | str) -> torch.Generator:
+    """A CPU torch generator seeded by `stable_seed(*parts)`; draws are moved to the device that needs them."""
+    return torch.Generator().manual_seed(stable_seed(*parts))

@@ -1,0 +1,167 @@
+"""The folds of a stage as one batched model: they advance together, and none knows of the others.
+
+Whichever folds share a stack, a fold sees the same batches, starts at the same weights and draws the same dropout, so
+folds trained together, one after the other, or resumed agree (bit for bit where the arithmetic is the same).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from core import losses, models
+from core.config import CandidateConfig, TrainingConfig
+from core.models import EmbeddedCorpus
+from core.seeding import numpy_generator
+from core.splits import Folds
+from core.trainer import Batch, EpochEnd, Trainer, clip_each_fold
+
+Posts = npt.NDArray[np.int64]
+
+LENGTH_JITTER = 0.5
+"""Batches hold posts of similar length, which halves the padding; the order is blurred by this many log-units, so
+that a post meets other company in every epoch."""
+EVALUATION_POSTS = 64
+"""Posts per batch where no gradient is kept."""
+
+
+class FoldStack:
+    """State of some folds in training.
+
+    Args:
+        corpus: embeddings and labels.
+        folds: who trains and who validates.
+        which: fold numbers of this stack.
+        candidate: model, training and loss.
+        seed: seed of weights, batches and dropout.
+        device: where it trains.
+    """
+
+    def __init__(
+        self,
+        corpus: EmbeddedCorpus,
+        folds: Folds,
+        which: Sequence[int],
+        candidate: CandidateConfig,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.which = tuple(which)
+        self.seed = seed
+        self.training = candidate.training
+        self._train = [folds.train(fold) for fold in self.which]
+        self._validation = [folds.validation(fold) for fold in self.which]
+        # The shape of an epoch follows from the largest fold of all, in this stack or not: every fold takes the same
+        # number of steps wherever it is stacked, and no fold has a short last batch.
+        largest = max(len(folds.train(fold)) for fold in range(folds.count))
+        self.steps = math.ceil(largest / self.training.batch_size)
+        self.width = math.ceil(largest / self.steps)
+        self._labels = torch.tensor(corpus.labels, device=device)
+        model, self.inputs = models.build(
+            candidate.model, corpus, self._train, folds=self.which, seed=seed, device=device
+        )
+        self._loss = losses.resolve(candidate.loss, [torch.tensor(corpus.labels[part]) for part in self._train])
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=self.training.learning_rate, weight_decay=self.training.weight_decay
+        )
+        self.trainer = Trainer(
+            model,
+            optimizer,
+            self._mean_loss,
+            penalty=model.penalty,  # type: ignore[arg-type]  # nn.Module's attributes are untyped
+            accumulation_steps=self.training.accumulation_steps,
+            clip_norm=self.training.clip_norm,
+            clip=clip_each_fold,
+            scheduler=LambdaLR(optimizer, warm_up(self.training)) if self.training.warmup_steps else None,
+        )
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self.trainer.epoch
+
+    def advance(self) -> EpochEnd:
+        """Train every fold for one epoch."""
+        self.trainer.model.reseed([(self.seed, "dropout", fold, self.epoch) for fold in self.which])  # type: ignore[operator]
+        return self.trainer.advance(self._batches())
+
+    def validate(self) -> tuple[list[npt.NDArray[np.float32]], tuple[float, ...]]:
+        """Validation logits `[posts, criteria]` of each fold, and each fold's mean validation loss."""
+        logits = self.predict(self._validation)
+        padded, targets = _pad(logits, np.nan), _pad([self._labels[p].cpu().numpy() for p in self._validation], -1)
+        loss = self._mean_loss(torch.from_numpy(np.nan_to_num(padded)), torch.from_numpy(targets))
+        return logits, tuple(float(value) for value in loss)
+
+    def predict(self, posts: Sequence[Posts]) -> list[npt.NDArray[np.float32]]:
+        """Logits `[posts, criteria]` of each fold for its own list of posts."""
+        length = max(map(len, posts))
+        order = [np.argsort(self.inputs.lengths[part], kind="stable") for part in posts]
+        # a short list is filled up with its own longest post; the surplus is cut off below
+        rows = np.stack(
+            [np.pad(part[o], (0, length - len(part)), mode="edge") for part, o in zip(posts, order, strict=True)]
+        )
+        chunks = [
+            self.trainer.predict(self.inputs.batch(rows[:, at : at + EVALUATION_POSTS])).cpu()
+            for at in range(0, length, EVALUATION_POSTS)
+        ]
+        ordered = torch.cat(chunks, dim=1).numpy()
+        result = []
+        for fold, (part, o) in enumerate(zip(posts, order, strict=True)):
+            logits = np.empty((len(part), ordered.shape[-1]), dtype=np.float32)
+            logits[o] = ordered[fold, : len(part)]
+            result.append(logits)
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on to the same bits."""
+        return self.trainer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+        self.trainer.load_state_dict(state)
+
+    def _mean_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of each fold `[folds]` over its labelled pairs; -1 marks what is unlabelled or padding."""
+        labelled = targets >= 0
+        elementwise = self._loss(logits, targets.clamp(min=0).to(logits.dtype)) * labelled
+        return elementwise.sum((1, 2)) / labelled.sum((1, 2)).clamp(min=1)
+
+    def _batches(self) -> Iterator[Batch]:
+        """The batches of the coming epoch."""
+        plans = [self._plan(fold, part) for fold, part in zip(self.which, self._train, strict=True)]
+        for step in numpy_generator(self.seed, "steps", self.epoch).permutation(self.steps):
+            posts = np.stack([plan[step] for plan in plans])
+            index = torch.from_numpy(posts).to(self._labels.device)
+            targets = torch.where(index[..., None] >= 0, self._labels[index.clamp(min=0)], -1)
+            # padding reads the first post of its own batch, and counts nothing
+            readable = np.where(posts >= 0, posts, posts[:, :1])
+            yield Batch(self.inputs.batch(readable), targets, (targets >= 0).sum((1, 2)).float())
+
+    def _plan(self, fold: int, posts: Posts) -> npt.NDArray[np.int64]:
+        """A fold's batches `[steps, width]` of the coming epoch; -1 fills up."""
+        generator = numpy_generator(self.seed, "batches", fold, self.epoch)
+        blurred = np.log(self.inputs.lengths[posts]) + LENGTH_JITTER * generator.standard_normal(len(posts))
+        ordered = posts[np.argsort(blurred, kind="stable")]
+        plan = np.full((self.steps, self.width), -1, dtype=np.int64)
+        for step, part in enumerate(np.array_split(ordered, self.steps)):
+            plan[step, : len(part)] = part
+        return plan
+
+
+def warm_up(training: TrainingConfig) -> Callable[[int], float]:
+    """Learning-rate factor at an optimizer step: linear over `warmup_steps`, then 1."""
+    return lambda step: min(1.0, (step + 1) / (training.warmup_steps + 1))
+
+
+def _pad(parts: Sequence[npt.NDArray[Any]], fill: float) -> npt.NDArray[Any]:
+    """Stack `[posts, criteria]` arrays of unequal length to `[folds, most posts, criteria]`."""
+    longest = max(map(len, parts))
+    return np.stack([np.pad(p, ((0, longest - len(p)), (0, 0)), constant_values=fill) for p in parts])

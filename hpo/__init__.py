@@ -1,0 +1,1 @@
+"""Trials, databases, processes: the search service on top of `core`. No tensor arithmetic."""

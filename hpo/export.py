@@ -1,0 +1,164 @@
+"""A study as plain values: the best trial as `best.json`, and the state of things for people and scripts."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.cache import write_atomically
+from core.errors import UserError
+from hpo.storage import IDENTITY, engine_of
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+SCHEMA = 1
+FLOORS = "hpo:floors"
+"""Study attribute: what must be beaten, measured once on the study's folds."""
+REQUESTED = "hpo:requested"
+"""Study attribute: the largest number of trials that anyone asked for."""
+CONFIG = "hpo:config"
+"""Trial attribute: the resolved configuration."""
+CV = "hpo:cv"
+"""Trial attribute of a complete trial: everything at its best epoch."""
+CURVES = "hpo:curves"
+"""Trial attribute: every measured curve, `{name: [folds][epochs]}`."""
+
+_VERSIONED = ("sparse-evidence-hpo", "optuna", "torch", "sentence-transformers", "scikit-learn", "numpy")
+
+
+def best_trial(study: Study) -> FrozenTrial | None:
+    """The best trial that was scored on all folds, the earliest among equals; None if there is none yet."""
+    from optuna.study import StudyDirection
+    from optuna.trial import TrialState
+
+    complete = [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if CV in trial.user_attrs and trial.value is not None
+    ]
+    if not complete:
+        return None
+    sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
+    return min(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
+
+
+def best(study: Study) -> dict[str, Any]:
+    """The best parameters with everything needed to train on and to judge them (`docs/best.schema.json`).
+
+    Raises:
+        UserError: no trial is complete yet.
+    """
+    from hpo.claims import count
+
+    trial = best_trial(study)
+    if trial is None:
+        raise UserError(f"the study {study.study_name!r} has no complete trial yet; let `hpo run` finish one first")
+    identity = study.user_attrs[IDENTITY]
+    counts = count(study)
+    cv = trial.user_attrs[CV]
+    return {
+        "schema": SCHEMA,
+        "study": study.study_name,
+        "metric": identity["definition"]["search"]["metric"],
+        "value": trial.value,
+        "trial": trial.number,
+        "params": dict(trial.params),
+        "config": trial.user_attrs[CONFIG],
+        "cv": {**cv, "floors": study.user_attrs.get(FLOORS)},
+        "trials": {
+            "complete": counts.complete,
+            "pruned": counts.pruned,
+            "failed": counts.failed,
+            "infeasible": counts.infeasible,
+            "requested": study.user_attrs.get(REQUESTED),
+        },
+        "confirmed": None,
+        "provenance": {
+            "definition_sha256": identity["definition_sha256"],
+            "data_sha256": identity["data_sha256"],
+            "folds_sha256": identity["folds_sha256"],
+            "git": git_commit(),
+            "seed": identity["definition"]["search"]["seed"],
+            "versions": versions(),
+            "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    }
+
+
+def status(study: Study) -> dict[str, Any]:
+    """Trials by state, the best so far, and who works on what, as JSON values."""
+    from hpo.claims import count, workers
+
+    counts = asdict(count(study))
+    counts.pop("waiting")
+    trial = best_trial(study)
+    return {
+        "study": study.study_name,
+        "trials": {"requested": study.user_attrs.get(REQUESTED), **counts},
+        "best": None if trial is None else {"trial": trial.number, "value": trial.value, "params": dict(trial.params)},
+        "floors": study.user_attrs.get(FLOORS),
+        "workers": workers(engine_of(study), study),
+    }
+
+
+def write_json(values: Mapping[str, Any], path: Path) -> None:
+    """Write sorted, NaN-free JSON that nobody ever sees half written.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    text = json.dumps(values, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    try:
+        write_atomically(path, (text + "\n").encode())
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); name another file with --out") from error
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the search, not after it, that the result could not be written.
+
+    Raises:
+        UserError: `path` is a folder, or its folder is missing or cannot be written to.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file with --out, for example {path / 'best.json'}")
+    probe = path.with_name(f".{path.name}.probe")
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); create its folder, or name another file with --out"
+        ) from error
+
+
+def git_commit() -> str | None:
+    """The commit this code was checked out at, None outside a checkout; "-dirty" where files were changed."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        call = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(call, check=True, capture_output=True, text=True, timeout=10).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

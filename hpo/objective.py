@@ -1,0 +1,105 @@
+"""The one place where core's events meet an Optuna trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from optuna.trial import TrialState
+
+from core.crossval import CrossValidation
+from core.errors import NonFiniteLossError
+from core.metrics import METRICS
+from hpo import pruning, space
+from hpo.claims import Claim
+from hpo.export import CONFIG, CURVES, CV
+from hpo.preparation import Prepared
+
+
+def run(claim: Claim, prepared: Prepared, *, device: str, stop: Callable[[], bool]) -> TrialState | None:
+    """Cross-validate the claimed trial and tell its end.
+
+    Args:
+        claim: the trial, ours until it is told.
+        prepared: the study's data.
+        device: where it trains.
+        stop: asked after every epoch; once it says yes the trial is handed back.
+
+    Returns:
+        COMPLETE, PRUNED or FAIL (infeasible: it diverged or ran out of memory), or None if it was handed back.
+
+    Raises:
+        ClaimLost: another worker took the trial over.
+    """
+    candidate = space.suggest(prepared.definition, claim.trial)
+    claim.trial.set_user_attr(CONFIG, space.to_dict(candidate))
+    try:
+        cv = CrossValidation(
+            prepared.embedded[candidate.model.encoder],
+            prepared.folds,
+            candidate,
+            stages=prepared.definition.split.stage_sizes(),
+            metric=prepared.definition.search.metric,
+            criteria=prepared.criteria,
+            seed=prepared.definition.search.seed,
+            device=device,
+        )
+        with closing(cv.epochs()) as events:
+            for event in events:
+                claim.progress(event.stage, event.epoch)
+                if event.stage_ended and _report(claim, prepared, cv):
+                    return _end(claim, cv, TrialState.PRUNED)
+                if stop():
+                    claim.release()
+                    return None
+    except NonFiniteLossError as error:
+        return _infeasible(claim, f"diverged: {error}")
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        return _infeasible(claim, f"out of memory: {error}")
+    claim.trial.set_user_attr(CV, _summary(cv))
+    return _end(claim, cv, TrialState.COMPLETE)
+
+
+def _report(claim: Claim, prepared: Prepared, cv: CrossValidation) -> bool:
+    """Report a stage that has ended; is the trial to be pruned?"""
+    value, finished = cv.finished_value(), cv.folds_finished
+    claim.trial.report(value, step=finished)
+    pruner = prepared.definition.search.pruner
+    if pruner.name == "none" or finished == prepared.folds.count:
+        return False
+    return pruning.is_hopeless(
+        value,
+        pruning.peers_at(claim.trial.study, claim.trial.number, finished),
+        percentile=pruner.percentile,
+        startup_trials=pruner.startup_trials,
+        higher_is_better=METRICS[prepared.definition.search.metric].higher_is_better,
+    )
+
+
+def _end(claim: Claim, cv: CrossValidation, state: TrialState) -> TrialState:
+    claim.trial.set_user_attr(CURVES, cv.curves())
+    claim.finish(state, cv.summary().value if state == TrialState.COMPLETE else None)
+    return state
+
+
+def _infeasible(claim: Claim, reason: str) -> TrialState:
+    claim.finish(TrialState.FAIL, reason=reason)
+    return TrialState.FAIL
+
+
+def _summary(cv: CrossValidation) -> dict[str, Any]:
+    summary = cv.summary()
+    report = asdict(summary.report)
+    return {
+        "mean": summary.value,
+        "std": summary.std,
+        "folds": list(summary.folds),
+        "best_epoch": summary.best_epoch,
+        "epochs": summary.epochs,
+        "threshold": summary.threshold,
+        "pooled": report["pooled"],
+        "per_criterion": report["per_criterion"],
+    }

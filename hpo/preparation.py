@@ -1,0 +1,117 @@
+"""What every worker of a study has before its first trial: corpus, folds, embeddings, floors, fingerprints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core import metrics
+from core.bags import mean_embeddings
+from core.chunks import Chunks, chunk
+from core.data import Corpus
+from core.embeddings import embed
+from core.encoders import Encoder, locate
+from core.models import EmbeddedCorpus
+from core.models.linear import linear_floor
+from core.splits import Folds, split
+from hpo.definition import Choices, Leaf, StudyDefinition
+
+DISTRIBUTION = "sparse-evidence-hpo"
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is going on, done, to do)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A study's data, ready to train on; the same for every trial."""
+
+    definition: StudyDefinition
+    corpus: Corpus
+    chunks: Chunks
+    folds: Folds
+    embedded: dict[str, EmbeddedCorpus]
+    """By encoder name, one for each that the study may choose."""
+    texts: int
+    """Chunks and criteria of the study, over all its encoders."""
+    computed: int
+    """How many of them had to be embedded just now; the rest was in the cache."""
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """The criteria's names, in column order."""
+        return tuple(criterion.name for criterion in self.corpus.criteria)
+
+    def identity(self) -> dict[str, Any]:
+        """What all workers of the study must have in common."""
+        return {
+            "definition": self.definition.canonical(),
+            "definition_sha256": self.definition.sha256(),
+            "data_sha256": self.corpus.fingerprint(),
+            "folds_sha256": self.folds.fingerprint(self.corpus.post_ids),
+            "code": version(DISTRIBUTION),
+        }
+
+    def floors(self) -> dict[str, Any]:
+        """What must be beaten, on the very folds of the study.
+
+        `linear` and `linear_folds` are the study's metric of a logistic regression on mean embeddings; the others
+        need no reading of the text at all (`core.metrics.floors`).
+        """
+        first = next(iter(self.embedded.values()))
+        probabilities = linear_floor(mean_embeddings(first.embeddings, first.offsets), first.labels, self.folds)
+        per_fold = [self.score(probabilities, fold) for fold in range(self.folds.count)]
+        return {
+            "linear": float(np.mean(per_fold)),
+            "linear_folds": per_fold,
+            **metrics.floors(self.corpus.labels, self.folds.assignment),
+        }
+
+    def score(self, probabilities: npt.NDArray[Any], fold: int) -> float:
+        """The study's metric on one fold's validation posts, of predictions `[posts, criteria]`."""
+        rows = self.folds.validation(fold)
+        return metrics.score(self.definition.search.metric, self.corpus.labels[rows], probabilities[rows])
+
+
+def prepare(definition: StudyDefinition, *, device: str = "cpu", progress: Progress | None = None) -> Prepared:
+    """Load, check, split and embed; whatever was embedded before comes from the cache.
+
+    Raises:
+        UserError: data, folds or encoder cannot be used; the message says why.
+    """
+    tell = progress or (lambda *_: None)
+    encoders = [locate(name, definition.path.parent) for name in encoder_names(definition)]
+    corpus = definition.data.load(definition.path.parent)
+    chunks = chunk(corpus.posts, definition.chunks)
+    criteria = [criterion.name for criterion in corpus.criteria]
+    folds = split(corpus.groups, corpus.labels, definition.split, criteria=criteria)
+    embedded: dict[str, EmbeddedCorpus] = {}
+    computed = 0
+    for name, encoder in zip(encoder_names(definition), encoders, strict=True):
+        embedded[name], new = _embed(corpus, chunks, encoder, device, tell)
+        computed += new
+    texts = (len(chunks.texts) + len(corpus.criteria)) * len(encoders)
+    return Prepared(definition, corpus, chunks, folds, embedded, texts, computed)
+
+
+def _embed(corpus: Corpus, chunks: Chunks, encoder: Encoder, device: str, tell: Progress) -> tuple[EmbeddedCorpus, int]:
+    what = f"embedding with {encoder.name}"
+    of_chunks = embed(chunks.texts, encoder, device=device, progress=lambda done, all_: tell(what, done, all_))
+    of_criteria = embed([criterion.text for criterion in corpus.criteria], encoder, device=device)
+    whole = EmbeddedCorpus(of_chunks.vectors, chunks.offsets, of_criteria.vectors, corpus.labels)
+    return whole, of_chunks.computed + of_criteria.computed
+
+
+def encoder_names(definition: StudyDefinition) -> list[str]:
+    """Every encoder that the study may choose, each once, the default first."""
+    names: dict[str, None] = {}
+    for alternative in definition.model:
+        leaf: Leaf = alternative.leaves["encoder"]
+        values = [leaf.default, *leaf.values] if isinstance(leaf, Choices) else [leaf]
+        names.update((str(value), None) for value in values)
+    return list(names)

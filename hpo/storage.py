@@ -1,0 +1,339 @@
+"""Open a study's storage on Postgres, by URL or embedded, and the study in it, guarded by what it was started with.
+
+A storage is one Postgres database. Optuna's own tables hold studies and trials, so optuna-dashboard and any Optuna
+script read them; one table of ours says who holds which running trial. Optuna is imported where it is first needed:
+`hpo --help` does not wait for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from core.errors import UserError
+from hpo.errors import Refused, StorageError
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
+    from sqlalchemy import URL, Connection, Engine
+
+    from hpo.rdb import PatientStorage
+
+logger = logging.getLogger(__name__)
+
+IDENTITY = "hpo:identity"
+"""User attribute of a study: what it was started with."""
+PATIENCE_SECONDS = 600.0
+"""How long a worker waits for a database that went away."""
+CONNECT_SECONDS = 8
+"""How long opening a storage may take before it counts as out of reach."""
+STATEMENT_MILLISECONDS = 60_000
+
+Direction = Literal["minimize", "maximize"]
+Identity = dict[str, Any]
+Differences = Callable[[dict[str, Any], dict[str, Any]], list[str]]
+
+_SCHEMES = ("postgres", "postgresql", "postgresql+psycopg2")
+_NAMES = {"data_sha256": "the data", "folds_sha256": "the folds", "code": "the code version"}
+
+
+# ---- where it is ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def resolve(url: str | None = None, *, folder: Path | None = None) -> Iterator[str]:
+    """Yield the storage's URL, ready for `open_storage`, for as long as it is used.
+
+    `url` is `--storage`; without it `HPO_STORAGE` counts, and without that the embedded Postgres under `.hpo/` of
+    `folder` (the current one): it runs while at least one process is inside this context.
+    """
+    given = url or os.environ.get("HPO_STORAGE")
+    if given:
+        yield normalised(given)
+        return
+    from hpo import embedded
+
+    with embedded.serve(folder or Path.cwd()) as address:
+        yield address
+
+
+def normalised(url: str) -> str:
+    """Return the URL with its driver and, if `HPO_STORAGE_PASSWORD_FILE` names a file, its password."""
+    import sqlalchemy as sa
+
+    try:
+        parsed = sa.make_url(url.strip())
+    except (sa.exc.ArgumentError, ValueError):
+        # Not shown: what cannot be parsed cannot be masked either.
+        raise UserError(
+            "The storage URL cannot be read: write postgresql://USER@HOST:PORT/DATABASE (--storage or HPO_STORAGE)."
+        ) from None
+    if parsed.drivername not in _SCHEMES:
+        raise UserError(
+            f"The storage {masked(parsed)} is not Postgres: only postgresql:// is allowed; without --storage and "
+            "HPO_STORAGE an embedded Postgres is used."
+        )
+    parsed = parsed.set(drivername="postgresql+psycopg2")
+    if parsed.password is None and "password" not in parsed.query:
+        parsed = parsed.set(password=_password_from_file())
+    return parsed.render_as_string(hide_password=False)
+
+
+def masked(url: str | URL) -> str:
+    """Return the URL as it may be shown."""
+    import sqlalchemy as sa
+
+    parsed = sa.make_url(url)
+    if "password" in parsed.query:
+        parsed = parsed.update_query_dict({"password": "***"})
+    return parsed.render_as_string(hide_password=True)
+
+
+def _password_from_file() -> str | None:
+    """Return what `HPO_STORAGE_PASSWORD_FILE` names; None leaves it to libpq (`PGPASSWORD`, `~/.pgpass`)."""
+    name = os.environ.get("HPO_STORAGE_PASSWORD_FILE")
+    if not name:
+        return None
+    try:
+        return Path(name).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(
+            f"The password file {name} (HPO_STORAGE_PASSWORD_FILE) cannot be read: {reason}; "
+            "name a readable file with the password in it."
+        ) from error
+
+
+# ---- storage --------------------------------------------------------------------------------------------------------
+
+
+def open_storage(url: str, *, patience_seconds: float = PATIENCE_SECONDS) -> BaseStorage:
+    """Open Optuna's storage at `url` (from `resolve`), with all tables there, and patient from here on."""
+    import optuna
+    import sqlalchemy as sa
+
+    from hpo import rdb
+
+    _quiet()
+    url = normalised(url)
+    options = _engine_options(sa.make_url(url))
+    ready = _probe(url, options)
+
+    def opened(tables: bool) -> PatientStorage:
+        return rdb.PatientStorage(
+            url.replace("{", "{{").replace("}", "}}"),  # Optuna fills a template
+            patience_seconds=patience_seconds,
+            engine_kwargs=options,
+            skip_table_creation=not tables,
+        )
+
+    def create() -> PatientStorage:
+        engine = sa.create_engine(url, **options)
+        try:
+            with engine.begin() as connection:
+                lock(connection)
+                storage = opened(tables=True)  # commits on connections of its own, while we hold the lock
+                rdb.metadata.create_all(connection)
+                return storage
+        finally:
+            engine.dispose()
+
+    storage = rdb.patiently(lambda: opened(tables=False) if ready else create(), CONNECT_SECONDS)
+    return optuna.storages.get_storage(storage)
+
+
+def backend(holder: BaseStorage | optuna.Study) -> PatientStorage:
+    """Return our storage behind Optuna's cache: the one place that knows where Optuna keeps it."""
+    from hpo import rdb
+
+    cached = getattr(holder, "_storage", holder)
+    found = getattr(cached, "_backend", cached)
+    assert isinstance(found, rdb.PatientStorage), "open studies with hpo.storage"
+    return found
+
+
+def engine_of(holder: BaseStorage | optuna.Study) -> Engine:
+    """Return the connection pool of a storage or a study."""
+    engine: Engine = backend(holder).engine
+    return engine
+
+
+def lock(connection: Connection, study_id: int = 0) -> None:
+    """Take the study's advisory lock until the transaction ends; 0 is for creating tables and studies."""
+    import sqlalchemy as sa
+
+    from hpo import rdb
+
+    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(rdb.LOCKS, study_id)))
+
+
+def _engine_options(url: URL) -> dict[str, Any]:
+    given = url.query.get("options", "")
+    settings = f"-c TimeZone=UTC -c statement_timeout={STATEMENT_MILLISECONDS}"
+    connect = {
+        "connect_timeout": CONNECT_SECONDS,
+        "keepalives": 1,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 30_000,
+        "options": f"{given if isinstance(given, str) else ' '.join(given)} {settings}".strip(),
+        "application_name": f"hpo {socket.gethostname()}:{os.getpid()}",
+    }
+    return {
+        "pool_pre_ping": True,
+        "pool_size": 2,
+        "max_overflow": 3,
+        "pool_recycle": 1800,
+        "connect_args": connect,
+    }
+
+
+def _probe(url: str, options: Mapping[str, Any]) -> bool:
+    """Return whether all tables are there already; `StorageError` if the database cannot be reached."""
+    import sqlalchemy as sa
+
+    engine = sa.create_engine(url, **options)
+    try:
+        with engine.connect() as connection:
+            # Created last, so that it stands for the others.
+            return connection.execute(sa.select(sa.func.to_regclass("hpo_claims"))).scalar() is not None
+    except sa.exc.DBAPIError as error:
+        reason = " ".join(str(error.orig).split())
+        raise StorageError(
+            f"The storage {masked(url)} cannot be reached ({reason}): check that Postgres runs there and that the URL "
+            "(--storage or HPO_STORAGE) and its password are right."
+        ) from error
+    finally:
+        engine.dispose()
+
+
+def _quiet() -> None:
+    """Optuna's messages go where ours go, warnings and worse only."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.disable_default_handler()
+    optuna.logging.enable_propagation()
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+# ---- study ----------------------------------------------------------------------------------------------------------
+
+
+def open_study(
+    storage: BaseStorage,
+    name: str,
+    *,
+    direction: Direction,
+    identity: Identity,
+    default_parameters: Mapping[str, Any] | None = None,
+    sampler: BaseSampler | None = None,
+    pruner: BasePruner | None = None,
+    differences: Differences | None = None,
+) -> optuna.Study:
+    """Create the study, or join it if it was started with the same `identity`; else `Refused` says what differs.
+
+    `identity` has the keys `definition` (a dict that survives JSON), `definition_sha256`, `data_sha256`,
+    `folds_sha256` and `code`. `default_parameters` are queued when the study is created and so become trial 0.
+    `differences(mine, theirs)` tells two definitions apart in words. Without a `pruner` nothing is pruned by Optuna.
+    """
+    from hpo import rdb
+
+    study = rdb.patiently(
+        lambda: _created(storage, name, direction, identity, default_parameters), backend(storage).patience_seconds
+    )
+    stored = study.user_attrs[IDENTITY]
+    different = _compared(identity, stored, differences or _plain_differences)
+    if study.direction.name.lower() != direction:
+        different.append(f"the direction is {direction} here and {study.direction.name.lower()} in the study")
+    if different:
+        raise Refused(
+            f"The study {name!r} in {masked(_url(storage))} was started with something else: {'; '.join(different)}; "
+            "use what it was started with, or give this study another name."
+        )
+    return _study(storage, name, sampler, pruner)
+
+
+def load_existing(storage: BaseStorage, name: str) -> optuna.Study:
+    """Return the study, to be read; a `UserError` if it has not been started."""
+    try:
+        return _study(storage, name, None, None)
+    except KeyError:
+        raise UserError(
+            f"There is no study {name!r} in {masked(_url(storage))}: start it with `hpo run` or `hpo worker`, or name "
+            "its storage with --storage (HPO_STORAGE)."
+        ) from None
+
+
+def _created(
+    storage: BaseStorage,
+    name: str,
+    direction: Direction,
+    identity: Identity,
+    default_parameters: Mapping[str, Any] | None,
+) -> optuna.Study:
+    """Make the study and its identity. A creator killed halfway left no identity, and the next one completes it."""
+    import optuna
+
+    with engine_of(storage).begin() as connection:
+        lock(connection)
+        study = optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
+        if IDENTITY in study.user_attrs:
+            return study
+        trials = study.get_trials(deepcopy=False)
+        if any(trial.state != optuna.trial.TrialState.WAITING for trial in trials):
+            raise Refused(
+                f"The study {name!r} in {masked(_url(storage))} was not made by hpo: give this study another name."
+            )
+        if default_parameters is not None and not trials:
+            study.enqueue_trial(dict(default_parameters))
+        study.set_user_attr(IDENTITY, identity)
+        return study
+
+
+def _study(storage: BaseStorage, name: str, sampler: BaseSampler | None, pruner: BasePruner | None) -> optuna.Study:
+    import optuna
+
+    pruner = pruner or optuna.pruners.NopPruner()
+    return optuna.load_study(storage=storage, study_name=name, sampler=sampler, pruner=pruner)
+
+
+def _compared(mine: Identity, theirs: Identity, differences: Differences) -> list[str]:
+    found = []
+    if mine.get("definition_sha256") != theirs.get("definition_sha256"):
+        found += differences(mine.get("definition", {}), theirs.get("definition", {})) or ["the definition differs"]
+    for key, words in _NAMES.items():
+        if mine.get(key) != theirs.get(key):
+            found.append(f"{words} differ{'s' if key == 'code' else ''} ({_short(mine, key)} here, "
+                         f"{_short(theirs, key)} in the study)")  # fmt: skip
+    return found
+
+
+def _plain_differences(mine: dict[str, Any], theirs: dict[str, Any], path: str = "") -> list[str]:
+    found = []
+    for key in sorted(mine.keys() | theirs.keys()):
+        ours, other, where = mine.get(key), theirs.get(key), f"{path}{key}"
+        if isinstance(ours, dict) and isinstance(other, dict):
+            found += _plain_differences(ours, other, f"{where}.")
+        elif ours != other:
+            found.append(f"{where} is {ours!r} here and {other!r} in the study")
+    return found
+
+
+def _short(identity: Identity, key: str) -> str:
+    value = str(identity.get(key))
+    return value[:12] if key.endswith("_sha256") else value
+
+
+def _url(storage: BaseStorage) -> URL:
+    return engine_of(storage).url

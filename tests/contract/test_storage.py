@@ -1,0 +1,330 @@
+"""Opening a storage and a study on a real Postgres: by URL and embedded, at once, and with owners killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from core.errors import UserError
+from hpo import embedded, rdb, storage
+from hpo.errors import Refused, StorageError
+
+PROCESSES = multiprocessing.get_context("forkserver")  # each a fork of one process that has only done the imports
+PROCESSES.set_forkserver_preload(["hpo.claims", "hpo.sampler", "hpo.storage", "psycopg2"])
+IDENTITY = {
+    "definition": {"search": {"seed": 0}},
+    "definition_sha256": "d" * 64,
+    "data_sha256": "a" * 64,
+    "folds_sha256": "f" * 64,
+    "code": "0.1.0",
+}
+
+
+def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+@pytest.fixture
+def opened(database: str) -> Iterator[Any]:
+    made = storage.open_storage(database, patience_seconds=10)
+    yield made
+    storage.engine_of(made).dispose()
+
+
+def open_study(opened: Any, **given: Any) -> Any:
+    return storage.open_study(opened, "s", **({"direction": "maximize", "identity": IDENTITY} | given))
+
+
+# ---- URLs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
+def test_every_spelling_of_postgres_is_understood(scheme: str) -> None:
+    with storage.resolve(f"{scheme}://me:pw@db:5433/x?sslmode=require") as url:
+        assert url == "postgresql+psycopg2://me:pw@db:5433/x?sslmode=require"
+
+
+def test_the_environment_names_a_storage_and_the_option_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPO_STORAGE", "postgresql://there/x")
+    with storage.resolve() as url:
+        assert url == "postgresql+psycopg2://there/x"
+    with storage.resolve("postgresql://here/x") as url:
+        assert url == "postgresql+psycopg2://here/x"
+
+
+@pytest.mark.parametrize("url", ["sqlite:///x.db", "mysql://me:secret@db/x", "postgresql+psycopg://me:secret@db/x"])
+def test_another_database_is_a_users_mistake(url: str) -> None:
+    with pytest.raises(UserError, match="not Postgres: only postgresql://") as caught, storage.resolve(url):
+        pass
+    assert "secret" not in str(caught.value)
+
+
+def test_what_is_no_url_is_not_shown() -> None:
+    with pytest.raises(UserError, match="cannot be read") as caught, storage.resolve("db secret"):
+        pass
+    assert "secret" not in str(caught.value)
+
+
+def test_the_password_may_come_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("p@ss{w}\n")
+    monkeypatch.setenv("HPO_STORAGE_PASSWORD_FILE", str(secret))
+    assert sa.make_url(storage.normalised("postgresql://me@db/x")).password == "p@ss{w}"
+    assert sa.make_url(storage.normalised("postgresql://me:own@db/x")).password == "own"
+    secret.unlink()
+    with pytest.raises(UserError, match="HPO_STORAGE_PASSWORD_FILE"):
+        storage.normalised("postgresql://me@db/x")
+
+
+def test_a_password_is_masked_wherever_it_stands() -> None:
+    assert storage.masked("postgresql://me:secret@db/x") == "postgresql://me:***@db/x"
+    assert "secret" not in storage.masked("postgresql://db/x?password=secret")
+
+
+def test_a_database_out_of_reach_is_told_in_one_sentence_without_the_password() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = time.monotonic()
+    with pytest.raises(StorageError, match=r"cannot be reached .*refused.*check that Postgres runs") as caught:
+        storage.open_storage(f"postgresql://me:secret@127.0.0.1:{port}/x")
+    assert time.monotonic() - start < 10
+    assert "secret" not in str(caught.value)
+    assert "me:***@127.0.0.1" in str(caught.value)
+
+
+def test_a_server_that_never_answers_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert storage.CONNECT_SECONDS < 10
+    monkeypatch.setattr(storage, "CONNECT_SECONDS", 2)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        start = time.monotonic()
+        with pytest.raises(StorageError, match="cannot be reached"):
+            storage.open_storage(f"postgresql://me@127.0.0.1:{deaf.getsockname()[1]}/x")
+        assert time.monotonic() - start < 5
+
+
+# ---- storage --------------------------------------------------------------------------------------------------------
+
+
+def test_sessions_are_what_we_ask_for(database: str) -> None:
+    made = storage.open_storage(database + "&options=-c%20search_path%3Dpublic")
+    with storage.engine_of(made).connect() as connection:
+        shown = {
+            name: connection.execute(sa.text(f"SHOW {name}")).scalar()
+            for name in ("TimeZone", "statement_timeout", "search_path", "application_name")
+        }
+    storage.engine_of(made).dispose()
+    assert shown["TimeZone"] == "UTC"
+    assert shown["statement_timeout"] == "1min"
+    assert shown["search_path"] == "public"
+    assert shown["application_name"] == f"hpo {socket.gethostname()}:{os.getpid()}"
+
+
+def _join(url: str, gate: Any, into: Any) -> None:
+    gate.wait()
+    opened = storage.open_storage(url)
+    study = open_study(opened, default_parameters={"x": 0.5})
+    into.put((study._study_id, len(study.trials)))
+    storage.engine_of(opened).dispose()
+
+
+def test_sixteen_processes_open_one_study_on_an_empty_database(empty_database: str) -> None:
+    gate, answers = PROCESSES.Barrier(16), PROCESSES.Queue()
+    processes = [PROCESSES.Process(target=_join, args=(empty_database, gate, answers)) for _ in range(16)]
+    for process in processes:
+        process.start()
+    assert {answers.get(timeout=60) for _ in processes} == {(1, 1)}
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+
+
+def test_a_call_waits_for_the_database_and_gives_up_in_a_sentence() -> None:
+    calls = []
+
+    def away(times: int) -> str:
+        calls.append(1)
+        if len(calls) <= times:
+            raise sa.exc.OperationalError("SELECT 1", {}, Exception("gone"))
+        return "back"
+
+    assert rdb.patiently(lambda: away(2), 10) == "back"
+    with pytest.raises(StorageError, match="out of reach for 0 s"):
+        rdb.patiently(lambda: away(100), 0.2)
+
+
+def test_a_wrong_statement_is_not_repeated() -> None:
+    calls = []
+
+    def wrong() -> None:
+        calls.append(1)
+        raise sa.exc.ProgrammingError("SELEC", {}, Exception("syntax"))
+
+    with pytest.raises(sa.exc.ProgrammingError):
+        rdb.patiently(wrong, 10)
+    assert len(calls) == 1
+
+
+# ---- study ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_is_created_once_with_its_defaults_as_trial_0(opened: Any) -> None:
+    study = open_study(opened, default_parameters={"x": 0.5})
+    again = open_study(opened, default_parameters={"x": 0.5})
+    assert again._study_id == study._study_id
+    assert [t.system_attrs["fixed_params"] for t in again.trials] == [{"x": 0.5}]
+    assert storage.load_existing(opened, "s").user_attrs["hpo:identity"] == IDENTITY
+
+
+def test_what_differs_is_refused_by_name(opened: Any) -> None:
+    open_study(opened)
+    other = IDENTITY | {
+        "definition": {"search": {"seed": 1}},
+        "definition_sha256": "e" * 64,
+        "data_sha256": "b" * 64,
+        "code": "0.2.0",
+    }
+    with pytest.raises(Refused) as caught:
+        open_study(opened, identity=other, direction="minimize")
+    assert str(caught.value).partition("something else: ")[2] == (
+        "search.seed is 1 here and 0 in the study; the data differ (bbbbbbbbbbbb here, aaaaaaaaaaaa in the study); "
+        "the code version differs (0.2.0 here, 0.1.0 in the study); "
+        "the direction is minimize here and maximize in the study; "
+        "use what it was started with, or give this study another name."
+    )
+    with pytest.raises(Refused, match="told by the definition"):
+        open_study(opened, identity=other, differences=lambda _, __: ["told by the definition"])
+
+
+def test_a_study_of_somebody_else_is_refused_and_a_half_made_one_completed(opened: Any) -> None:
+    import optuna
+
+    half = optuna.create_study(storage=opened, study_name="s", direction="maximize")
+    half.enqueue_trial({"x": 1})
+    assert len(open_study(opened, default_parameters={"x": 1}).trials) == 1
+    foreign = optuna.create_study(storage=opened, study_name="foreign")
+    foreign.ask()
+    with pytest.raises(Refused, match="not made by hpo"):
+        storage.open_study(opened, "foreign", direction="minimize", identity=IDENTITY)
+
+
+def test_a_missing_study_says_what_to_do(opened: Any) -> None:
+    with pytest.raises(UserError, match=r"no study 'nothing' in postgresql.*start it with `hpo run`"):
+        storage.load_existing(opened, "nothing")
+
+
+# ---- embedded -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder for an embedded server; root's data is elsewhere and cleaned up too."""
+    yield tmp_path
+    for known in tmp_path.rglob(".hpo/id"):
+        for base in embedded.ROOT_BASES:
+            shutil.rmtree(base / known.read_text().strip(), ignore_errors=True)
+
+
+def answer(url: str) -> int:
+    """The server's process, asked through a connection."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        data = connection.execute(sa.text("SHOW data_directory")).scalar()
+    return int((Path(str(data)) / "postmaster.pid").read_text().split()[0])
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _use(folder: str, into: Any, leave: Any) -> None:
+    with storage.resolve(folder=Path(folder)) as url:
+        into.put(answer(url))
+        leave.wait()
+
+
+class User:
+    """A process that uses the folder's server until told to leave."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pids, self.leave = PROCESSES.Queue(), PROCESSES.Event()
+        self.process = PROCESSES.Process(target=_use, args=(str(folder), self.pids, self.leave))
+        self.process.start()
+
+    def server(self) -> int:
+        pid: int = self.pids.get(timeout=60)
+        return pid
+
+    def go(self) -> None:
+        self.leave.set()
+        self.process.join()
+        assert self.process.exitcode == 0
+
+
+def test_two_processes_at_once_share_a_server_and_the_last_one_stops_it(folder: Path) -> None:
+    first, second = User(folder), User(folder)
+    server = first.server()
+    assert second.server() == server
+    first.go()
+    assert running(server)
+    second.go()
+    assert not running(server)
+
+
+def test_a_killed_owners_server_is_adopted_and_stopped(folder: Path) -> None:
+    owner = User(folder)
+    server = owner.server()
+    owner.process.kill()
+    owner.process.join()
+    assert running(server)
+    heir = User(folder)
+    assert heir.server() == server
+    heir.go()
+    assert not running(server)
+
+
+def test_a_killed_server_is_started_again_with_its_data(folder: Path) -> None:
+    with storage.resolve(folder=folder) as url:
+        opened = storage.open_storage(url)
+        open_study(opened)
+        storage.engine_of(opened).dispose()
+        server = answer(url)
+        os.kill(server, signal.SIGKILL)
+        until(lambda: not running(server))
+    with storage.resolve(folder=folder) as url:
+        assert answer(url) != server
+        opened = storage.open_storage(url)
+        assert storage.load_existing(opened, "s").study_name == "s"
+        storage.engine_of(opened).dispose()
+
+
+def test_a_deep_folder_is_private_and_works(folder: Path) -> None:
+    deep = folder / ("very deep, with a space " * 4) / ("and deeper " * 8)
+    with storage.resolve(folder=deep) as url:
+        assert running(answer(url))
+        sockets = Path(str(sa.make_url(url).query["host"]))
+        assert sockets.stat().st_mode & 0o077 == 0
+        assert (deep / ".hpo").stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_that_cannot_be_written_is_told(folder: Path) -> None:
+    (folder / ".hpo").write_text("in the way")
+    with pytest.raises(UserError, match=r"\.hpo cannot be written .*--storage URL"), storage.resolve(folder=folder):
+        pass

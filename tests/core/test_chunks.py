@@ -1,0 +1,147 @@
+"""Chunks: every character once, in order, cut where sentences end."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.chunks import chunk, evidence_mask, share_within
+from core.config import ChunksConfig
+from core.data import Corpus, Criterion, Evidence
+from core.errors import DataError
+
+WORDS = st.sampled_from(
+    [*"abI.!?…\"')(", "Dr.", "e.g.", "U.S.", "3.5", "...", "tired", "Then", " ", "  ", "\n", "\r\n"]
+)
+POSTS = st.lists(WORDS, min_size=1, max_size=60).map("".join) | st.text(min_size=1, max_size=80)
+NOT_EMPTY = POSTS.filter(lambda post: bool(post.strip()))
+
+
+def pieces(post, max_words=64):
+    return list(chunk([post], ChunksConfig(max_words=max_words)).texts)
+
+
+@settings(deadline=None)
+@given(st.lists(NOT_EMPTY, min_size=1, max_size=5), st.integers(4, 8))
+def test_every_character_is_in_exactly_one_chunk_in_order(posts, max_words):
+    chunks = chunk(posts, ChunksConfig(max_words=max_words))
+    assert len(chunks.offsets) == len(posts) + 1
+    for row, post in enumerate(posts):
+        mine = range(chunks.offsets[row], chunks.offsets[row + 1])
+        assert len(mine) > 0
+        position = 0
+        for at in mine:
+            start, end = chunks.start[at], chunks.end[at]
+            assert chunks.post[at] == row
+            assert not post[position:start].strip()  # nothing but whitespace is left out
+            assert post[start:end] == chunks.texts[at] == chunks.texts[at].strip() != ""
+            assert len(chunks.texts[at].split()) <= max_words
+            position = end
+        assert not post[position:].strip()
+
+
+@settings(deadline=None)
+@given(st.lists(NOT_EMPTY, min_size=1, max_size=5))
+def test_a_post_is_cut_the_same_whatever_its_neighbours(posts):
+    together = chunk(posts, ChunksConfig())
+    apart = [text for post in posts for text in chunk([post], ChunksConfig()).texts]
+    assert list(together.texts) == apart
+
+
+@pytest.mark.parametrize(
+    ("post", "expected"),
+    [
+        ("I am tired. I am sad.", ["I am tired.", "I am sad."]),
+        ("i am tired. i am sad", ["i am tired.", "i am sad"]),
+        ("Why? Because! Yes… No.", ["Why?", "Because!", "Yes…", "No."]),
+        ("One\nTwo\r\n\r\nThree", ["One", "Two", "Three"]),
+        ("I saw Dr. Smith. He left.", ["I saw Dr. Smith.", "He left."]),
+        ("Pills, e.g. Prozac, help. Or not.", ["Pills, e.g. Prozac, help.", "Or not."]),
+        ("In the U.S. Army I slept 3.5 hours. Then 4.", ["In the U.S. Army I slept 3.5 hours.", "Then 4."]),
+        ("At 3 a.m. I woke. At 4 p.m. again.", ["At 3 a.m.", "I woke.", "At 4 p.m. again."]),
+        ("J. K. Rowling wrote it. I read it.", ["J. K. Rowling wrote it.", "I read it."]),
+        ("So do I. You too?", ["So do I.", "You too?"]),
+        ("Books, films, etc. bore me. Etc. etc.", ["Books, films, etc. bore me.", "Etc. etc."]),
+        ("I was... tired. Then... Nothing.", ["I was... tired.", "Then...", "Nothing."]),
+        ('She said "Go away." I went.', ['She said "Go away."', "I went."]),
+        ('"Why?" she asked. (I left.) Then', ['"Why?" she asked.', "(I left.)", "Then"]),
+        ("No. I did not.", ["No.", "I did not."]),
+        ("1. Eat\n2. Sleep. Repeat", ["1. Eat", "2. Sleep.", "Repeat"]),
+        ("Tired.So tired", ["Tired.So tired"]),
+        ("In Jan. 5 of us left.", ["In Jan. 5 of us left."]),
+        ("What?! No way!!! ok", ["What?!", "No way!!!", "ok"]),
+    ],
+)
+def test_where_sentences_end(post, expected):
+    assert pieces(post) == expected
+
+
+def test_long_sentences_are_cut_at_max_words():
+    assert pieces("one two three four five six seven eight nine.", max_words=4) == [
+        "one two three four",
+        "five six seven eight",
+        "nine.",
+    ]
+
+
+def test_posts_without_text_are_all_named():
+    with pytest.raises(DataError) as refused:
+        chunk(["Fine.", "", " \n\t "], ChunksConfig())
+    assert refused.value.problems == ("post number 1 has no text", "post number 2 has no text")
+
+
+def test_no_posts_are_no_chunks():
+    chunks = chunk([], ChunksConfig())
+    assert len(chunks) == 0
+    assert chunks.offsets.tolist() == [0]
+    assert np.isnan(share_within(chunks, 4))
+
+
+@pytest.mark.parametrize("post", ["!" * 200_000, "a. " * 60_000, "." * 200_000 + "x", "x" * 500_000], ids="!a.x")
+def test_strange_posts_take_no_longer_than_others(post):
+    before = time.process_time()
+    pieces(post)
+    assert time.process_time() - before < 5
+
+
+def test_arrays_have_the_promised_types_and_cannot_be_written_to():
+    chunks = chunk(["One. Two.", "Three."], ChunksConfig())
+    assert chunks.post.tolist() == [0, 0, 1]
+    assert "Three" not in repr(chunks)
+    assert [array.dtype for array in (chunks.post, chunks.start, chunks.end)] == [np.int32] * 3
+    assert chunks.offsets.dtype == np.int64
+    with pytest.raises(ValueError, match="read-only"):
+        chunks.start[0] = 1
+
+
+def test_share_of_posts_that_retrieval_returns_whole():
+    chunks = chunk(["One.", "One. Two.", "One. Two. Three."], ChunksConfig())
+    assert [share_within(chunks, k) for k in (0, 1, 2, 3)] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+
+
+def test_evidence_marks_the_chunks_it_shares_half_with():
+    #       0123456789012345678901234567890
+    post = "I am sad. I am tired. It rains."
+    corpus = Corpus(
+        name="one",
+        post_ids=("0", "1"),
+        posts=("Nothing. At all.", post),
+        criteria=(Criterion("sad", "sad"), Criterion("tired", "tired"), Criterion("wet", "wet")),
+        labels=np.array([[0, 0, 0], [1, 1, 1]]),
+        groups=("0", "1"),
+        evidence=(
+            Evidence(1, 0, 0, 9),  # a whole sentence
+            Evidence(1, 1, 15, 20),  # one word inside a sentence
+            Evidence(1, 2, 18, 31),  # the end of one sentence, less than half of it, and all of the next
+        ),
+    )
+    mask = evidence_mask(corpus, chunk(corpus.posts, ChunksConfig()))
+    assert mask.tolist() == [
+        [False, False, False],
+        [False, False, False],
+        [True, False, False],
+        [False, True, False],
+        [False, False, True],
+    ]

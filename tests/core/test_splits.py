@@ -1,0 +1,316 @@
+"""Groups stay whole, every post is validated once, every criterion is balanced, and what cannot be is refused."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.config import SplitConfig
+from core.errors import ConfigError, SplitError
+from core.splits import Folds, holdout_split, kfold, partition, split
+
+HOME = (328, 124, 44, 102, 35, 124, 311, 59, 165, 92)  # positive posts of each criterion among 1,484
+NAMES = tuple(f"A{number}" for number in range(1, 11))
+
+
+def home(seed=0, posts=1484, times=1):
+    source = np.random.default_rng(seed)
+    labels = np.zeros((posts, len(HOME)), dtype=np.int8)
+    for column, count in enumerate(HOME):
+        labels[source.permutation(posts)[: count * times], column] = 1
+    return labels
+
+
+def singletons(count):
+    return [f"post {number}" for number in range(count)]
+
+
+def positives(labels, part, parts):
+    return np.array([(labels[part == number] == 1).sum(axis=0) for number in range(parts)])
+
+
+@st.composite
+def tables(draw, values=(-1, 0, 1)):
+    """(groups, labels) of up to 60 posts in up to 20 groups, with up to 4 criteria."""
+    posts = draw(st.integers(6, 60))
+    source = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    groups = [f"g{number}" for number in source.integers(0, draw(st.integers(4, 20)), posts)]
+    return groups, source.choice(values, size=(posts, draw(st.integers(1, 4)))).astype(np.int8)
+
+
+@given(tables(), st.integers(2, 4), st.integers(-5, 2**40))
+@settings(max_examples=60, deadline=None)
+def test_groups_stay_whole_and_no_part_is_empty(table, parts, seed):
+    groups, labels = table
+    if len(set(groups)) < parts:
+        with pytest.raises(SplitError, match="groups to share out"):
+            partition(groups, labels, [1] * parts, seed)
+        return
+    part = partition(groups, labels, [1] * parts, seed)
+    assert part.dtype == np.int16
+    assert len({(group, number) for group, number in zip(groups, part, strict=True)}) == len(set(groups))
+    assert set(part.tolist()) == set(range(parts))
+
+
+@given(tables(values=(0, 1)), st.integers(2, 4), st.integers(0, 9), st.data())
+@settings(max_examples=60, deadline=None)
+def test_every_included_post_is_validated_once(table, folds, seed, data):
+    groups, labels = table
+    include = np.array(data.draw(st.lists(st.booleans(), min_size=len(groups), max_size=len(groups))))
+    names = NAMES[: labels.shape[1]]
+    try:
+        found = kfold(groups, labels, folds, seed, criteria=names, include=include)
+    except SplitError:
+        return
+    validated = np.concatenate([found.validation(fold) for fold in range(folds)])
+    np.testing.assert_array_equal(np.sort(validated), np.flatnonzero(include))
+    for fold in range(folds):
+        train, validation = found.train(fold), found.validation(fold)
+        np.testing.assert_array_equal(np.sort(np.concatenate([train, validation])), np.flatnonzero(include))
+        assert not {groups[row] for row in train} & {groups[row] for row in validation}
+        for column in range(labels.shape[1]):
+            assert set(labels[validation, column]) == {0, 1}
+    again = kfold(groups, labels, folds, seed, criteria=names, include=include)
+    np.testing.assert_array_equal(found.assignment, again.assignment)
+
+
+@given(tables(), st.integers(0, 9))
+@settings(max_examples=30, deadline=None)
+def test_names_of_groups_do_not_matter(table, seed):
+    groups, labels = table
+    if len(set(groups)) < 2:
+        return
+    renamed = [group[::-1] + "é" for group in groups]
+    shares = [0.3, 0.7]
+    np.testing.assert_array_equal(partition(groups, labels, shares, seed), partition(renamed, labels, shares, seed))
+
+
+def test_the_same_in_another_process_with_another_hash_seed():
+    code = (
+        "import numpy as np; from core.splits import partition; r = np.random.default_rng(3);"
+        "labels = r.integers(-1, 2, (200, 5)).astype(np.int8);"
+        "print(partition([f'u{i}' for i in r.integers(0, 80, 200)], labels, [1] * 5, 7).tolist())"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert runs[0] == runs[1]
+
+
+def test_the_seed_matters():
+    labels = home()
+    folds = [kfold(singletons(1484), labels, 5, seed, criteria=NAMES).fingerprint(singletons(1484)) for seed in (0, 1)]
+    assert folds[0] != folds[1]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 6), st.integers(1, 4), st.integers(0, 30))
+@settings(max_examples=60, deadline=None)
+def test_every_fold_has_a_positive_where_it_is_possible(seed, folds, criteria, spare):
+    """One negative and one positive of every criterion are planted for every fold, on posts of their own."""
+    source = np.random.default_rng(seed)
+    planted = np.concatenate([np.eye(criteria, dtype=np.int8)] * folds + [np.zeros((folds + spare, criteria), np.int8)])
+    labels = source.permutation(planted)
+    found = kfold(singletons(len(labels)), labels, folds, seed, criteria=NAMES[:criteria])
+    assert (positives(labels, found.assignment, folds) == 1).all()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 6), st.lists(st.floats(0.05, 0.95), min_size=1, max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_posts_of_one_each_are_balanced(seed, folds, rates):
+    """Stated bound: with every post its own group, each count is within 2 of its target."""
+    labels = (np.random.default_rng(seed).random((150, len(rates))) < rates).astype(np.int8)
+    part = partition(singletons(150), labels, [1] * folds, seed)
+    assert np.abs(positives(labels, part, folds) - labels.sum(axis=0) / folds).max() <= 2
+    assert np.abs(np.bincount(part) - 150 / folds).max() <= 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_home_case_is_balanced_to_one(seed):
+    labels = home(seed)
+    found = kfold(singletons(1484), labels, 5, seed, criteria=NAMES)
+    assert np.abs(positives(labels, found.assignment, 5) - np.array(HOME) / 5).max() <= 1
+    assert np.abs(np.bincount(found.assignment) - 1484 / 5).max() <= 1
+
+
+def test_groups_of_uneven_size_are_balanced():
+    """Stated bound: with groups of 1 to 9 posts, within 2 positives and 2 posts of the target."""
+    source = np.random.default_rng(0)
+    groups = [f"u{number}" for number in source.integers(0, 500, 1484)]
+    labels = home()
+    found = kfold(groups, labels, 5, 0, criteria=NAMES)
+    assert np.abs(positives(labels, found.assignment, 5) - np.array(HOME) / 5).max() <= 2
+    assert np.abs(np.bincount(found.assignment) - 1484 / 5).max() <= 2
+
+
+def test_shares_are_kept():
+    labels = home()
+    part = partition(singletons(1484), labels, [0.5, 0.3, 0.2], 0)
+    target = np.outer([0.5, 0.3, 0.2], HOME)
+    assert np.abs(positives(labels, part, 3) - target).max() <= 1
+
+
+def test_few_negatives_are_balanced_too():
+    labels = np.ones((100, 1), dtype=np.int8)
+    labels[:5] = 0
+    found = kfold(singletons(100), labels, 5, 0, criteria=["common"])
+    assert [int((labels[found.validation(fold)] == 0).sum()) for fold in range(5)] == [1] * 5
+
+
+# ---- hold-out ---------------------------------------------------------------------------------------------------
+
+
+def test_holdout_gets_its_share():
+    labels = home()
+    locked = holdout_split(singletons(1484), labels, 0.2, 0)
+    assert abs(int(locked.sum()) - 0.2 * 1484) <= 1
+    assert np.abs(labels[locked].sum(axis=0) - 0.2 * np.array(HOME)).max() <= 1
+
+
+def test_no_share_no_holdout():
+    assert not holdout_split(singletons(3), np.zeros((3, 1), np.int8), 0, 0).any()
+
+
+@pytest.mark.parametrize(("positive_posts", "locked_positives"), [(4, 0), (5, 0), (6, 1), (7, 1), (25, 5)])
+def test_the_search_comes_before_the_holdout(positive_posts, locked_positives):
+    labels = np.zeros((100, 1), np.int8)
+    labels[:positive_posts] = 1
+    locked = holdout_split(singletons(100), labels, 0.2, 0, keep=5)
+    assert int((labels[locked] == 1).sum()) == locked_positives
+    assert abs(int(locked.sum()) - 20) <= 1
+
+
+def test_a_small_holdout_has_every_criterion_where_it_can():
+    labels = np.zeros((200, 6), np.int8)
+    for column in range(6):
+        labels[column * 7 : column * 7 + 7, column] = 1  # 7 positives, of which 5 % is a third of a post
+    locked = holdout_split(singletons(200), labels, 0.05, 0, keep=5)
+    assert (labels[locked].sum(axis=0) >= 1).all()
+    assert (labels[~locked].sum(axis=0) >= 5).all()
+
+
+def test_split_is_a_holdout_and_folds():
+    labels = home()
+    found = split(singletons(1484), labels, SplitConfig(), criteria=NAMES)
+    locked = holdout_split(singletons(1484), labels, 0.2, 0, keep=5)
+    np.testing.assert_array_equal(found.assignment == -1, locked)
+    assert np.abs(positives(labels, found.assignment, 5) - 0.16 * np.array(HOME)).max() <= 1
+    assert found.count == 5
+
+
+# ---- refusals ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stages", [(2, 2), (5, 1), (6, -1)])
+def test_stages_add_up(stages):
+    with pytest.raises(ConfigError, match=r"adds up to .* but split.folds = 5"):
+        split(singletons(1484), home(), SplitConfig(stages=stages), criteria=NAMES)
+
+
+def test_one_group_is_refused():
+    labels = home()
+    with pytest.raises(SplitError, match="one group"):
+        kfold(["u"] * 1484, labels, 5, 0, criteria=NAMES)
+    with pytest.raises(SplitError, match="one group"):
+        holdout_split(["u"] * 1484, labels, 0.2, 0)
+
+
+def test_more_folds_than_groups_are_refused():
+    groups = [f"u{number % 3}" for number in range(30)]
+    with pytest.raises(SplitError, match=r"5 folds were asked for, but the 30 posts .* 3 groups.* at most 3"):
+        kfold(groups, np.zeros((30, 1), np.int8), 5, 0, criteria=["a"])
+
+
+def test_all_rare_criteria_are_named_at_once():
+    labels = np.zeros((100, 3), np.int8)
+    labels[:2, 0] = 1
+    labels[:50, 1] = 1
+    labels[:, 2] = 1
+    labels[:3, 2] = 0
+    with pytest.raises(SplitError) as refused:
+        kfold(singletons(100), labels, 5, 0, criteria=["fatigue", "mood", "sleep"])
+    message = str(refused.value)
+    assert "criterion 'fatigue' has 2 positive posts in 2 groups" in message
+    assert "criterion 'sleep' has 3 negative posts in 3 groups" in message
+    assert "fewer than 5 folds" in message
+    assert "set folds to at most 2" in message
+    assert "mood" not in message
+
+
+def test_positives_in_one_large_group_are_not_enough():
+    labels = np.zeros((40, 1), np.int8)
+    labels[:20] = 1
+    groups = ["talkative"] * 20 + singletons(20)
+    with pytest.raises(SplitError, match="20 positive posts in 1 group, fewer than 3 folds"):
+        kfold(groups, labels, 3, 0, criteria=["a"])
+
+
+def test_a_fold_that_ends_up_without_a_class_is_named():
+    """Each criterion has its two positives apart only if a≠b, b≠c and c≠a: not with two folds."""
+    labels = np.array([[1, 0, 1], [1, 1, 0], [0, 1, 1], [0, 0, 0], [0, 0, 0]], np.int8)
+    with pytest.raises(SplitError, match=r"fold \d has no positive post of criterion '[xyz]'.* fewer than 2 folds"):
+        kfold(singletons(5), labels, 2, 0, criteria=["x", "y", "z"])
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_holdout_shares_are_checked(share):
+    with pytest.raises(SplitError, match="share"):
+        holdout_split(singletons(4), np.zeros((4, 1), np.int8), share, 0)
+
+
+def test_wrong_arguments_are_refused():
+    labels = home()
+    with pytest.raises(SplitError, match="shape"):
+        kfold(singletons(3), labels, 5, 0, criteria=NAMES)
+    with pytest.raises(SplitError, match="3 criteria are named"):
+        kfold(singletons(1484), labels, 5, 0, criteria=NAMES[:3])
+    with pytest.raises(SplitError, match="at least 2"):
+        kfold(singletons(1484), labels, 1, 0, criteria=NAMES)
+    for shares in ([], [1, 0], [1, -1], [1, float("nan")]):
+        with pytest.raises(SplitError, match="shares must be positive"):
+            partition(singletons(1484), labels, shares, 0)
+
+
+# ---- Folds ------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(-1, 2), min_size=2, max_size=12), st.randoms(use_true_random=False))
+def test_the_fingerprint_is_of_the_pairs_not_of_their_order(assignment, random):
+    ids = [f"p{number}" for number in range(len(assignment))]
+    order = list(range(len(ids)))
+    random.shuffle(order)
+    shuffled = Folds(np.array([assignment[row] for row in order], np.int16), 3)
+    mark = Folds(np.array(assignment, np.int16), 3).fingerprint(ids)
+    assert shuffled.fingerprint([ids[row] for row in order]) == mark
+    changed = assignment.copy()
+    changed[0] = (changed[0] + 2) % 4 - 1
+    assert Folds(np.array(changed, np.int16), 3).fingerprint(ids) != mark
+    assert Folds(np.array(assignment, np.int16), 3).fingerprint(["other", *ids[1:]]) != mark
+
+
+def test_the_fingerprint_refuses_what_it_cannot_tell_apart():
+    folds = Folds(np.array([0, 1], np.int16), 2)
+    with pytest.raises(ValueError, match="share an id"):
+        folds.fingerprint(["a", "a"])
+    with pytest.raises(ValueError, match="3 post ids"):
+        folds.fingerprint(["a", "b", "c"])
+
+
+def test_folds_cannot_be_changed():
+    assignment = np.array([0, 1, -1], np.int16)
+    folds = Folds(assignment, 2)
+    assignment[0] = 1
+    assert folds.assignment.tolist() == [0, 1, -1]
+    with pytest.raises(ValueError, match="read-only"):
+        folds.assignment[0] = 1
+    with pytest.raises(IndexError, match="folds 0 to 1"):
+        folds.train(2)

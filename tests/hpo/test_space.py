@@ -1,0 +1,189 @@
+"""A definition and a trial make a configuration; parameter names are stable and default values can be drawn."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import optuna
+import pytest
+
+from core.config import (
+    LOSSES,
+    MODELS,
+    BCEConfig,
+    CandidateConfig,
+    FocalConfig,
+    IrisConfig,
+    LinearConfig,
+    TrainingConfig,
+)
+from core.errors import ConfigError
+from hpo import space
+from hpo.definition import Choices, Range, load
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "studies").glob("*.toml"))
+DATA = '[data]\nsource = "editorials"\n'
+MODEL = '[model]\nname = "iris"\n'
+
+
+@pytest.fixture
+def define(tmp_path):
+    def defined(text):
+        path = tmp_path / "study.toml"
+        path.write_text(text, encoding="utf-8")
+        return load(path, environ={})
+
+    return defined
+
+
+@pytest.fixture(params=SHIPPED, ids=lambda path: path.stem)
+def shipped(request):
+    return load(request.param, environ={})
+
+
+def test_quickstart_searches_what_its_file_says():
+    definition = load(ROOT / "studies" / "quickstart.toml", environ={})
+    assert space.parameters(definition) == {
+        "model.num_queries": "one of 2, 4, 8",
+        "model.k_retrieved": "2 to 6",
+        "model.temperature": "0.05 to 1.0 (log)",
+        "training.accumulation_steps": "one of 1, 2, 4",
+        "training.learning_rate": "0.0003 to 0.03 (log)",
+        "loss": "one of bce, weighted_bce, focal",
+        "loss.pos_weight": "1.0 to 12.0 (log), where loss is weighted_bce",
+        "loss.gamma": "0.0 to 4.0, where loss is focal",
+        "loss.alpha": "0.1 to 0.9, where loss is focal",
+    }
+    assert space.default_parameters(definition) == {
+        "model.num_queries": 4,
+        "model.k_retrieved": 4,
+        "model.temperature": 0.2,
+        "training.accumulation_steps": 1,
+        "training.learning_rate": 3e-3,
+        "loss": "bce",
+    }
+
+
+def test_trial_0_is_the_default_configuration(shipped):
+    defaults = space.default_parameters(shipped)
+    distributions = space.distributions(shipped)
+    assert set(defaults) <= set(distributions)
+    for name, value in defaults.items():
+        assert distributions[name]._contains(distributions[name].to_internal_repr(value)), name
+    candidate = space.suggest(shipped, optuna.trial.FixedTrial(defaults))
+    assert candidate.loss == BCEConfig()
+    assert candidate.model == MODELS[shipped.model[0].name](
+        **{
+            key: leaf.default if isinstance(leaf, (Range, Choices)) else leaf
+            for key, leaf in shipped.model[0].leaves.items()
+        }
+    )
+
+
+def test_every_field_is_searched_or_fixed(shipped):
+    assert set(shipped.training) == {field.name for field in fields(TrainingConfig)}
+    for registry, alternatives in ((MODELS, shipped.model), (LOSSES, shipped.loss)):
+        for alternative in alternatives:
+            names = {field.name for field in fields(registry[alternative.name])}
+            assert {*alternative.leaves, "name"} == names
+    assert {field.name for field in fields(CandidateConfig)} == {"model", "training", "loss"}
+
+
+def test_live_frozen_and_fixed_trials_agree(shipped):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    distributions = space.distributions(shipped)
+    for _ in range(30):
+        trial = study.ask()
+        live = space.suggest(shipped, trial)
+        assert trial.params.keys() <= distributions.keys()
+        assert all(distributions[name] == found for name, found in trial.distributions.items())
+        study.tell(trial, 0.0)
+        assert space.suggest(shipped, study.trials[-1]) == live
+        assert space.suggest(shipped, optuna.trial.FixedTrial(trial.params)) == live
+        assert space.from_dict(json.loads(json.dumps(space.to_dict(live)))) == live
+
+
+def test_enqueued_defaults_are_what_the_first_trial_draws(shipped):
+    study = optuna.create_study()
+    study.enqueue_trial(space.default_parameters(shipped))
+    trial = study.ask()
+    space.suggest(shipped, trial)
+    assert trial.params == space.default_parameters(shipped)
+
+
+def test_alternatives_are_a_choice_and_qualify_names_only_where_they_differ(define):
+    definition = define(
+        DATA
+        + '[[model]]\nname = "iris"\nencoder = { choices = ["a", "b"] }\nhidden = { low = 8, high = 64, step = 8 }\n'
+        + '[[model]]\nname = "linear"\nencoder = { choices = ["a", "b"] }\n'
+    )
+    assert space.parameters(definition) == {
+        "model": "one of iris, linear",
+        "model.encoder": "one of a, b, where model is iris or linear",
+        "model.hidden": "8 to 64 in steps of 8, where model is iris",
+    }
+    trial = optuna.trial.FixedTrial({"model": "linear", "model.encoder": "b"})
+    assert space.suggest(definition, trial).model == LinearConfig(encoder="b")
+
+    definition = define(
+        DATA
+        + '[[model]]\nname = "iris"\nencoder = { choices = ["a", "b"] }\n'
+        + '[[model]]\nname = "linear"\nencoder = { choices = ["a", "c"] }\n'
+    )
+    assert list(space.parameters(definition)) == ["model", "model.iris.encoder", "model.linear.encoder"]
+    assert space.default_parameters(definition) == {"model": "iris", "model.iris.encoder": "a"}
+    trial = optuna.trial.FixedTrial({"model": "linear", "model.linear.encoder": "c"})
+    assert space.suggest(definition, trial).model == LinearConfig(encoder="c")
+
+
+def test_a_key_fixed_in_one_alternative_and_searched_in_another(define):
+    definition = define(
+        DATA
+        + '[[model]]\nname = "iris"\nencoder = "a"\n[[model]]\nname = "linear"\nencoder = { choices = ["b", "c"] }\n'
+    )
+    assert list(space.parameters(definition)) == ["model", "model.encoder"]
+    assert space.suggest(definition, optuna.trial.FixedTrial({"model": "iris"})).model == IrisConfig(encoder="a")
+
+
+def test_one_alternative_needs_no_parameter(define):
+    definition = define(DATA + MODEL + '[loss]\nname = "focal"\ngamma = { low = 0, high = 4 }\n')
+    assert space.parameters(definition) == {"loss.gamma": "0.0 to 4.0"}
+    trial = optuna.trial.FixedTrial({"loss.gamma": 1.5})
+    assert space.suggest(definition, trial).loss == FocalConfig(gamma=1.5)
+
+
+def test_nothing_searched_is_a_study_too(define):
+    definition = define(DATA + MODEL)
+    assert space.distributions(definition) == space.default_parameters(definition) == {}
+    assert space.suggest(definition, optuna.trial.FixedTrial({})) == CandidateConfig(
+        IrisConfig(), TrainingConfig(), BCEConfig()
+    )
+
+
+def test_a_trial_without_the_parameter_is_refused(define):
+    definition = define(DATA + MODEL + "k_retrieved = { low = 2, high = 6 }")
+    with pytest.raises(ValueError, match=r"model\.k_retrieved"):
+        space.suggest(definition, optuna.trial.FixedTrial({}))
+
+
+def test_from_dict_tells_every_mistake():
+    nested = space.to_dict(CandidateConfig(IrisConfig(), TrainingConfig(), FocalConfig()))
+    assert nested["loss"]["alpha"] is None
+    nested["loss"]["gama"] = nested["loss"].pop("gamma")
+    nested["model"]["k_retrieved"] = {"low": 2, "high": 6}
+    nested["training"]["epochs"] = 0
+    nested["extra"] = {}
+    with pytest.raises(ConfigError) as caught:
+        space.from_dict(nested)
+    for fragment in (
+        "extra: unknown key",
+        "model k_retrieved: a range is not allowed here",
+        "training epochs: 0 is not allowed",
+        "loss gama: unknown key, did you mean gamma?",
+    ):
+        assert fragment in str(caught.value)
+    with pytest.raises(ConfigError, match="model name: 'irs' is unknown, did you mean iris"):
+        space.from_dict({"model": {"name": "irs"}, "training": {}, "loss": {"name": "bce"}})
+    with pytest.raises(ConfigError, match="loss name: None is unknown"):
+        space.from_dict({"model": {"name": "iris"}})
