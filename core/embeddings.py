@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 PACK_TEXTS = 4096
 """Texts per pack file: what an interrupted run can lose."""
-BATCH_TEXTS = 64
+BATCH_TOKENS = {"cpu": 1024, "accelerator": 32_768}
+"""Tokens per batch, padding included: on a CPU as much as its caches hold, elsewhere enough to fill the device."""
 
 Progress = Callable[[int, int], None]
 """Called with (texts done, texts to do) while embedding."""
@@ -115,21 +116,39 @@ def _compute_missing(
     missing = [(key, text) for key, text in wanted.items() if key not in known]
     if not missing:
         return 0
-    # Texts of like length share a batch, so little is computed for padding.
-    missing.sort(key=lambda item: (-len(item[1]), item[0]))
+    missing.sort()  # whoever embeds the same texts makes the same batches, so the same bits
     model = load_encoder(encoder, device)
+    done = 0
     for at in range(0, len(missing), PACK_TEXTS):
         part = missing[at : at + PACK_TEXTS]
-        vectors = []
-        for start in range(0, len(part), BATCH_TEXTS):
-            batch = [text for _, text in part[start : start + BATCH_TEXTS]]
-            vectors.append(
-                model.encode(batch, batch_size=BATCH_TEXTS, normalize_embeddings=True, show_progress_bar=False)
+        texts = [text for _, text in part]
+        vectors: npt.NDArray[np.float32] | None = None
+        for rows in _batches(model, texts):
+            got = model.encode(
+                [texts[row] for row in rows], batch_size=len(rows), normalize_embeddings=True, show_progress_bar=False
             )
+            if vectors is None:
+                vectors = np.empty((len(texts), got.shape[1]), dtype=np.float32)
+            vectors[rows] = got
+            done += len(rows)
             if progress is not None:
-                progress(at + start + len(batch), len(missing))
-        _write_pack(folder, [key for key, _ in part], np.concatenate(vectors).astype(np.float32))
+                progress(done, len(missing))
+        assert vectors is not None
+        _write_pack(folder, [key for key, _ in part], vectors)
     return len(missing)
+
+
+def _batches(model: Any, texts: Sequence[str]) -> Iterator[npt.NDArray[np.int64]]:  # noqa: ANN401
+    """Rows of `texts` that share a batch: of like length in tokens, longest first, padded size within the budget."""
+    tokens = model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length)["input_ids"]
+    lengths = np.array([len(each) for each in tokens])
+    order = np.argsort(-lengths, kind="stable")
+    budget = BATCH_TOKENS["cpu" if model.device.type == "cpu" else "accelerator"]
+    at = 0
+    while at < len(order):
+        size = max(1, budget // int(lengths[order[at]]))
+        yield order[at : at + size]
+        at += size
 
 
 def load_encoder(encoder: Encoder, device: str) -> Any:  # noqa: ANN401  (importing the class costs seconds)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def stable_seed(*parts: int | str) -> int:
@@ -24,4 +27,6 @@ def numpy_generator(*parts: int | str) -> np.random.Generator:
 
 def torch_generator(*parts: int | str) -> torch.Generator:
     """A CPU torch generator seeded by `stable_seed(*parts)`; draws are moved to the device that needs them."""
+    import torch
+
     return torch.Generator().manual_seed(stable_seed(*parts))

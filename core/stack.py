@@ -25,8 +25,8 @@ from core.trainer import Batch, EpochEnd, Trainer, clip_each_fold
 
 Posts = npt.NDArray[np.int64]
 
-LENGTH_JITTER = 0.5
-"""Batches hold posts of similar length, which halves the padding; the order is blurred by this many log-units, so
+LENGTH_JITTER = 0.1
+"""Batches hold posts of similar length, so little is padding; the order is blurred by this many log-units, so
 that a post meets other company in every epoch."""
 EVALUATION_POSTS = 64
 """Posts per batch where no gradient is kept."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
+
+from core.seeding import stable_seed
 
 
 def seeded(name: Literal["tpe", "random"], seed: int) -> SeededPerTrial:
@@ -31,18 +33,23 @@ class SeededPerTrial(BaseSampler):
         self._make = make
         self._seed = seed
         self._inner = make(seed)
+        # Kept over trials: it looks at each finished trial once, a new sampler would look at all of them every time.
+        self._search_space = IntersectionSearchSpace(include_pruned=True)
 
     def __str__(self) -> str:
         return f"{type(self).__name__}({self._inner})"
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Forget everything and start from the trial's own seed."""
-        self._inner = self._make(stable_seed(self._seed, trial.number))
+        self._inner = self._make(short_seed(self._seed, trial.number))
         self._inner.before_trial(study, trial)
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """As the wrapped sampler does."""
-        return self._inner.infer_relative_search_space(study, trial)
+    def infer_relative_search_space(self, study: Study, _trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The parameters that every trial so far has had, if the wrapped sampler proposes them together."""
+        if isinstance(self._inner, RandomSampler):
+            return {}
+        found = self._search_space.calculate(study)
+        return {name: distribution for name, distribution in found.items() if not distribution.single()}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -54,7 +61,7 @@ class SeededPerTrial(BaseSampler):
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:  # noqa: ANN401 (a parameter's value is whatever its distribution holds)
         """As the wrapped sampler does, with a generator of the parameter's own."""
-        inner = self._make(stable_seed(self._seed, trial.number, param_name))
+        inner = self._make(short_seed(self._seed, trial.number, param_name))
         return inner.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
@@ -65,6 +72,6 @@ class SeededPerTrial(BaseSampler):
         """Nothing: seeds come from the trial."""
 
 
-def stable_seed(*parts: int | str) -> int:
-    """Return a seed that is the same on every machine and in every process."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
+def short_seed(*parts: int | str) -> int:
+    """A stable seed that fits into the 32 bits which Optuna's samplers take."""
+    return stable_seed(*parts) >> 31

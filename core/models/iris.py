@@ -97,12 +97,14 @@ class Iris(nn.Module):
         return torch.zeros_like(similarity).scatter(-1, top.indices, weights), values
 
     def _head(self, read: Tensor) -> Tensor:
+        """Per-query MLP with residual, mean over the queries, LayerNorm, logit."""
         folds, width = read.shape[:2]
         flat = read.flatten(1, 2)  # [folds, width * criteria * queries, hidden]
         inner = torch.relu(torch.baddbmm(self.inner_bias[:, None], flat, self.inner))
-        flat = torch.baddbmm(flat, inner, self.outer)
-        pooled = flat.view(folds, width, self.criteria, self.config.num_queries, -1).mean(3)
-        pooled = functional.layer_norm(pooled, pooled.shape[-1:])
+        # The outer layer is linear, so the mean over the queries may come before it: a query's worth of work for all.
+        apart = (folds, width * self.criteria, self.config.num_queries, -1)
+        pooled = torch.baddbmm(flat.view(apart).mean(2), inner.view(apart).mean(2), self.outer)
+        pooled = functional.layer_norm(pooled, pooled.shape[-1:]).view(folds, width, self.criteria, -1)
         pooled = pooled * self.scale[:, None, None] + self.shift[:, None, None]
         kept: Tensor = self.dropout(pooled)
         return (kept * self.head[:, None]).sum(-1) + self.bias[:, None]

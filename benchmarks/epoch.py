@@ -1,0 +1,173 @@
+"""(a) An epoch of all folds: fused and plain, against a plainly written reference and against bare matrix products."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from benchmarks import reference
+from core.chunks import chunk
+from core.config import BCEConfig, CandidateConfig, ChunksConfig, IrisConfig, SplitConfig, TrainingConfig
+from core.metrics import score
+from core.models import EmbeddedCorpus, prior_log_odds
+from core.sources import SyntheticSource
+from core.splits import Folds, split
+from core.stack import FoldStack
+
+HOME_POSTS = 1484
+DIM, CRITERIA, QUERIES = 384, 10, 8
+FOLDS = 5
+CANDIDATE = CandidateConfig(IrisConfig(num_queries=QUERIES, k_retrieved=4), TrainingConfig(), BCEConfig())
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A corpus of the home case's shape; the vectors are random, which no timing depends on."""
+
+    corpus: EmbeddedCorpus
+    folds: Folds
+
+
+def case(posts: int) -> Case:
+    """Synthetic posts of the home case's lengths and labels, at any size."""
+    corpus = SyntheticSource(posts=posts, criteria=CRITERIA).load(Path())
+    offsets = chunk(corpus.posts, ChunksConfig()).offsets
+    generator = np.random.default_rng(0)
+
+    def unit(rows: int) -> np.ndarray:
+        vectors = generator.standard_normal((rows, DIM), dtype=np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors
+
+    embedded = EmbeddedCorpus(unit(int(offsets[-1])), offsets, unit(CRITERIA), corpus.labels)
+    names = [criterion.name for criterion in corpus.criteria]
+    return Case(embedded, split(corpus.groups, corpus.labels, SplitConfig(folds=FOLDS, holdout=0), criteria=names))
+
+
+def seconds(work: Callable[[], None], repeats: int) -> float:
+    """Median wall time of `work`, after one warm-up."""
+    work()
+    taken = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return float(np.median(taken))
+
+
+def fused(given: Case) -> Callable[[], None]:
+    """Our epoch: train and validate all folds as one model."""
+    stack = FoldStack(given.corpus, given.folds, range(FOLDS), CANDIDATE, seed=0)
+    return lambda: _epoch(stack, given)
+
+
+def plain(given: Case) -> Callable[[], None]:
+    """Our epoch with a stack per fold."""
+    stacks = [FoldStack(given.corpus, given.folds, [fold], CANDIDATE, seed=0) for fold in range(FOLDS)]
+    return lambda: [_epoch(stack, given) for stack in stacks] and None
+
+
+def _epoch(stack: FoldStack, given: Case) -> None:
+    stack.advance()
+    logits, _ = stack.validate()
+    for fold, part in zip(stack.which, logits, strict=True):
+        score("average_precision", given.corpus.labels[given.folds.validation(fold)], part)
+
+
+def written_plainly(given: Case) -> Callable[[], None]:
+    """The reference's epoch: fold after fold, pair by pair."""
+    config, training = CANDIDATE.model, CANDIDATE.training
+    assert isinstance(config, IrisConfig)
+    runs = []
+    for fold in range(FOLDS):
+        train, validation = given.folds.train(fold), given.folds.validation(fold)
+        prior = prior_log_odds(given.corpus.labels, [train])[0]
+        model = reference.PairIris(config, torch.from_numpy(given.corpus.criteria), prior)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate)
+        pairs = reference.Pairs(given.corpus, train.tolist())
+        batch = training.batch_size * CRITERIA
+        loader = DataLoader(pairs, batch, shuffle=True, collate_fn=reference.collate)
+        held = DataLoader(reference.Pairs(given.corpus, validation.tolist()), batch, collate_fn=reference.collate)
+        runs.append((model, optimizer, loader, held, given.corpus.labels[validation]))
+
+    def epoch() -> None:
+        for model, optimizer, loader, held, labels in runs:
+            reference.train_epoch(model, optimizer, loader, torch.nn.BCEWithLogitsLoss())
+            score("average_precision", labels, reference.predict(model, held, CRITERIA).numpy())
+
+    return epoch
+
+
+def bare_products(given: Case) -> Callable[[], None]:
+    """Nothing but the model's matrix products of one epoch: forward and backward in training, forward in validation.
+
+    Without padding, masks, top-k, softmax, optimizer and data movement; same batch shapes, so the same cache sizes.
+    """
+    config, training = CANDIDATE.model, CANDIDATE.training
+    assert isinstance(config, IrisConfig)
+    posts = len(given.corpus.labels)
+    steps = int(np.ceil(posts * (FOLDS - 1) / FOLDS / training.batch_size))
+    width = round(posts * (FOLDS - 1) / FOLDS / steps)
+    length = len(given.corpus.embeddings) / posts
+    train = _products(width, length, config.hidden)
+    held = _products(width, length, config.hidden)
+
+    def epoch() -> None:
+        for _ in range(steps):
+            train(True)
+        for _ in range(round(steps / (FOLDS - 1))):
+            held(False)
+
+    return epoch
+
+
+def _products(width: int, length: float, hidden: int) -> Callable[[bool], None]:
+    reads = CRITERIA * QUERIES
+    chunks = torch.randn(FOLDS, round(width * length), DIM)
+    projection = torch.randn(FOLDS, DIM, reads + hidden)
+    projected = torch.randn(FOLDS, round(width * length), reads + hidden)
+    weights = torch.randn(FOLDS * width, reads, round(length))
+    values = torch.randn(FOLDS * width, round(length), hidden)
+    read = torch.randn(FOLDS * width, reads, hidden)
+    flat = torch.randn(FOLDS, width * reads, hidden)
+    pooled = torch.randn(FOLDS, width * CRITERIA, hidden)
+    layer = torch.randn(FOLDS, hidden, hidden)
+
+    def products(backward: bool) -> None:
+        chunks @ projection
+        weights @ values
+        flat @ layer
+        pooled @ layer
+        if backward:
+            chunks.mT @ projected  # no gradient flows into frozen embeddings
+            read @ values.mT
+            weights.mT @ read
+            for rows in (flat, pooled):
+                rows @ layer.mT
+                rows.mT @ rows
+
+    return products
+
+
+def measure(repeats: int = 5) -> dict[str, float]:
+    """The ratios, and the seconds they come from."""
+    home = case(HOME_POSTS)
+    ours, floor = seconds(fused(home), repeats), seconds(bare_products(home), repeats)
+    theirs = seconds(written_plainly(home), 1)
+    single = seconds(plain(home), repeats)
+    large = case(10 * HOME_POSTS)
+    ours_10x, floor_10x = seconds(fused(large), 2), seconds(bare_products(large), 2)
+    return {
+        "epoch.vs_reference": theirs / ours,
+        "epoch.vs_matmul": ours / floor,
+        "epoch.vs_matmul_10x": ours_10x / floor_10x,
+        "epoch.plain_vs_fused": single / ours,
+        "epoch.growth_10x": ours_10x / ours,
+        "epoch.seconds": ours,
+    }

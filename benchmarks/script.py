@@ -1,0 +1,83 @@
+"""The same search as a plain Optuna script, the way an experienced user writes one: the yardstick for whole studies.
+
+Embeddings are computed once and kept in a file, the folds are grouped, trials are shared through Postgres, every epoch
+is reported and MedianPruner decides. Folds are trained one after the other with `benchmarks.reference`.
+
+    python -m benchmarks.script STUDY URL NAME TRIALS EMBEDDINGS.npz
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import optuna
+import torch
+from optuna.trial import TrialState
+from torch.utils.data import DataLoader
+
+from benchmarks import reference
+from core import losses
+from core.config import CandidateConfig, IrisConfig
+from core.metrics import score
+from core.models import EmbeddedCorpus, prior_log_odds
+from core.splits import Folds
+from hpo import space
+from hpo.definition import StudyDefinition, load
+
+
+def train_fold(
+    candidate: CandidateConfig, corpus: EmbeddedCorpus, folds: Folds, fold: int, trial: optuna.Trial
+) -> float:
+    """Train until the fold's own score has not improved for `patience` epochs; returns its best."""
+    config, training = candidate.model, candidate.training
+    assert isinstance(config, IrisConfig)
+    train, validation = folds.train(fold), folds.validation(fold)
+    torch.manual_seed(fold)
+    prior = prior_log_odds(corpus.labels, [train])[0]
+    model = reference.PairIris(config, torch.from_numpy(corpus.criteria), prior)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
+    overrides = {k: v for k, v in vars(candidate.loss).items() if k != "name" and v is not None}
+    loss_fn = losses.create_loss_function(candidate.loss.name, corpus.labels[train], **overrides)
+    criteria = corpus.labels.shape[1]
+    batch = training.batch_size * criteria
+    loader = DataLoader(reference.Pairs(corpus, train.tolist()), batch, shuffle=True, collate_fn=reference.collate)
+    held = DataLoader(reference.Pairs(corpus, validation.tolist()), batch, collate_fn=reference.collate)
+    best, since = -np.inf, 0
+    for epoch in range(training.epochs):
+        reference.train_epoch(model, optimizer, loader, loss_fn, accumulation_steps=training.accumulation_steps)
+        logits = reference.predict(model, held, criteria)
+        value = score("average_precision", corpus.labels[validation], logits.numpy())
+        trial.report(value, fold * training.epochs + epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+        best, since = (value, 0) if value > best else (best, since + 1)
+        if since >= training.patience:
+            break
+    return float(best)
+
+
+def evaluate(trial: optuna.Trial, definition: StudyDefinition, corpus: EmbeddedCorpus, folds: Folds) -> float:
+    """One trial: the mean of the folds' best scores."""
+    candidate = space.suggest(definition, trial)
+    return float(np.mean([train_fold(candidate, corpus, folds, fold, trial) for fold in range(folds.count)]))
+
+
+def main() -> None:
+    """Work on the shared study until it has enough trials."""
+    path, url, name, trials, file = sys.argv[1:]
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    data = np.load(file)
+    corpus = EmbeddedCorpus(data["embeddings"], data["offsets"], data["criteria"], data["labels"])
+    folds = Folds(data["assignment"], int(data["assignment"].max()) + 1)
+    definition = load(Path(path))
+    storage = optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    study = optuna.load_study(study_name=name, storage=storage)  # TPE and MedianPruner are the defaults
+    enough = optuna.study.MaxTrialsCallback(int(trials), states=(TrialState.COMPLETE, TrialState.PRUNED))
+    study.optimize(lambda trial: evaluate(trial, definition, corpus, folds), callbacks=[enough])
+
+
+if __name__ == "__main__":
+    main()

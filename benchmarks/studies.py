@@ -1,0 +1,112 @@
+"""(f) Whole studies of 40 trials against the same study as a plain Optuna script, start-up included.
+
+Both share the corpus, the folds, the embeddings (computed before) and the machine, with two processes each. Both
+winners are then scored on the same fresh folds with fresh seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import optuna
+
+from benchmarks.service import databases
+from core.config import CandidateConfig
+from core.crossval import CrossValidation
+from core.splits import split
+from hpo import space
+from hpo.definition import StudyDefinition, load
+from hpo.preparation import Prepared, prepare
+
+STUDIES = {"home": Path(__file__).with_name("home.toml"), "quickstart": Path("studies/quickstart.toml")}
+PROCESSES = 2
+FRESH_SEEDS = (101, 102, 103)
+
+
+def measure(which: tuple[str, ...] = ("home", "quickstart")) -> dict[str, float]:
+    """Times faster than the script, and the re-scored value minus the script's."""
+    found: dict[str, float] = {}
+    for name in which:
+        definition = load(STUDIES[name])
+        prepared = prepare(definition)
+        with databases() as fresh, tempfile.TemporaryDirectory() as folder:
+            ours_seconds, ours = _ours(definition, fresh("ours"), Path(folder))
+            script_seconds, script = _script(definition, prepared, fresh("script"), Path(folder))
+        ours_value, script_value = rescored(prepared, ours), rescored(prepared, script)
+        found |= {
+            f"study.{name}_vs_script": script_seconds / ours_seconds,
+            f"study.{name}_minus_script": ours_value - script_value,
+            f"study.{name}_seconds": ours_seconds,
+            f"study.{name}_script_seconds": script_seconds,
+            f"study.{name}_rescored": ours_value,
+        }
+    return found
+
+
+def _timed(start: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    start()
+    return time.perf_counter() - began
+
+
+def _ours(definition: StudyDefinition, url: str, folder: Path) -> tuple[float, CandidateConfig]:
+    out = folder / "best.json"
+    command = [sys.executable, "-m", "hpo", "run", str(definition.path), "--workers", str(PROCESSES), "--out", str(out)]
+    environment = {**os.environ, "HPO_STORAGE": url}
+    taken = _timed(lambda: subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL) and None)
+    return taken, space.from_dict(json.loads(out.read_text())["config"])
+
+
+def _script(definition: StudyDefinition, prepared: Prepared, url: str, folder: Path) -> tuple[float, CandidateConfig]:
+    file = folder / "embeddings.npz"
+    corpus = next(iter(prepared.embedded.values()))
+    np.savez(
+        file, embeddings=corpus.embeddings, offsets=corpus.offsets, criteria=corpus.criteria, labels=corpus.labels,
+        assignment=prepared.folds.assignment,
+    )  # fmt: skip
+    storage = optuna.storages.RDBStorage(url)
+    study = optuna.create_study(storage=storage, study_name="script", direction="maximize")
+    command = [sys.executable, "-m", "benchmarks.script", str(definition.path), url, "script"]
+    command += [str(definition.search.trials), str(file)]
+
+    def start() -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        running = [subprocess.Popen(command, env=environment) for _ in range(PROCESSES)]
+        assert [process.wait() for process in running] == [0] * PROCESSES
+
+    taken = _timed(start)
+    return taken, space.suggest(definition, study.best_trial)
+
+
+def rescored(prepared: Prepared, candidate: CandidateConfig) -> float:
+    """Mean score over fresh folds and seeds, which neither search has seen."""
+    corpus = prepared.embedded[candidate.model.encoder]
+    search = prepared.folds.assignment >= 0
+    values = []
+    for seed in FRESH_SEEDS:
+        rows = np.flatnonzero(search)
+        inner = split(
+            [prepared.corpus.groups[row] for row in rows],
+            corpus.labels[rows],
+            replace(prepared.definition.split, holdout=0.0, seed=seed),
+            criteria=prepared.criteria,
+        )
+        assignment = np.full(len(search), -1, dtype=np.int16)
+        assignment[rows] = inner.assignment
+        cv = CrossValidation(
+            corpus, replace(inner, assignment=assignment), candidate, stages=(inner.count,),
+            metric=prepared.definition.search.metric, criteria=prepared.criteria, seed=seed,
+        )  # fmt: skip
+        for _ in cv.epochs():
+            pass
+        values.append(cv.summary().value)
+    return float(np.mean(values))
