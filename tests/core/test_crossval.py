@@ -11,8 +11,9 @@ from corpora import planted, uneven
 from test_stack import IRIS, assert_same_bits, candidate
 
 from core import metrics
-from core.crossval import CrossValidation, CvEpoch, best_index, is_stale
+from core.crossval import CrossValidation, CvEpoch
 from core.models import EmbeddedCorpus
+from core.stopping import best_index, is_stale
 
 NAN = math.nan
 NAMES = ("a", "b", "c")
