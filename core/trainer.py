@@ -459,7 +459,8 @@ def _device_of(model: nn.Module) -> torch.device:
 
 
 def _enable_gradient_checkpointing(model: nn.Module) -> None:
-    enable = getattr(model, "gradient_checkpointing_enable", None)
+    # transformers renames it in version 6
+    enable = getattr(model, "activation_checkpointing_enable", getattr(model, "gradient_checkpointing_enable", None))
     if enable is None:
         raise ConfigError(f"gradient_checkpointing is on, but {type(model).__name__} cannot do it; transformers can")
     enable()
