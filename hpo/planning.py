@@ -10,7 +10,8 @@ import numpy as np
 from core.chunks import share_within
 from core.crossval import CrossValidation
 from hpo import space
-from hpo.definition import Choices, Range, StudyDefinition
+from hpo.definition import StudyDefinition
+from hpo.fields import Choices, Range
 from hpo.preparation import Prepared, Progress, prepare
 from hpo.report import duration, floors_in_words, number
 
