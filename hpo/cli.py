@@ -276,6 +276,7 @@ def dashboard(
     from hpo import dashboard as pages
     from hpo.storage import load_existing, open_storage, resolve
 
+    pages.check_exposure(host)
     definition = _define(study) if study is not None else None
     with resolve(storage) as url:
         opened = open_storage(url)
