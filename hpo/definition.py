@@ -1,39 +1,41 @@
 """Study files: studies/*.toml -> StudyDefinition, every mistake at once, and the hash that identifies a study.
 
 Names, bounds and defaults are nowhere repeated: they are read off the frozen dataclasses that are to be filled
-(`core.config`, `core.sources` and the two below), so a field added there can be written in a file here.
+(`core.config`, `core.sources` and the three below), so a field added there can be written in a file here.
 """
 
 from __future__ import annotations
 
-import ast
-import difflib
 import hashlib
-import inspect
 import json
-import math
 import os
 import re
-import textwrap
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
-from fractions import Fraction
-from functools import lru_cache
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Interval
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from core.config import LOSSES, MODELS, ChunksConfig, Count, Positive, SplitConfig, TrainingConfig
 from hpo.errors import DefinitionError
+from hpo.fields import (
+    Choices,
+    Leaf,
+    LeafError,
+    Range,
+    checked_value,
+    fields_of,
+    nearest,
+    quoted,
+    read_leaf,
+    shown,
+)
 
 if TYPE_CHECKING:
     from core.sources import Source
-
-Scalar = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
@@ -71,53 +73,6 @@ class ServiceConfig:
     """A trial whose worker was silent for this long goes to another. HPO_GRACE_SECONDS overrides."""
     max_attempts: Count = 3
     """A trial that was taken over this often is given up."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """A number to be searched between two ends, both included."""
-
-    low: float
-    high: float
-    log: bool = False
-    step: float | None = None
-    integer: bool = False
-    default: float | None = None
-    """Trial 0 starts here; `load` always fills it in."""
-
-    def __str__(self) -> str:
-        """`2 to 6`, `0.05 to 1.0 (log)`, `8 to 64 in steps of 8`."""
-        steps = f" in steps of {self.step}" if self.step is not None else ""
-        return f"{self.low} to {self.high}{' (log)' if self.log else ''}{steps}"
-
-    def middle(self) -> float:
-        """Return the middle of the range, geometric where it is searched in log, to four digits."""
-        value = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
-        return self.snap(float(f"{value:.4g}"))
-
-    def snap(self, value: float) -> float:
-        """Return the nearest value that can be drawn."""
-        if self.step is not None:
-            low, step = Fraction(str(self.low)), Fraction(str(self.step))
-            value = float(low + round((Fraction(str(value)) - low) / step) * step)
-        value = min(max(value, self.low), self.high)
-        return round(value) if self.integer else float(value)
-
-
-@dataclass(frozen=True)
-class Choices:
-    """A value to be searched among a few."""
-
-    values: tuple[Scalar, ...]
-    default: Scalar = None
-    """Trial 0 takes this one; `load` always fills it in."""
-
-    def __str__(self) -> str:
-        """`one of 2, 4, 8`."""
-        return f"one of {', '.join(str(value) for value in self.values)}"
-
-
-Leaf = Scalar | Range | Choices
 
 
 @dataclass(frozen=True)
@@ -209,9 +164,9 @@ def read_table(
     may be a range. The fields in `skip` are somebody else's.
     """
     if not isinstance(table, Mapping):
-        problems.append(f"{where}: {_shown(table)} is not a table, write {where} on a line and its keys below")
+        problems.append(f"{where}: {shown(table)} is not a table, write {where} on a line and its keys below")
         return {}
-    known = {key: field for key, field in _fields_of(cls).items() if key not in skip}
+    known = {key: field for key, field in fields_of(cls).items() if key not in skip}
     problems += [_unknown(where, key, known) for key in table if key not in known and key not in skip]
     values: dict[str, Any] = {}
     for key, field in known.items():
@@ -223,23 +178,17 @@ def read_table(
                 values[key] = field.default
             continue
         try:
-            values[key] = _leaf(field, table[key]) if searchable else _value(field, table[key])
-        except _LeafError as wrong:
+            values[key] = read_leaf(field, table[key]) if searchable else checked_value(field, table[key])
+        except LeafError as wrong:
             problems += [f"{spot}: {message}" for message in wrong.messages]
     return values
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word that was probably meant."""
-    return next(iter(difflib.get_close_matches(str(word), list(known), n=1)), None)
 
 
 # --- the file -----------------------------------------------------------------------------------------------------
 
 
 _TABLES = ("data", "chunks", "split", "search", "model", "training", "loss", "service")
-_NAME = r"[A-Za-z0-9._\-]{1,100}"
-_MOST_STEPS = 1_000_000
+NAME = r"[A-Za-z0-9._\-]{1,100}"
 _ENVIRONMENT = {"heartbeat_seconds": "HPO_HEARTBEAT_SECONDS", "grace_seconds": "HPO_GRACE_SECONDS"}
 
 
@@ -277,7 +226,7 @@ def _read_file(tables: Mapping[str, Any], stem: str, problems: list[str]) -> dic
     if "model" in tables:
         parts["model"] = _read_alternatives("model", tables["model"], MODELS, problems)
     else:
-        problems.append(f"[model]: missing, write [model] with name = one of {_quoted(MODELS)}")
+        problems.append(f"[model]: missing, write [model] with name = one of {quoted(MODELS)}")
     parts["training"] = read_table(TrainingConfig, tables.get("training", {}), "[training]", problems, searchable=True)
     parts["loss"] = _read_alternatives("loss", tables.get("loss", {"name": "bce"}), LOSSES, problems)
     return parts
@@ -290,10 +239,10 @@ def _built(cls: type, values: dict[str, Any], problems: list[str]) -> Any:  # no
 
 def _read_name(tables: Mapping[str, Any], stem: str, problems: list[str]) -> str:
     name = tables.get("name", stem)
-    if not (isinstance(name, str) and re.fullmatch(_NAME, name)):
+    if not (isinstance(name, str) and re.fullmatch(NAME, name)):
         source = "" if "name" in tables else " (the file's own name)"
         problems.append(
-            f"name: {_shown(name)}{source} is not allowed, give up to 100 letters, digits, dots, dashes and underscores"
+            f"name: {shown(name)}{source} is not allowed, give up to 100 letters, digits, dots, dashes and underscores"
         )
     return str(name)
 
@@ -302,7 +251,7 @@ def _read_data(tables: Mapping[str, Any], problems: list[str]) -> Source | None:
     from core.sources import SOURCES  # tables need pandas; `hpo --help` does not
 
     if "data" not in tables:
-        problems.append(f"[data]: missing, write [data] with source = one of {_quoted(SOURCES)}")
+        problems.append(f"[data]: missing, write [data] with source = one of {quoted(SOURCES)}")
         return None
     cls = _chosen("[data]", "source", tables["data"], SOURCES, problems)
     if cls is None:
@@ -314,18 +263,18 @@ def _read_data(tables: Mapping[str, Any], problems: list[str]) -> Source | None:
 def _chosen(where: str, key: str, table: object, registry: Mapping[str, type], problems: list[str]) -> type[Any] | None:
     """Return the class a table names; for a misspelt name the one that was meant, so that the rest is checked too."""
     if not isinstance(table, Mapping):
-        problems.append(f"{where}: {_shown(table)} is not a table, write {where} on a line and its keys below")
+        problems.append(f"{where}: {shown(table)} is not a table, write {where} on a line and its keys below")
         return None
     if key not in table:
-        problems.append(f"{where} {key}: missing, give one of {_quoted(registry)}")
+        problems.append(f"{where} {key}: missing, give one of {quoted(registry)}")
         return None
     name = table[key]
     if isinstance(name, str) and name in registry:
         return registry[name]
     meant = nearest(name, registry) if isinstance(name, str) else None
     hint = f"did you mean {json.dumps(meant)}? " if meant else ""
-    kind = "a range is not allowed here" if isinstance(name, Mapping) else f"{_shown(name)} is unknown"
-    problems.append(f"{where} {key}: {kind}, {hint}{'A' if hint else 'a'}llowed: {_quoted(registry)}")
+    kind = "a range is not allowed here" if isinstance(name, Mapping) else f"{shown(name)} is unknown"
+    problems.append(f"{where} {key}: {kind}, {hint}{'A' if hint else 'a'}llowed: {quoted(registry)}")
     return registry[meant] if meant else None
 
 
@@ -350,10 +299,10 @@ def _read_search(table: object, problems: list[str]) -> SearchConfig | None:
     if metric is not None and metric not in METRICS:
         meant = nearest(metric, METRICS)
         hint = f"did you mean {json.dumps(meant)}? Allowed" if meant else "allowed"
-        problems.append(f"[search] metric: {_shown(metric)} is unknown, {hint}: {_quoted(METRICS)}")
+        problems.append(f"[search] metric: {shown(metric)} is unknown, {hint}: {quoted(METRICS)}")
     pruner = table.get("pruner", {}) if isinstance(table, Mapping) else {}
     if not isinstance(pruner, Mapping):
-        problems.append(f"[search] pruner: {_shown(pruner)} is not a table, write pruner = {{ name = ... }}")
+        problems.append(f"[search] pruner: {shown(pruner)} is not a table, write pruner = {{ name = ... }}")
         return None
     inner = read_table(PrunerConfig, pruner, "[search] pruner", problems)
     return None if problems else SearchConfig(**values, pruner=PrunerConfig(**inner))
@@ -387,11 +336,11 @@ def _read_service(raw: object, environ: Mapping[str, str], problems: list[str]) 
     for key, variable in _ENVIRONMENT.items():
         if variable not in environ:
             continue
-        field = _fields_of(ServiceConfig)[key]
+        field = fields_of(ServiceConfig)[key]
         try:
-            values[key] = _value(field, float(environ[variable]))
+            values[key] = checked_value(field, float(environ[variable]))
         except ValueError:
-            problems.append(f"{variable}: {_shown(environ[variable])} is not allowed, give {field.allowed}")
+            problems.append(f"{variable}: {shown(environ[variable])} is not allowed, give {field.allowed}")
     if len(problems) == before and values["grace_seconds"] <= values["heartbeat_seconds"]:
         overridden = any(variable in environ for variable in _ENVIRONMENT.values())
         where = "HPO_GRACE_SECONDS" if overridden else "[service] grace_seconds"
@@ -400,215 +349,6 @@ def _read_service(raw: object, environ: Mapping[str, str], problems: list[str]) 
             f"{where}: {grace} seconds of grace must exceed the heartbeat of {heartbeat}, give several times it"
         )
     return values
-
-
-# --- a field ------------------------------------------------------------------------------------------------------
-
-
-class _LeafError(ValueError):
-    """Why a value, range or choice cannot be used."""
-
-    def __init__(self, *messages: str) -> None:
-        super().__init__("; ".join(messages))
-        self.messages = messages
-
-
-@dataclass(frozen=True)
-class _Field:
-    """A field of one of our dataclasses, as the file sees it."""
-
-    key: str
-    adapter: TypeAdapter[Any]
-    schema: dict[str, Any]
-    allowed: str
-    default: Any
-
-    @property
-    def kind(self) -> str:
-        return str(self.schema["type"])
-
-
-@lru_cache
-def _fields_of(cls: type) -> dict[str, _Field]:
-    """Return the fields that a file may give, with bounds and defaults as the dataclass has them."""
-    hints = typing.get_type_hints(cls, include_extras=True)
-    found = {}
-    for field in fields(cls):
-        if is_dataclass(hints[field.name]):
-            continue
-        adapter: TypeAdapter[Any] = TypeAdapter(hints[field.name], config=ConfigDict(strict=True, allow_inf_nan=False))
-        schema = adapter.json_schema()
-        schema = next((part for part in schema.get("anyOf", []) if part["type"] != "null"), schema)
-        found[field.name] = _Field(field.name, adapter, schema, _allowed(schema), field.default)
-    return found
-
-
-def _allowed(schema: Mapping[str, Any]) -> str:
-    """Tell what a field takes, in words."""
-    if "enum" in schema or "const" in schema:
-        return f"one of {_quoted(schema.get('enum', [schema.get('const')]))}"
-    if schema["type"] == "array":
-        return f"a list, each item {_allowed(schema['items'])}"
-    words = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
-    return words[schema["type"]] + _bounds(schema)
-
-
-def _bounds(schema: Mapping[str, Any]) -> str:
-    if {"minimum", "maximum"} <= set(schema):
-        return f" from {schema['minimum']} to {schema['maximum']}"
-    limits = {
-        "minimum": "of at least",
-        "exclusiveMinimum": "above",
-        "maximum": "of at most",
-        "exclusiveMaximum": "below",
-    }
-    words = [f"{word} {schema[key]}" for key, word in limits.items() if key in schema]
-    return f" {' and '.join(words)}" if words else ""
-
-
-def _value(field: _Field, value: object) -> Any:  # noqa: ANN401 - whatever the field holds
-    """Return the value, as the field's type. Raises `_LeafError` where it is not allowed."""
-    if isinstance(value, Mapping):
-        searching = {"low", "high", "choices"} & set(value)
-        raise _LeafError(f"a {'range' if searching else 'table'} is not allowed here, give {field.allowed}")
-    if field.kind == "array" and isinstance(value, list):
-        value = tuple(value)
-    try:
-        return field.adapter.validate_python(value)
-    except ValidationError:
-        raise _LeafError(f"{_why_not(field, value)}, give {field.allowed}") from None
-
-
-def _why_not(field: _Field, value: object) -> str:
-    shown = _shown(value)
-    numeric = field.kind in ("integer", "number")
-    if isinstance(value, bool):
-        return f"{shown} is a truth value"
-    if isinstance(value, str) and field.kind != "string":
-        return f"{shown} is text" + (" (leave out the quotes)" if numeric else "")
-    if isinstance(value, float) and field.kind == "integer":
-        return f"{shown} is not a whole number"
-    if isinstance(value, (int, float)) and field.kind == "string":
-        return f"{shown} is a number, not text"
-    if isinstance(value, list):
-        return f"{shown} is a list (to search it, write {{ choices = {shown} }})"
-    return f"{shown} is not allowed"
-
-
-def _leaf(field: _Field, raw: object) -> Leaf:
-    """Return a value, or what is searched. Raises `_LeafError` with every mistake in it."""
-    if not isinstance(raw, Mapping):
-        return typing.cast("Scalar", _value(field, raw))
-    return _choices(field, raw) if "choices" in raw else _range(field, raw)
-
-
-def _choices(field: _Field, raw: Mapping[str, Any]) -> Choices:
-    wrong = _unknown_in(raw, ("choices", "default"), "a table of choices")
-    given = raw["choices"]
-    if not isinstance(given, list):
-        raise _LeafError(*wrong, f"choices {_shown(given)} is not a list, write choices = [ ... ]")
-    values = [_checked(field, "choice", value, wrong) for value in given]
-    if wrong:
-        raise _LeafError(*wrong)
-    if not values:
-        raise _LeafError("choices is empty, give at least two values")
-    doubles = {_shown(value) for value in values if values.count(value) > 1}
-    if doubles:
-        raise _LeafError(f"choices has {', '.join(sorted(doubles))} more than once, give each value once")
-    if len(values) == 1:
-        raise _LeafError(f"choices has one value, give the value itself: {field.key} = {_shown(values[0])}")
-    if "default" in raw:
-        default = _checked(field, "default", raw["default"], wrong)
-        if not wrong and default not in values:
-            wrong.append(f"default {_shown(default)} is not among the choices, give one of {_quoted(values)}")
-    else:
-        default = field.default if field.default in values else values[0]
-    if wrong:
-        raise _LeafError(*wrong)
-    return Choices(tuple(values), default)
-
-
-def _range(field: _Field, raw: Mapping[str, Any]) -> Range:
-    if field.kind not in ("integer", "number"):
-        raise _LeafError("a range is for numbers, write { choices = [ ... ] }")
-    wrong = _unknown_in(raw, ("low", "high", "log", "step", "default"), "a range")
-    ends = {}
-    for end in ("low", "high"):
-        if end not in raw:
-            wrong.append(f"{end} is missing, a range is {{ low = ..., high = ... }} or {{ choices = [ ... ] }}")
-            continue
-        ends[end] = _checked(field, end, raw[end], wrong)
-    log = raw.get("log", False)
-    if not isinstance(log, bool):
-        wrong.append(f"log {_shown(log)} is not allowed, give true or false")
-    step = raw.get("step")
-    if step is not None and not _is_step(step, whole=field.kind == "integer"):
-        kind = "whole number" if field.kind == "integer" else "number"
-        wrong.append(f"step {_shown(step)} is not allowed, give a {kind} above 0")
-    default = _checked(field, "default", raw["default"], wrong) if "default" in raw else None
-    if wrong:
-        raise _LeafError(*wrong)
-    step = float(step) if step is not None and field.kind == "number" else step
-    found = Range(ends["low"], ends["high"], log, step, field.kind == "integer", default)
-    wrong += _range_problems(field, found)
-    if wrong:
-        raise _LeafError(*wrong)
-    return replace(found, default=_range_default(field, found))
-
-
-def _range_problems(field: _Field, found: Range) -> list[str]:
-    """Tell what is wrong with a range whose every part is right."""
-    low, high, step, default = found.low, found.high, found.step, found.default
-    if low > high:
-        return [f"low {low} is above high {high} (swap them)"]
-    if low == high:
-        return [f"low and high are both {low}, give the value itself: {field.key} = {low}"]
-    wrong = []
-    if found.log and low <= 0:
-        wrong.append(f"log needs low above 0, not {low}, raise low or leave out log")
-    if found.log and step is not None:
-        wrong.append("log and step exclude each other, leave one out")
-    elif step is not None:
-        first, width = Fraction(str(low)), Fraction(str(step))
-        steps, rest = divmod(Fraction(str(high)) - first, width)
-        if steps > _MOST_STEPS:
-            wrong.append(f"step {step} makes more than {_MOST_STEPS} steps, make it larger or leave it out")
-        elif rest:
-            fitting = [first + count * width for count in (steps, steps + 1) if count]
-            ends = " or ".join(str(int(end) if found.integer else float(end)) for end in fitting)
-            wrong.append(f"steps of {step} from low {low} do not reach high {high}, make high {ends}")
-    if default is not None and not low <= default <= high:
-        wrong.append(f"default {default} is not between low {low} and high {high}, move it inside")
-    elif default is not None and not wrong and not math.isclose(found.snap(default), default):
-        wrong.append(
-            f"default {default} is not on the steps of {step} from {low}, the nearest is {found.snap(default)}"
-        )
-    return wrong
-
-
-def _range_default(field: _Field, found: Range) -> float:
-    """Where trial 0 starts: as written, else the field's own default, else the middle."""
-    if found.default is not None:
-        return found.snap(found.default)
-    own = field.default
-    if isinstance(own, (int, float)) and found.low <= own <= found.high:
-        return found.snap(own)
-    return found.middle()
-
-
-def _checked(field: _Field, what: str, value: object, wrong: list[str]) -> Any:  # noqa: ANN401 - the field's type
-    """Return the value, or None with the reason appended to `wrong`."""
-    try:
-        return _value(field, value)
-    except _LeafError as error:
-        wrong += [f"{what} {message}" for message in error.messages]
-        return None
-
-
-def _is_step(step: object, *, whole: bool) -> bool:
-    if isinstance(step, bool) or not isinstance(step, int if whole else (int, float)):
-        return False
-    return math.isfinite(step) and step > 0
 
 
 # --- words --------------------------------------------------------------------------------------------------------
@@ -621,7 +361,7 @@ def _unknown(where: str, key: str, known: Iterable[str]) -> str:
     if meant:
         return f"{spot}: unknown key, did you mean {meant}?"
     for table, classes in _homes().items():
-        if table != where and any(key in _fields_of(cls) for cls in classes):
+        if table != where and any(key in fields_of(cls) for cls in classes):
             return f"{spot}: unknown key, it belongs in {table}"
     return f"{spot}: unknown key, allowed: {', '.join(known) or 'none'}"
 
@@ -637,26 +377,6 @@ def _homes() -> dict[str, list[type]]:
         "[loss]": list(LOSSES.values()),
         "[service]": [ServiceConfig],
     }
-
-
-def _unknown_in(raw: Mapping[str, Any], known: tuple[str, ...], what: str) -> list[str]:
-    wrong = []
-    for key in raw:
-        if key not in known:
-            meant = nearest(key, known)
-            hint = f"did you mean {meant}?" if meant else f"allowed: {', '.join(known)}"
-            wrong.append(f"{key} is unknown in {what}, {hint}")
-    return wrong
-
-
-def _quoted(values: Iterable[object]) -> str:
-    return ", ".join(_shown(value) for value in values)
-
-
-def _shown(value: object) -> str:
-    """Return a value as the file writes it, cut where it is long."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 # --- identity -----------------------------------------------------------------------------------------------------
@@ -699,95 +419,3 @@ def _leaf_text(value: object) -> str:
     if isinstance(value, Mapping):
         return f"{Choices(tuple(value['choices']))}, default {value.get('default')}"
     return _LEFT_OUT if value is None else str(value)
-
-
-# --- for editors --------------------------------------------------------------------------------------------------
-
-
-def json_schema() -> dict[str, Any]:
-    """Return a JSON schema (draft 2020-12) of the study file, from which editors complete and check it."""
-    from core.metrics import METRICS
-    from core.sources import SOURCES
-
-    search = _table_schema(SearchConfig)
-    search["properties"]["metric"]["enum"] = list(METRICS)
-    search["properties"]["pruner"] = _table_schema(PrunerConfig)
-    sources = [_table_schema(cls, named=("source", name)) for name, cls in SOURCES.items()]
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Study",
-        "type": "object",
-        "additionalProperties": False,
-        "required": ["data", "model"],
-        "properties": {
-            "name": {"type": "string", "pattern": f"^{_NAME}$", "description": "Left out: the file's name."},
-            "data": {"oneOf": sources},
-            "chunks": _table_schema(ChunksConfig),
-            "split": _table_schema(SplitConfig),
-            "search": search,
-            "model": _alternatives_schema(MODELS),
-            "training": _table_schema(TrainingConfig, searchable=True),
-            "loss": _alternatives_schema(LOSSES),
-            "service": _table_schema(ServiceConfig),
-        },
-    }
-
-
-def _alternatives_schema(registry: Mapping[str, type]) -> dict[str, Any]:
-    one = {"oneOf": [_table_schema(cls, searchable=True, named=("name", name)) for name, cls in registry.items()]}
-    return {"anyOf": [one, {"type": "array", "minItems": 1, "items": one}]}
-
-
-def _table_schema(cls: type, *, searchable: bool = False, named: tuple[str, str] | None = None) -> dict[str, Any]:
-    notes = _notes(cls)
-    properties: dict[str, Any] = {}
-    for key, field in _fields_of(cls).items():
-        entry = _searchable_schema(field) if searchable else dict(field.schema)
-        if named and key == named[0]:
-            entry = {"const": named[1]}
-        elif field.default is not MISSING and field.default is not None:
-            entry["default"] = list(field.default) if isinstance(field.default, tuple) else field.default
-        if key in notes:
-            entry["description"] = notes[key]
-        properties[key] = entry
-    required = [key for key, field in _fields_of(cls).items() if field.default is MISSING]
-    required += [named[0]] if named and named[0] not in required else []
-    return {
-        "type": "object",
-        "description": inspect.getdoc(cls) or "",
-        "additionalProperties": False,
-        "required": required,
-        "properties": properties,
-    }
-
-
-def _searchable_schema(field: _Field) -> dict[str, Any]:
-    """Return a value, a range (of numbers), or choices."""
-    value = field.schema
-    listed = {"type": "array", "items": value, "minItems": 2, "uniqueItems": True}
-    options = [value, _object_schema({"choices": listed, "default": value}, ["choices"])]
-    if field.kind in ("integer", "number"):
-        step = {"type": field.kind, "exclusiveMinimum": 0}
-        parts = {"low": value, "high": value, "log": {"type": "boolean"}, "step": step, "default": value}
-        options.insert(1, _object_schema(parts, ["low", "high"]))
-    return {"anyOf": options}
-
-
-def _object_schema(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-
-
-def _notes(cls: type) -> dict[str, str]:
-    """Return the comments that stand below the fields of a dataclass."""
-    try:
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    except (OSError, TypeError):  # installed without its source
-        return {}
-    assert isinstance(body, ast.ClassDef)
-    notes = {}
-    for field, note in zip(body.body, body.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(note, ast.Expr):
-            text = note.value
-            if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                notes[field.target.id] = inspect.cleandoc(text.value)
-    return notes

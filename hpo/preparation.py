@@ -19,7 +19,8 @@ from core.encoders import Encoder, locate
 from core.models import EmbeddedCorpus
 from core.models.linear import linear_floor
 from core.splits import Folds, split
-from hpo.definition import Choices, Leaf, StudyDefinition
+from hpo.definition import StudyDefinition
+from hpo.fields import Choices, Leaf
 
 DISTRIBUTION = "sparse-evidence-hpo"
 

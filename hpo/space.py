@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from core.config import LOSSES, MODELS, CandidateConfig, TrainingConfig
 from core.errors import ConfigError
-from hpo.definition import Alternative, Choices, Leaf, Range, Scalar, StudyDefinition, nearest, read_table
+from hpo.definition import Alternative, StudyDefinition, read_table
+from hpo.fields import Choices, Leaf, Range, Scalar, nearest
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

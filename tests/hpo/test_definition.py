@@ -14,8 +14,10 @@ import pytest
 
 from core.config import IrisConfig, TrainingConfig
 from core.errors import DataError, UserError
-from hpo.definition import Choices, Range, StudyDefinition, differences, json_schema, load
+from hpo.definition import StudyDefinition, differences, load
 from hpo.errors import DefinitionError, Exit, Refused, StorageError, exit_code_of
+from hpo.fields import Choices, Range
+from hpo.schema import json_schema
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "studies").glob("*.toml"))
@@ -469,6 +471,17 @@ def test_the_schema_carries_the_comments_of_the_fields():
     training = json_schema()["properties"]["training"]["properties"]
     assert training["clip_norm"]["description"].startswith("Largest gradient norm of a fold")
     assert training["clip_norm"]["default"] == TrainingConfig().clip_norm
+
+
+def test_the_committed_schema_is_current():
+    committed = json.loads((ROOT / "docs" / "study.schema.json").read_text(encoding="utf-8"))
+    assert committed == json_schema(), "run: python -m hpo.schema > docs/study.schema.json"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_studies_name_the_schema_for_editors(path):
+    named = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#:schema ")
+    assert (path.parent / named).resolve() == ROOT / "docs" / "study.schema.json"
 
 
 def test_exit_codes():

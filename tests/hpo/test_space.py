@@ -19,7 +19,8 @@ from core.config import (
 )
 from core.errors import ConfigError
 from hpo import space
-from hpo.definition import Choices, Range, load
+from hpo.definition import load
+from hpo.fields import Choices, Range
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "studies").glob("*.toml"))
