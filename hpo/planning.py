@@ -85,7 +85,7 @@ def probe_epoch(prepared: Prepared) -> float:
     seconds = 0.0
     for _ in range(2):  # the first one pays for memory and caches
         cv = CrossValidation(
-            prepared.embedded[candidate.model.encoder],
+            prepared.readable(candidate.model),
             prepared.folds,
             candidate,
             stages=(prepared.folds.count,),
