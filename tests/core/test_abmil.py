@@ -80,7 +80,9 @@ def test_starts_at_the_prior_and_differs_by_fold(corpus):
     torch.testing.assert_close(logits, prior[:, None].expand(2, 2, CRITERIA))
     assert not torch.equal(model.value[0], model.value[1])
     alone = Abmil(CONFIG, DIM, prior[1:], seed=0, folds=[4])
-    assert all(torch.equal(own[0], stacked[1]) for own, stacked in zip(alone.parameters(), model.parameters()))
+    assert all(
+        torch.equal(own[0], stacked[1]) for own, stacked in zip(alone.parameters(), model.parameters(), strict=True)
+    )
 
 
 def test_folds_together_alone_and_resumed_agree(corpus):
