@@ -53,6 +53,7 @@ def embed(
     encoder: Encoder,
     *,
     device: str = "cpu",
+    batch_size: int = BATCH_TEXTS,
     progress: Progress | None = None,
     root: Path | None = None,
 ) -> Embedded:
@@ -62,6 +63,7 @@ def embed(
         texts: at least one.
         encoder: from `encoders.locate`.
         device: where the encoder runs if it has to.
+        batch_size: texts per pass through the encoder.
         progress: told how far it is.
         root: the cache; the user's own if left out.
 
@@ -78,7 +80,9 @@ def embed(
         with _one_at_a_time(folder / "lock"):
             if view.exists():
                 return Embedded(_map(view), 0)
-            computed = _compute_missing(folder, dict(zip(keys, texts, strict=True)), encoder, device, progress)
+            computed = _compute_missing(
+                folder, dict(zip(keys, texts, strict=True)), encoder, device, batch_size, progress
+            )
             _write_view(folder, view, keys)
     except OSError as error:
         raise UserError(
@@ -109,7 +113,12 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
 
 
 def _compute_missing(
-    folder: Path, wanted: dict[bytes, str], encoder: Encoder, device: str, progress: Progress | None
+    folder: Path,
+    wanted: dict[bytes, str],
+    encoder: Encoder,
+    device: str,
+    batch_size: int,
+    progress: Progress | None,
 ) -> int:
     known = _known_keys(folder)
     missing = [(key, text) for key, text in wanted.items() if key not in known]
@@ -121,10 +130,10 @@ def _compute_missing(
     for at in range(0, len(missing), PACK_TEXTS):
         part = missing[at : at + PACK_TEXTS]
         vectors = []
-        for start in range(0, len(part), BATCH_TEXTS):
-            batch = [text for _, text in part[start : start + BATCH_TEXTS]]
+        for start in range(0, len(part), batch_size):
+            batch = [text for _, text in part[start : start + batch_size]]
             vectors.append(
-                model.encode(batch, batch_size=BATCH_TEXTS, normalize_embeddings=True, show_progress_bar=False)
+                model.encode(batch, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False)
             )
             if progress is not None:
                 progress(at + start + len(batch), len(missing))
