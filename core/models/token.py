@@ -6,12 +6,14 @@ interface of the others with `folds == 1`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from core.config import TokenConfig
 from core.encoders import Encoder
@@ -56,7 +58,8 @@ class Token(nn.Module):
         """Logits `[1, width, criteria]` of a batch of posts."""
         with self._own_randomness(batch.ids.device):
             states = torch.cat([self._read(batch, at) for at in range(0, len(batch.ids), SEQUENCES)])
-        states = self.dropout(states[None])[0]
+        # unit vectors, as frozen embeddings are: the head then learns at the rate that heads learn at elsewhere
+        states = self.dropout(functional.normalize(states, dim=-1)[None])[0]
         criteria = len(self.head)
         if self.config.reads == "pairs":
             own = batch.owner % criteria
@@ -140,7 +143,9 @@ def _load(config: TokenConfig, encoder: Encoder) -> Any:  # noqa: ANN401  (a tra
     if config.freeze_layers:
         _freeze(model, config, encoder)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # the method was renamed within transformers 5
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return _with_lora(model, config) if config.lora_rank else model
 
 
@@ -166,7 +171,9 @@ def _with_lora(model: Any, config: TokenConfig) -> Any:  # noqa: ANN401
             "install it with `pip install 'sparse-evidence-hpo[lora]'`, or leave lora_rank out"
         ) from None
     lora = peft.LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules="all-linear")
-    return peft.get_peft_model(model, lora)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft calls transformers by names that are about to go
+        return peft.get_peft_model(model, lora)
 
 
 @contextmanager
