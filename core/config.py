@@ -114,6 +114,9 @@ class TokenConfig:
     """Above 0: only low-rank updates of this rank are trained (LoRA; needs the extra `lora`)."""
     micro_batch: Count = 4
     """Posts that are in memory at once; `batch_size` is reached by accumulation, to the same gradient."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16` runs the encoder under autocast: two to three times faster on hardware that has it. Weights stay
+    float32."""
     gradient_checkpointing: bool = False
     """Compute activations again instead of keeping them: less memory, a third more time."""
 

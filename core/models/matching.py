@@ -39,7 +39,7 @@ class IRISForCriterionMatching(nn.Module):
         hidden: width of the head.
         dropout: of the head.
         query_noise: queries start at the criterion's embedding plus a random vector of this length.
-        diversity_weight: weight of `penalty`, which the trainer must be given: `Trainer(..., penalty=model.penalty)`.
+        diversity_weight: weight of `penalty`, which `core.trainer.Trainer` adds to the loss.
         seed: of the initial weights.
 
     Raises:
@@ -60,7 +60,7 @@ class IRISForCriterionMatching(nn.Module):
         hidden: int = 64,
         dropout: float = 0.1,
         query_noise: float = 0.5,
-        diversity_weight: float = 0.0,
+        diversity_weight: float = 0.01,
         seed: int = 0,
     ) -> None:
         super().__init__()

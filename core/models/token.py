@@ -77,7 +77,10 @@ class Token(nn.Module):
         inputs = {"input_ids": batch.ids[rows, :length], "attention_mask": mask.long()}
         if getattr(self.encoder.config, "type_vocab_size", 0) > 1:
             inputs["token_type_ids"] = batch.types[rows, :length]
-        states: Tensor = self.encoder(**inputs).last_hidden_state
+        # entered for every pass: autocast keeps the cast weights until it is left, and an optimizer step outdates them
+        with torch.autocast(mask.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            states: Tensor = self.encoder(**inputs).last_hidden_state
+        states = states.float()
         if self.config.readout == "first":
             return states[:, 0]
         present = mask[..., None].to(states.dtype)
@@ -120,14 +123,13 @@ def pool(logits: Tensor, owner: Tensor, rows: int, how: str) -> Tensor:
     """
     index = owner[:, None].expand_as(logits)
     if how == "max":
-        return logits.new_empty(rows, logits.shape[1]).scatter_reduce(0, index, logits, "amax", include_self=False)
+        return logits.new_full((rows, logits.shape[1]), -torch.inf).scatter_reduce(0, index, logits, "amax")
     count = torch.zeros(rows, 1, dtype=logits.dtype, device=logits.device).index_add(
         0, owner, torch.ones_like(logits[:, :1])
     )
     if how == "mean":
         return torch.zeros_like(logits[:1]).expand(rows, -1).index_add(0, owner, logits) / count
-    top = logits.detach().new_empty(rows, logits.shape[1])
-    top = top.scatter_reduce(0, index, logits.detach(), "amax", include_self=False)
+    top = pool(logits.detach(), owner, rows, "max")  # taken out, so that no exponential overflows
     sums = torch.zeros_like(top).index_add(0, owner, torch.exp(logits - top[owner]))
     return top + torch.log(sums / count)
 

@@ -237,6 +237,16 @@ def test_folds_in_a_row_alone_and_resumed_agree_bit_for_bit(corpus):
     assert [part.shape for part in row.predict(own)] == [(2, 2), (1, 2), (3, 2)]
 
 
+def test_reduced_precision_is_close_and_sees_every_step(corpus):
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        stack = FoldStack(corpus, FOLDS, [0], candidate(precision=precision), seed=0)
+        losses[precision] = [stack.advance().train_loss[0] for _ in range(4)]
+        assert {value.dtype for value in stack.trainer.model.parameters()} == {torch.float32}
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.03)
+    assert losses["bfloat16"] != losses["float32"]
+
+
 def test_dropout_differs_by_epoch_batch_and_fold(corpus):
     model, inputs = untrained(corpus)
     model.train()
