@@ -41,6 +41,8 @@ class ChunkBags:
         self.offsets = torch.tensor(offsets, device=device)
         self.lengths = np.diff(offsets)
         """int64 [posts]: chunks per post; batches are cut from posts of similar length."""
+        self.most = None
+        """A whole batch fits into memory."""
 
     def batch(self, posts: npt.NDArray[np.int64]) -> Bag:
         """The bags of `posts` int64 `[folds, width]`."""
@@ -65,6 +67,7 @@ class MeanBags:
     ) -> None:
         self.means = torch.from_numpy(mean_embeddings(embeddings, offsets)).to(device)
         self.lengths = np.ones(len(offsets) - 1, dtype=np.int64)
+        self.most = None
 
     def batch(self, posts: npt.NDArray[np.int64]) -> Tensor:
         """The means of `posts` int64 `[folds, width]`, as float32 `[folds, width, dim]`."""

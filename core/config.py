@@ -71,6 +71,57 @@ class IrisConfig:
 
 
 @dataclass(frozen=True)
+class AbmilConfig:
+    """Gated attention over all chunks of a post (Ilse et al., ICML 2018): IRIS without retrieval, its control."""
+
+    name: Literal["abmil"] = "abmil"
+    encoder: str = DEFAULT_ENCODER
+    """A sentence-transformers name or a local folder; frozen."""
+    hidden: Annotated[int, Interval(ge=2, le=1024)] = 64
+    """Width of the chunks' features."""
+    attention_hidden: Annotated[int, Interval(ge=2, le=1024)] = 32
+    """Width of the gated layer that scores a chunk."""
+    dropout: Share = 0.1
+
+
+@dataclass(frozen=True)
+class TokenConfig:
+    """Any Hugging Face encoder, fine-tuned on (criterion, post) pairs; its folds train one at a time."""
+
+    name: Literal["token"] = "token"
+    encoder: str = DEFAULT_ENCODER
+    """A hub name or a local folder; all its weights are trained unless the fields below say otherwise."""
+    reads: Literal["pairs", "posts"] = "pairs"
+    """`pairs`: a post is read once for every criterion, beside the criterion's text. `posts`: it is read once, and
+    every criterion has an output of its own, which costs a fraction of the time."""
+    strategy: Literal["head_tail", "windows"] = "windows"
+    """What is read of a post that is too long: its beginning and end, or all of it, window by window."""
+    max_length: Annotated[int, Interval(ge=16, le=32_768)] = 256
+    """Tokens that the encoder reads at once: criterion, post and its own marks."""
+    stride: Count = 192
+    """Tokens from the start of one window to the start of the next; at most a window, so that nothing is skipped."""
+    pooling: Literal["max", "mean", "logsumexp"] = "logsumexp"
+    """How the logits of a post's windows become one. `logsumexp` is log mean exp, between the mean and the maximum."""
+    readout: Literal["mean", "first"] = "mean"
+    """What stands for a window: the mean of its tokens' states, or the state of the first token ([CLS])."""
+    learning_rate_factor: Positive = 0.01
+    """The encoder learns with this share of `learning_rate`, the new head with all of it."""
+    dropout: Share = 0.1
+    """Of the head; the encoder has its own."""
+    freeze_layers: Annotated[int, Interval(ge=0, le=1000)] = 0
+    """The input embeddings and this many of the lowest layers stay as they are."""
+    lora_rank: Annotated[int, Interval(ge=0, le=1024)] = 0
+    """Above 0: only low-rank updates of this rank are trained (LoRA; needs the extra `lora`)."""
+    micro_batch: Count = 4
+    """Posts that are in memory at once; `batch_size` is reached by accumulation, to the same gradient."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16` runs the encoder under autocast: two to three times faster on hardware that has it. Weights stay
+    float32."""
+    gradient_checkpointing: bool = False
+    """Compute activations again instead of keeping them: less memory, a third more time."""
+
+
+@dataclass(frozen=True)
 class LinearConfig:
     """Logistic regression on the mean chunk embedding of a post: the floor every reader must beat."""
 
@@ -145,10 +196,17 @@ class TrainingConfig:
     """Optimizer steps over which the learning rate rises linearly from zero."""
 
 
-ModelConfig = IrisConfig | LinearConfig
+EmbeddingModelConfig = IrisConfig | AbmilConfig | LinearConfig
+"""Models that read chunk embeddings of a frozen encoder; their folds train as one batched model."""
+ModelConfig = EmbeddingModelConfig | TokenConfig
 LossConfig = BCEConfig | WeightedBCEConfig | FocalConfig | AsymmetricConfig | LogitAdjustedConfig
 
-MODELS: dict[str, type[ModelConfig]] = {"iris": IrisConfig, "linear": LinearConfig}
+MODELS: dict[str, type[ModelConfig]] = {
+    "iris": IrisConfig,
+    "abmil": AbmilConfig,
+    "linear": LinearConfig,
+    "token": TokenConfig,
+}
 LOSSES: dict[str, type[LossConfig]] = {
     "bce": BCEConfig,
     "weighted_bce": WeightedBCEConfig,

@@ -17,9 +17,9 @@ import torch
 
 from core import metrics
 from core.config import CandidateConfig
-from core.models import EmbeddedCorpus
+from core.models import Readable
 from core.splits import Folds
-from core.stack import FoldStack
+from core.stack import Stack, make_stack
 from core.stopping import best_index, is_stale
 
 
@@ -64,7 +64,7 @@ class CvSummary:
 class _Stage:
     """One stage: a stack of folds and the curve it has drawn so far."""
 
-    def __init__(self, number: int, stack: FoldStack) -> None:
+    def __init__(self, number: int, stack: Stack) -> None:
         self.number = number
         self.stack = stack
         self.curve: list[CvEpoch] = []
@@ -80,7 +80,7 @@ class CrossValidation:
     """State of one candidate's cross-validation.
 
     Args:
-        corpus: embeddings and labels.
+        corpus: what the model reads, and labels.
         folds: the folds of the study.
         candidate: what is trained.
         stages: numbers of folds trained in lock-step, in order; they add up to the folds.
@@ -92,7 +92,7 @@ class CrossValidation:
 
     def __init__(
         self,
-        corpus: EmbeddedCorpus,
+        corpus: Readable,
         folds: Folds,
         candidate: CandidateConfig,
         *,
@@ -112,7 +112,7 @@ class CrossValidation:
         self._stages = [
             _Stage(
                 number,
-                FoldStack(corpus, folds, range(end - size, end), candidate, seed=seed, device=device),
+                make_stack(corpus, folds, range(end - size, end), candidate, seed=seed, device=device),
             )
             for number, (size, end) in enumerate(zip(stages, map(int, ends), strict=True))
         ]

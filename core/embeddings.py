@@ -55,6 +55,7 @@ def embed(
     encoder: Encoder,
     *,
     device: str = "cpu",
+    batch_size: int | None = None,
     progress: Progress | None = None,
     root: Path | None = None,
 ) -> Embedded:
@@ -64,6 +65,7 @@ def embed(
         texts: at least one.
         encoder: from `encoders.locate`.
         device: where the encoder runs if it has to.
+        batch_size: most texts per pass through the encoder; left out, as many as its token budget holds.
         progress: told how far it is.
         root: the cache; the user's own if left out.
 
@@ -80,7 +82,8 @@ def embed(
         with _one_at_a_time(folder / "lock"):
             if (kept := _map(view)) is not None:
                 return Embedded(kept, 0)
-            computed = _compute_missing(folder, dict(zip(keys, texts, strict=True)), encoder, device, progress)
+            wanted = dict(zip(keys, texts, strict=True))
+            computed = _compute_missing(folder, wanted, encoder, device, batch_size, progress)
             _write_view(folder, view, keys)
     except OSError as error:
         raise UserError(
@@ -113,7 +116,12 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
 
 
 def _compute_missing(
-    folder: Path, wanted: dict[bytes, str], encoder: Encoder, device: str, progress: Progress | None
+    folder: Path,
+    wanted: dict[bytes, str],
+    encoder: Encoder,
+    device: str,
+    batch_size: int | None,
+    progress: Progress | None,
 ) -> int:
     known = _known_keys(folder)
     missing = [(key, text) for key, text in wanted.items() if key not in known]
@@ -126,7 +134,7 @@ def _compute_missing(
         part = missing[at : at + PACK_TEXTS]
         texts = [text for _, text in part]
         vectors: npt.NDArray[np.float32] | None = None
-        for rows in _batches(model, texts):
+        for rows in _batches(model, texts, batch_size):
             got = model.encode(
                 [texts[row] for row in rows], batch_size=len(rows), normalize_embeddings=True, show_progress_bar=False
             )
@@ -141,7 +149,11 @@ def _compute_missing(
     return len(missing)
 
 
-def _batches(model: Any, texts: Sequence[str]) -> Iterator[npt.NDArray[np.int64]]:  # noqa: ANN401
+def _batches(
+    model: Any,  # noqa: ANN401
+    texts: Sequence[str],
+    at_most: int | None,
+) -> Iterator[npt.NDArray[np.int64]]:
     """Rows of `texts` that share a batch: of like length in tokens, longest first, padded size within the budget."""
     tokens = model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length)["input_ids"]
     lengths = np.array([len(each) for each in tokens])
@@ -149,7 +161,7 @@ def _batches(model: Any, texts: Sequence[str]) -> Iterator[npt.NDArray[np.int64]
     budget = BATCH_TOKENS["cpu" if model.device.type == "cpu" else "accelerator"]
     at = 0
     while at < len(order):
-        size = max(1, budget // int(lengths[order[at]]))
+        size = max(1, min(budget // int(lengths[order[at]]), at_most or len(order)))
         yield order[at : at + size]
         at += size
 

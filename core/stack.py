@@ -1,14 +1,17 @@
-"""The folds of a stage as one batched model: they advance together, and none knows of the others.
+"""The folds of a stage: they advance together, and none knows of the others.
 
-Whichever folds share a stack, a fold sees the same batches, starts at the same weights and draws the same dropout, so
-folds trained together, one after the other, or resumed agree (bit for bit where the arithmetic is the same).
+`FoldStack` holds them as one batched model; `FoldRow` holds a stack of one for each, where a model does not fuse. The
+interface is the same, and `make_stack` chooses. Whichever folds share a stack, a fold sees the same batches, starts at
+the same weights and draws the same dropout, so folds trained together, one after the other, or resumed agree (bit for
+bit where the arithmetic is the same).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +22,10 @@ from core import losses, models
 from core.batches import Batch
 from core.config import CandidateConfig
 from core.errors import NonFiniteLossError
-from core.models import EmbeddedCorpus
+from core.models import Readable
 from core.seeding import numpy_generator, stable_seed
 from core.splits import Folds
-from core.trainer import EpochEnd, Trainer, clip_each_fold, linear_warmup
+from core.trainer import EpochEnd, Trainer, clip_each_fold, clip_whole, linear_warmup
 
 Posts = npt.NDArray[np.int64]
 
@@ -33,11 +36,51 @@ EVALUATION_POSTS = 64
 """Posts per batch where no gradient is kept."""
 
 
+class Stack(Protocol):
+    """Some folds in training: what the cross-validation drives."""
+
+    which: tuple[int, ...]
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+
+    def advance(self) -> EpochEnd:
+        """Train every fold for one epoch."""
+
+    def validate(self) -> tuple[list[npt.NDArray[np.float32]], tuple[float, ...]]:
+        """Validation logits `[posts, criteria]` of each fold, and each fold's mean validation loss."""
+
+    def predict(self, posts: Sequence[Posts]) -> list[npt.NDArray[np.float32]]:
+        """Logits `[posts, criteria]` of each fold for its own list of posts."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on to the same bits."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+
+
+def make_stack(
+    corpus: Readable,
+    folds: Folds,
+    which: Sequence[int],
+    candidate: CandidateConfig,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Stack:
+    """The folds `which` as one batched model where the model fuses, else as a row of models; see `FoldStack`."""
+    if models.folds_fuse(candidate.model):
+        return FoldStack(corpus, folds, which, candidate, seed=seed, device=device)
+    return FoldRow([FoldStack(corpus, folds, [fold], candidate, seed=seed, device=device) for fold in which])
+
+
 class FoldStack:
-    """State of some folds in training.
+    """State of some folds in training, as one batched model.
 
     Args:
-        corpus: embeddings and labels.
+        corpus: what the model reads, and labels.
         folds: who trains and who validates.
         which: fold numbers of this stack.
         candidate: model, training and loss.
@@ -47,7 +90,7 @@ class FoldStack:
 
     def __init__(
         self,
-        corpus: EmbeddedCorpus,
+        corpus: Readable,
         folds: Folds,
         which: Sequence[int],
         candidate: CandidateConfig,
@@ -72,17 +115,19 @@ class FoldStack:
         self._loss = losses.resolve(
             candidate.loss, [torch.tensor(corpus.labels[part]) for part in self._train], device=device
         )
+        # batches too large for the memory are cut into pieces, and put together again by accumulation
+        self.pieces = math.ceil(self.width / (self.inputs.most or self.width))
         optimizer = torch.optim.AdamW(
-            model.parameters(), lr=self.training.learning_rate, weight_decay=self.training.weight_decay
+            models.parameter_groups(model, self.training.learning_rate), weight_decay=self.training.weight_decay
         )
         self.trainer = Trainer(
             model,
             optimizer,
             self._mean_loss,
             penalty=model.penalty,  # type: ignore[arg-type]  # nn.Module's attributes are untyped
-            gradient_accumulation_steps=self.training.accumulation_steps,
+            gradient_accumulation_steps=self.training.accumulation_steps * self.pieces,
             max_grad_norm=self.training.clip_norm,
-            clip=clip_each_fold,
+            clip=clip_each_fold if models.folds_fuse(candidate.model) else clip_whole,
             scheduler=linear_warmup(optimizer, self.training.warmup_steps) if self.training.warmup_steps else None,
             seed=stable_seed(seed, "trainer", *self.which),
             progress=False,
@@ -151,11 +196,12 @@ class FoldStack:
         plans = [self._plan(fold, part) for fold, part in zip(self.which, self._train, strict=True)]
         for step in numpy_generator(self.seed, "steps", self.epoch).permutation(self.steps):
             posts = np.stack([plan[step] for plan in plans])
-            index = torch.from_numpy(posts).to(self._labels.device)
-            targets = torch.where(index[..., None] >= 0, self._labels[index.clamp(min=0)], -1)
             # padding reads the first post of its own batch, and counts nothing
             readable = np.where(posts >= 0, posts, posts[:, :1])
-            yield Batch(self.inputs.batch(readable), targets, (targets >= 0).sum((1, 2)).float())
+            for piece in np.array_split(np.arange(self.width), self.pieces):
+                index = torch.from_numpy(posts[:, piece]).to(self._labels.device)
+                targets = torch.where(index[..., None] >= 0, self._labels[index.clamp(min=0)], -1)
+                yield Batch(self.inputs.batch(readable[:, piece]), targets, (targets >= 0).sum((1, 2)).float())
 
     def _plan(self, fold: int, posts: Posts) -> npt.NDArray[np.int64]:
         """A fold's batches `[steps, width]` of the coming epoch; -1 fills up."""
@@ -166,6 +212,46 @@ class FoldStack:
         for step, part in enumerate(np.array_split(ordered, self.steps)):
             plan[step, : len(part)] = part
         return plan
+
+
+class FoldRow:
+    """Folds of a model that does not fuse: a stack of one for each, an epoch of one after an epoch of the other.
+
+    Args:
+        stacks: each with one fold; all stand at the same epoch.
+    """
+
+    def __init__(self, stacks: Sequence[FoldStack]) -> None:
+        self.stacks = tuple(stacks)
+        self.which = tuple(fold for stack in self.stacks for fold in stack.which)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self.stacks[0].epoch
+
+    def advance(self) -> EpochEnd:
+        """Train every fold for one epoch, in order."""
+        ends = [stack.advance() for stack in self.stacks]
+        return replace(ends[0], train_loss=tuple(loss for end in ends for loss in end.train_loss))
+
+    def validate(self) -> tuple[list[npt.NDArray[np.float32]], tuple[float, ...]]:
+        """Validation logits `[posts, criteria]` of each fold, and each fold's mean validation loss."""
+        found = [stack.validate() for stack in self.stacks]
+        return [logits[0] for logits, _ in found], tuple(loss[0] for _, loss in found)
+
+    def predict(self, posts: Sequence[Posts]) -> list[npt.NDArray[np.float32]]:
+        """Logits `[posts, criteria]` of each fold for its own list of posts."""
+        return [stack.predict([part])[0] for stack, part in zip(self.stacks, posts, strict=True)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on to the same bits."""
+        return {"row": [stack.state_dict() for stack in self.stacks]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+        for stack, saved in zip(self.stacks, state["row"], strict=True):
+            stack.load_state_dict(saved)
 
 
 def _pad(parts: Sequence[npt.NDArray[Any]], fill: float) -> npt.NDArray[Any]:

@@ -38,7 +38,7 @@ def run(claim: Claim, prepared: Prepared, *, device: str, stop: Callable[[], boo
     claim.trial.set_user_attr(CONFIG, space.to_dict(candidate))
     try:
         cv = CrossValidation(
-            prepared.embedded[candidate.model.encoder],
+            prepared.readable(candidate.model),
             prepared.folds,
             candidate,
             stages=prepared.definition.split.stage_sizes(),

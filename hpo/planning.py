@@ -100,7 +100,7 @@ def probe_epoch(prepared: Prepared) -> float:
     definition = prepared.definition
     candidate = space.suggest(definition, _default_trial(definition))
     cv = CrossValidation(
-        prepared.embedded[candidate.model.encoder],
+        prepared.readable(candidate.model),
         prepared.folds,
         candidate,
         stages=(prepared.folds.count,),

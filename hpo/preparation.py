@@ -13,10 +13,11 @@ import numpy.typing as npt
 from core import metrics
 from core.bags import mean_embeddings
 from core.chunks import Chunks, chunk
+from core.config import DEFAULT_ENCODER, MODELS, ModelConfig
 from core.data import Corpus
 from core.embeddings import embed
 from core.encoders import Encoder, locate
-from core.models import EmbeddedCorpus
+from core.models import EmbeddedCorpus, Readable, TextCorpus, reads_text
 from core.models.linear import linear_floor
 from core.splits import Folds, split
 from hpo.definition import StudyDefinition
@@ -37,7 +38,9 @@ class Prepared:
     chunks: Chunks
     folds: Folds
     embedded: dict[str, EmbeddedCorpus]
-    """By encoder name, one for each that the study may choose."""
+    """By encoder name, one for each that the study may choose to embed with; the default one if there is none."""
+    encoders: dict[str, Encoder]
+    """By name, every encoder that the study may choose, to embed with or to fine-tune."""
     texts: int
     """Chunks and criteria of the study, over all its encoders."""
     computed: int
@@ -57,6 +60,13 @@ class Prepared:
             "folds_sha256": self.folds.fingerprint(self.corpus.post_ids),
             "code": version(DISTRIBUTION),
         }
+
+    def readable(self, model: ModelConfig) -> Readable:
+        """What a model of the study reads of the posts: their text, or their embeddings."""
+        if not reads_text(model):
+            return self.embedded[model.encoder]
+        criteria = tuple(criterion.text for criterion in self.corpus.criteria)
+        return TextCorpus(self.corpus.posts, criteria, self.encoders[model.encoder], self.corpus.labels)
 
     def floors(self) -> dict[str, Any]:
         """What must be beaten, on the very folds of the study.
@@ -86,18 +96,20 @@ def prepare(definition: StudyDefinition, *, device: str = "cpu", progress: Progr
         UserError: data, folds or encoder cannot be used; the message says why.
     """
     tell = progress or (lambda *_: None)
-    encoders = [locate(name, definition.path.parent) for name in encoder_names(definition)]
+    encoders = {name: locate(name, definition.path.parent) for name in encoder_names(definition)}
     corpus = definition.data.load(definition.path.parent)
     chunks = chunk(corpus.posts, definition.chunks)
     criteria = [criterion.name for criterion in corpus.criteria]
     folds = split(corpus.groups, corpus.labels, definition.split, criteria=criteria)
     embedded: dict[str, EmbeddedCorpus] = {}
     computed = 0
-    for name, encoder in zip(encoder_names(definition), encoders, strict=True):
+    # the floors need embeddings even where no model of the study reads them
+    for name in encoder_names(definition, fine_tuned=False) or [DEFAULT_ENCODER]:
+        encoder = encoders.get(name) or locate(name, definition.path.parent)
         embedded[name], new = _embed(corpus, chunks, encoder, device, tell)
         computed += new
-    texts = (len(chunks.texts) + len(corpus.criteria)) * len(encoders)
-    return Prepared(definition, corpus, chunks, folds, embedded, texts, computed)
+    texts = (len(chunks.texts) + len(corpus.criteria)) * len(embedded)
+    return Prepared(definition, corpus, chunks, folds, embedded, encoders, texts, computed)
 
 
 def _embed(corpus: Corpus, chunks: Chunks, encoder: Encoder, device: str, tell: Progress) -> tuple[EmbeddedCorpus, int]:
@@ -108,10 +120,12 @@ def _embed(corpus: Corpus, chunks: Chunks, encoder: Encoder, device: str, tell: 
     return whole, of_chunks.computed + of_criteria.computed
 
 
-def encoder_names(definition: StudyDefinition) -> list[str]:
-    """Every encoder that the study may choose, each once, the default first."""
+def encoder_names(definition: StudyDefinition, *, fine_tuned: bool = True) -> list[str]:
+    """Every encoder that the study may choose, each once, the default first; with or without those it fine-tunes."""
     names: dict[str, None] = {}
     for alternative in definition.model:
+        if not fine_tuned and reads_text(MODELS[alternative.name]()):
+            continue
         leaf: Leaf = alternative.leaves["encoder"]
         values = [leaf.default, *leaf.values] if isinstance(leaf, Choices) else [leaf]
         names.update((str(value), None) for value in values)

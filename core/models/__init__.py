@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from core.bags import ChunkBags, MeanBags
-from core.config import IrisConfig, LinearConfig, ModelConfig
+from core.config import AbmilConfig, EmbeddingModelConfig, IrisConfig, LinearConfig, ModelConfig, TokenConfig
+from core.encoders import Encoder
+from core.models.abmil import Abmil
 from core.models.iris import Iris
 from core.models.linear import Linear
+from core.models.token import Token
+from core.tokens import TokenPosts
 
 
 class Inputs(Protocol):
@@ -23,12 +27,16 @@ class Inputs(Protocol):
     lengths: npt.NDArray[np.int64]
     """[posts]: how much there is to read of a post; batches are cut from posts of similar length."""
 
+    @property
+    def most(self) -> int | None:
+        """Posts that may be in memory at once while training; None = a whole batch."""
+
     def batch(self, posts: npt.NDArray[np.int64]) -> Any:  # noqa: ANN401  (each model knows its own batches)
         """What the model's `forward` takes for the posts `[folds, width]`."""
 
 
 class Model(Protocol):
-    """A module whose parameters all have a leading `folds` axis."""
+    """A module whose parameters all have a leading `folds` axis, or that holds a single fold."""
 
     def forward(self, batch: Any) -> Tensor:  # noqa: ANN401
         """Logits `[folds, width, criteria]`."""
@@ -54,6 +62,34 @@ class EmbeddedCorpus:
     labels: npt.NDArray[np.int8]
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class TextCorpus:
+    """A corpus as the models see it that read text themselves.
+
+    `posts` and `criteria` are texts, `encoder` is what is fine-tuned, `labels` int8 `[posts, criteria]` with 1, 0 or -1
+    (unlabelled).
+    """
+
+    posts: tuple[str, ...]
+    criteria: tuple[str, ...]
+    encoder: Encoder
+    labels: npt.NDArray[np.int8]
+
+
+Readable = EmbeddedCorpus | TextCorpus
+"""What a model may be trained on: which of the two, its configuration says (`reads_text`)."""
+
+
+def reads_text(config: ModelConfig) -> bool:
+    """Does this model read the posts themselves (`TextCorpus`), or their embeddings (`EmbeddedCorpus`)?"""
+    return isinstance(config, TokenConfig)
+
+
+def folds_fuse(config: ModelConfig) -> bool:
+    """Can several folds train as one batched model?"""
+    return isinstance(config, EmbeddingModelConfig)
+
+
 def prior_log_odds(labels: npt.NDArray[np.int8], train: Sequence[npt.NDArray[np.int64]]) -> Tensor:
     """Log-odds of each criterion in each training part, float32 `[folds, criteria]`, smoothed by half a post."""
     known = np.stack([(labels[part] >= 0).sum(0) for part in train]) + 1.0
@@ -63,7 +99,7 @@ def prior_log_odds(labels: npt.NDArray[np.int8], train: Sequence[npt.NDArray[np.
 
 def build(
     config: ModelConfig,
-    corpus: EmbeddedCorpus,
+    corpus: Readable,
     train: Sequence[npt.NDArray[np.int64]],
     *,
     folds: Sequence[int],
@@ -74,19 +110,47 @@ def build(
 
     Args:
         config: which model.
-        corpus: embeddings and labels.
+        corpus: what it reads of the posts, and the labels.
         train: training posts of each fold; priors are taken from these alone.
-        folds: fold numbers, which the initial weights depend on.
+        folds: fold numbers, which the initial weights depend on; a single one where folds do not fuse.
         seed: seed of the study.
         device: where it will train.
+
+    Raises:
+        ConfigError: the encoder cannot do what the configuration asks for.
     """
     prior = prior_log_odds(corpus.labels, train)
-    match config:
-        case IrisConfig():
-            criteria = torch.from_numpy(corpus.criteria)
-            model: nn.Module = Iris(config, criteria, prior, seed=seed, folds=folds)
-            inputs: Inputs = ChunkBags(corpus.embeddings, corpus.offsets, device)
-        case LinearConfig():
+    inputs = reader(config, corpus, device)
+    model: nn.Module
+    match config, corpus:
+        case IrisConfig(), EmbeddedCorpus():
+            model = Iris(config, torch.from_numpy(corpus.criteria), prior, seed=seed, folds=folds)
+        case AbmilConfig(), EmbeddedCorpus():
+            model = Abmil(config, corpus.embeddings.shape[1], prior, seed=seed, folds=folds)
+        case LinearConfig(), EmbeddedCorpus():
             model = Linear(corpus.embeddings.shape[1], prior)
-            inputs = MeanBags(corpus.embeddings, corpus.offsets, device)
+        case TokenConfig(), TextCorpus():
+            (fold,) = folds
+            model = Token(config, corpus.encoder, prior, seed=seed, fold=fold)
+        case _:
+            raise TypeError(f"{config.name} does not read a {type(corpus).__name__}")
     return model.to(device), inputs
+
+
+def reader(config: ModelConfig, corpus: Readable, device: torch.device | str = "cpu") -> Inputs:
+    """What the model reads of a corpus: that it trains on, or one that it is to predict."""
+    match config, corpus:
+        case IrisConfig() | AbmilConfig(), EmbeddedCorpus():
+            return ChunkBags(corpus.embeddings, corpus.offsets, device)
+        case LinearConfig(), EmbeddedCorpus():
+            return MeanBags(corpus.embeddings, corpus.offsets, device)
+        case TokenConfig(), TextCorpus():
+            return TokenPosts(corpus.encoder, corpus.posts, corpus.criteria, config, device)
+    raise TypeError(f"{config.name} does not read a {type(corpus).__name__}")
+
+
+def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    """The optimizer's groups: what is trained, and how fast."""
+    if isinstance(model, Token):
+        return model.parameter_groups(learning_rate)
+    return [{"params": list(model.parameters()), "lr": learning_rate}]

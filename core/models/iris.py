@@ -71,7 +71,7 @@ class Iris(nn.Module):
 
     def forward(self, bag: Bag) -> Tensor:
         """Logits `[folds, width, criteria]` of a bag of posts."""
-        weights, values = self._attend(bag)
+        weights, values = self.attend(bag)
         read = weights @ values  # [folds, width, criteria * queries, hidden]
         return self._head(read)
 
@@ -86,7 +86,7 @@ class Iris(nn.Module):
         similarity = similarity.transpose(2, 3).masked_fill(~bag.present[:, :, None], -math.inf)
         return similarity, values
 
-    def _attend(self, bag: Bag) -> tuple[Tensor, Tensor]:
+    def attend(self, bag: Bag) -> tuple[Tensor, Tensor]:
         """Attention `[folds, width, criteria * queries, length]`, zero outside the top k, and the values."""
         similarity, values = self._project(bag)
         k = min(self.config.k_retrieved, similarity.shape[-1])

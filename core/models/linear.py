@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,8 +36,8 @@ class Linear(nn.Module):
         """Nothing here is random."""
 
     def penalty(self) -> Tensor:
-        """No penalty: zeros `[folds]`."""
-        return self.bias.new_zeros(len(self.bias))
+        """No penalty: zeros `[folds]`, which can be differentiated."""
+        return 0 * self.bias.sum(-1)
 
 
 def linear_floor(means: npt.NDArray[np.float32], labels: npt.NDArray[np.int8], folds: Folds) -> npt.NDArray[np.float64]:
@@ -51,14 +52,33 @@ def linear_floor(means: npt.NDArray[np.float32], labels: npt.NDArray[np.int8], f
         float64 `[posts, criteria]`; NaN for posts of no fold.
     """
     probabilities = np.full(labels.shape, np.nan)
-    for fold in range(folds.count):
-        train, validation = folds.train(fold), folds.validation(fold)
-        for criterion in range(labels.shape[1]):
-            known = train[labels[train, criterion] >= 0]
-            target = labels[known, criterion]
-            if target.min() == target.max():  # nothing to separate: the training rate is all there is to say
-                probabilities[validation, criterion] = float(target[0])
-                continue
-            model = LogisticRegression(C=1.0, max_iter=1000).fit(means[known], target)
-            probabilities[validation, criterion] = model.predict_proba(means[validation])[:, 1]
+    with torch.no_grad():
+        model = fitted_floor(means, labels, folds).double()
+        for fold in range(folds.count):
+            validation = folds.validation(fold)
+            logits = torch.from_numpy(means[validation]).double() @ model.weight[fold] + model.bias[fold]
+            probabilities[validation] = torch.sigmoid(logits).numpy()
     return probabilities
+
+
+def fitted_floor(means: npt.NDArray[np.float32], labels: npt.NDArray[np.int8], folds: Folds) -> Linear:
+    """The logistic regressions of `linear_floor` as one model, stacked over the folds."""
+    model = Linear(means.shape[1], torch.zeros(folds.count, labels.shape[1]))
+    with torch.no_grad():
+        for fold in range(folds.count):
+            train = folds.train(fold)
+            for criterion in range(labels.shape[1]):
+                known = train[labels[train, criterion] >= 0]
+                weight, bias = _fitted(means[known], labels[known, criterion])
+                model.weight[fold, :, criterion] = torch.from_numpy(weight)
+                model.bias[fold, criterion] = bias
+    return model
+
+
+def _fitted(rows: npt.NDArray[np.float32], target: npt.NDArray[np.int8]) -> tuple[npt.NDArray[np.float64], float]:
+    """Weights `[dim]` and intercept; where there is one class or none, the training rate is all there is to say."""
+    positives = int((target == 1).sum())
+    if not 0 < positives < len(target):
+        return np.zeros(rows.shape[1]), math.log((positives + 0.5) / (len(target) - positives + 0.5))
+    fitted = LogisticRegression(C=1.0, max_iter=1000).fit(rows, target)
+    return np.asarray(fitted.coef_[0], dtype=np.float64), float(fitted.intercept_[0])

@@ -1,0 +1,322 @@
+"""token: sequences as the tokenizer makes them, windows that read everything, folds that do not know each other."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
+
+from core import explain
+from core.chunks import chunk
+from core.config import BCEConfig, CandidateConfig, ChunksConfig, TokenConfig, TrainingConfig
+from core.encoders import locate
+from core.errors import ConfigError
+from core.models import TextCorpus, build
+from core.models.token import Token, pool
+from core.splits import Folds
+from core.stack import FoldRow, FoldStack, make_stack
+from core.tokens import TokenPosts, pieces, tokenised, vocabulary
+
+WORDS = [f"w{number}" for number in range(30)]
+CRITERIA = ("w0 w1", "w2 w3 w4")
+POSTS = 36
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A tiny BERT with weights drawn at random."""
+    folder = tmp_path_factory.mktemp("tiny")
+    vocab = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    marks = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **marks).save_pretrained(folder)
+    torch.manual_seed(0)
+    BertModel(
+        BertConfig(
+            vocab_size=len(vocab),
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=64,
+            hidden_dropout_prob=0.1,
+        )
+    ).save_pretrained(folder)
+    return locate(str(folder))
+
+
+@pytest.fixture(scope="module")
+def corpus(encoder):
+    """Posts of 3 to 40 words; w5 anywhere meets the first criterion, w6 the second."""
+    generator = np.random.default_rng(0)
+    posts = [" ".join(generator.choice(WORDS[7:], generator.integers(3, 40))).split() for _ in range(POSTS)]
+    labels = generator.integers(0, 2, (POSTS, 2)).astype(np.int8)
+    for post, row in zip(posts, labels, strict=True):
+        for criterion in np.flatnonzero(row):
+            post.insert(int(generator.integers(0, len(post))), WORDS[5 + criterion])
+    labels[0, 0] = -1
+    return TextCorpus(tuple(" ".join(post) for post in posts), CRITERIA, encoder, labels)
+
+
+FOLDS = Folds(np.arange(POSTS) % 3, 3)
+
+
+def candidate(training=None, **model):
+    settings = {"batch_size": 8, "learning_rate": 0.01, **(training or {})}
+    return CandidateConfig(
+        TokenConfig(**{"max_length": 24, "stride": 10, "learning_rate_factor": 0.1, **model}),
+        TrainingConfig(**settings),
+        BCEConfig(),
+    )
+
+
+def untrained(corpus, config=None, **model):
+    """A model whose head is not zero, in evaluation, and what it reads."""
+    config = config or candidate(dropout=0.0, **model).model
+    made, inputs = build(config, corpus, [np.arange(POSTS)], folds=[0], seed=0)
+    with torch.no_grad():
+        made.head.normal_(generator=torch.Generator().manual_seed(1))
+    return made.eval(), inputs
+
+
+# ---- sequences
+
+
+@pytest.mark.parametrize("name", ["tiny", "all-MiniLM-L6-v2"])
+def test_sequences_are_those_of_the_tokenizer(encoder, name):
+    encoder = encoder if name == "tiny" else locate(name)
+    tokenizer = AutoTokenizer.from_pretrained(encoder.folder, local_files_only=True)
+    posts = ("w7 w8 w9", "w10")
+    for reads in ("pairs", "posts"):
+        batch = TokenPosts(encoder, posts, CRITERIA, TokenConfig(max_length=48, reads=reads)).batch(np.array([[1, 0]]))
+        texts = [(c, p) for p in posts for c in CRITERIA] if reads == "pairs" else [(p,) for p in posts]
+        expected = [tokenizer(*text, return_token_type_ids=True) for text in texts]
+        for row, owner in enumerate(batch.owner.tolist()):
+            count = int(batch.mask[row].sum())
+            assert batch.ids[row, :count].tolist() == expected[owner]["input_ids"]
+            assert batch.types[row, :count].tolist() == expected[owner]["token_type_ids"]
+            assert (batch.ids[row, count:] == tokenizer.pad_token_id).all()
+        assert batch.back.tolist() == [1, 0]
+        assert batch.rows == len(texts)
+        assert batch.mask.sum(1).tolist() == sorted(batch.mask.sum(1).tolist(), reverse=True)
+
+
+@pytest.mark.parametrize("length", [1, 10, 11, 25, 99])
+@pytest.mark.parametrize("stride", [3, 7, 10, 500])
+def test_windows_read_every_token_and_are_full(length, stride):
+    found = pieces(length, 10, TokenConfig(stride=stride))
+    assert set(np.concatenate(found)) == set(range(length))
+    assert all(len(piece) == min(length, 10) for piece in found)
+    assert all((np.diff(piece) == 1).all() for piece in found)
+    assert len(found) <= 1 + -(-max(0, length - 10) // min(stride, 10))
+
+
+def test_head_and_tail_of_a_long_post():
+    (found,) = pieces(100, 12, TokenConfig(strategy="head_tail"))
+    assert found.tolist() == [0, 1, 2, *range(91, 100)]
+    assert pieces(12, 12, TokenConfig(strategy="head_tail"))[0].tolist() == list(range(12))
+
+
+def test_texts_are_tokenised_once(encoder):
+    assert tokenised(encoder, CRITERIA) is tokenised(encoder, tuple(CRITERIA))
+    assert [ids.tolist() for ids in tokenised(encoder, CRITERIA)] == [[4, 5], [6, 7, 8]]
+    assert vocabulary(encoder).longest == 64
+    assert vocabulary(encoder).pair.marks == 3
+
+
+def test_lengths_that_cannot_be_are_refused(encoder, corpus):
+    with pytest.raises(ConfigError, match=r"max_length is 65, but .* reads 64 tokens at once; give at most 64"):
+        TokenPosts(encoder, corpus.posts, CRITERIA, TokenConfig(max_length=65))
+    with pytest.raises(ConfigError, match=r"max_length is 16, but .* take 23 tokens; give at least 31"):
+        TokenPosts(encoder, corpus.posts, ("w1 " * 20, "w2"), TokenConfig(max_length=16))
+
+
+# ---- the model
+
+
+def test_padding_neighbours_and_repeats_do_not_matter(corpus):
+    for reads in ("pairs", "posts"):
+        model, inputs = untrained(corpus, reads=reads)
+        with torch.no_grad():
+            all_ = model(inputs.batch(np.arange(POSTS)[None]))
+            assert all_.shape == (1, POSTS, 2)
+            some = np.array([[7, 3, 7, 30]])
+            torch.testing.assert_close(model(inputs.batch(some))[0], all_[0, some[0]], rtol=1e-4, atol=1e-5)
+        assert all_[0].std(0).min() > 1e-3
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean", "logsumexp"])
+def test_pooling_of_windows(pooling):
+    logits = torch.tensor([[1.0, -2.0], [3.0, 0.5], [200.0, -90.0], [-1.0, 0.0]], requires_grad=True)
+    owner = torch.tensor([1, 0, 2, 1])
+    reference = {
+        "max": lambda z: z.max(0).values,
+        "mean": lambda z: z.mean(0),
+        "logsumexp": lambda z: torch.logsumexp(z, 0) - np.log(len(z)),
+    }[pooling]
+    expected = torch.stack([reference(logits[owner == row]) for row in range(3)])
+    found = pool(logits, owner, 3, pooling)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    ours = torch.autograd.grad((found * weights).sum(), logits)[0]
+    logits.grad = None
+    theirs = torch.autograd.grad((expected * weights).sum(), logits)[0]
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_frozen_layers_stay_and_are_not_saved(corpus):
+    stack = FoldStack(corpus, FOLDS, [0], candidate(freeze_layers=1), seed=0)
+    before = {name: value.clone() for name, value in stack.trainer.model.named_parameters()}
+    stack.advance()
+    changed = {n for n, value in stack.trainer.model.named_parameters() if not torch.equal(value, before[n])}
+    frozen = {name for name in before if "embeddings" in name or "layer.0." in name}
+    assert frozen
+    assert changed == set(before) - frozen
+    assert stack.trainer.model.state_dict().keys() == changed
+    other = FoldStack(corpus, FOLDS, [0], candidate(freeze_layers=1), seed=0)
+    other.load_state_dict(copy.deepcopy(stack.state_dict()))
+    np.testing.assert_array_equal(other.validate()[0][0], stack.validate()[0][0])
+    with pytest.raises(ConfigError, match=r"freeze_layers is 3, but .* has 2 layers"):
+        untrained(corpus, freeze_layers=3)
+
+
+def test_a_truly_missing_weight_is_still_told(corpus):
+    model, _ = untrained(corpus, freeze_layers=1)
+    state = model.state_dict()
+    del state["head"]
+    with pytest.raises(RuntimeError, match="head"):
+        model.load_state_dict(state)
+
+
+# ---- training
+
+
+def test_memory_saving_does_not_change_the_gradient(corpus):
+    found = []
+    for settings in ({"micro_batch": 8}, {"micro_batch": 3}, {"micro_batch": 3, "gradient_checkpointing": True}):
+        stack = FoldStack(corpus, FOLDS, [0], candidate({"learning_rate": 1e-3}, dropout=0.0, **settings), seed=0)
+        for module in stack.trainer.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            if hasattr(module, "dropout_prob"):
+                module.dropout_prob = 0.0
+        end = stack.advance()
+        found.append((end.train_loss[0], stack.validate()[0][0]))
+    for loss, logits in found[1:]:
+        assert loss == pytest.approx(found[0][0], abs=1e-5)
+        np.testing.assert_allclose(logits, found[0][1], rtol=1e-3, atol=1e-4)
+
+
+def test_folds_in_a_row_alone_and_resumed_agree_bit_for_bit(corpus):
+    row = make_stack(corpus, FOLDS, [0, 1, 2], candidate(), seed=5)
+    assert isinstance(row, FoldRow)
+    assert row.which == (0, 1, 2)
+    torch.manual_seed(99)  # nobody else's randomness counts
+    losses = [row.advance().train_loss for _ in range(2)]
+    assert row.epoch == 2
+    logits, validation_loss = row.validate()
+    assert len(losses[0]) == len(validation_loss) == 3
+
+    state = torch.get_rng_state()
+    alone = make_stack(corpus, FOLDS, [1], candidate(), seed=5)
+    first = alone.advance()
+    assert torch.equal(torch.get_rng_state(), state)  # and ours disturbs nobody
+    resumed = make_stack(corpus, FOLDS, [1], candidate(), seed=5)
+    resumed.load_state_dict(copy.deepcopy(alone.state_dict()))
+    second = resumed.advance()
+    assert [first.train_loss[0], second.train_loss[0]] == [epoch[1] for epoch in losses]
+    np.testing.assert_array_equal(resumed.validate()[0][0], logits[1])
+    own = [np.array([4, 2]), np.array([9]), np.array([0, 1, 5])]
+    assert [part.shape for part in row.predict(own)] == [(2, 2), (1, 2), (3, 2)]
+
+
+def test_reduced_precision_is_close_and_sees_every_step(corpus):
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        stack = FoldStack(corpus, FOLDS, [0], candidate(precision=precision), seed=0)
+        losses[precision] = [stack.advance().train_loss[0] for _ in range(4)]
+        assert {value.dtype for value in stack.trainer.model.parameters()} == {torch.float32}
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.03)
+    assert losses["bfloat16"] != losses["float32"]
+
+
+def test_dropout_differs_by_epoch_batch_and_fold(corpus):
+    model, inputs = untrained(corpus)
+    model.train()
+    batch = inputs.batch(np.array([[1, 2]]))
+
+    def drawn(key, passes):
+        model.reseed([key])
+        return [model(batch).detach() for _ in range(passes)]
+
+    first, second = drawn((0, "dropout", 0, 0), 2)
+    assert not torch.equal(first, second)
+    assert torch.equal(drawn((0, "dropout", 0, 0), 1)[0], first)
+    assert not torch.equal(drawn((0, "dropout", 0, 1), 1)[0], first)
+    assert not torch.equal(drawn((0, "dropout", 1, 0), 1)[0], first)
+
+
+@pytest.mark.parametrize("reads", ["pairs", "posts"])
+def test_learns_what_decides(corpus, reads):
+    stack = make_stack(corpus, FOLDS, [0], candidate({"learning_rate": 0.03}, reads=reads, readout="mean"), seed=0)
+    losses = [stack.advance().train_loss[0] for _ in range(25)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_what_a_reading_hangs_on(corpus):
+    model, _ = untrained(corpus)
+    config = candidate().model
+    posts = ("w7 w8. w9 w5 w10. w11.", "w12 w13.")
+    own = TextCorpus(posts, CRITERIA, corpus.encoder, corpus.labels[:2])
+    chunks = chunk(posts, ChunksConfig())
+    reading = explain.read_text(model, own, config, chunks, np.array([0, 1]))
+    assert chunks.offsets.tolist() == [0, 1, 2] or len(chunks) >= 2
+    with torch.no_grad():
+        whole = model(TokenPosts(corpus.encoder, posts, CRITERIA, config).batch(np.array([[0, 1]])))[0]
+    np.testing.assert_allclose(reading.logits, whole.numpy(), rtol=1e-4, atol=1e-5)
+    assert np.isnan(reading.attention).all()
+
+
+# ---- extras
+
+
+def test_lora_is_asked_for_in_a_sentence(corpus, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    with pytest.raises(
+        ConfigError, match=r"lora_rank needs the package peft.*pip install 'sparse-evidence-hpo\[lora\]'"
+    ):
+        untrained(corpus, lora_rank=2)
+
+
+def test_lora_trains_and_saves_the_updates_alone(corpus):
+    pytest.importorskip("peft")
+    stack = FoldStack(corpus, FOLDS, [0], candidate(lora_rank=2), seed=0)
+    model = stack.trainer.model
+    assert all("lora_" in name or name in {"head", "bias"} for name in model.state_dict())
+    before = model.state_dict(keep_vars=False)
+    before = {name: value.clone() for name, value in before.items()}
+    stack.advance(), stack.advance()
+    assert all(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    other = FoldStack(corpus, FOLDS, [0], candidate(lora_rank=2), seed=0)
+    other.load_state_dict(copy.deepcopy(stack.state_dict()))
+    np.testing.assert_array_equal(other.validate()[0][0], stack.validate()[0][0])
+
+
+@pytest.mark.slow
+def test_pretrained_weights_are_what_is_fine_tuned():
+    encoder = locate("all-MiniLM-L6-v2")
+    model = Token(TokenConfig(freeze_layers=6), encoder, torch.zeros(1, 2), seed=0, fold=0)
+    settings = json.loads((encoder.folder / "config.json").read_text())
+    assert model.head.shape == (2, settings["hidden_size"])
+    from safetensors.torch import load_file
+
+    saved = load_file(encoder.folder / "model.safetensors")
+    mine = dict(model.encoder.named_parameters())
+    assert all(torch.equal(value, saved[name].float()) for name, value in mine.items())
