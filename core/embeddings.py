@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 PACK_TEXTS = 4096
 """Texts per pack file: what an interrupted run can lose."""
 BATCH_TOKENS = {"cpu": 1024, "accelerator": 32_768}
-"""Tokens per batch, padding included: on a CPU as much as its caches hold, elsewhere enough to fill the device."""
+"""Tokens per batch, padding included: on a CPU as much as its caches hold, elsewhere what fills the device."""
 
 Progress = Callable[[int, int], None]
 """Called with (texts done, texts to do) while embedding."""
@@ -154,9 +154,8 @@ def _batches(
     texts: Sequence[str],
     at_most: int | None,
 ) -> Iterator[npt.NDArray[np.int64]]:
-    """Rows of `texts` that share a batch: of like length in tokens, longest first, padded size within the budget."""
-    tokens = model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length)["input_ids"]
-    lengths = np.array([len(each) for each in tokens])
+    """Rows of `texts` that share a batch: of like length, longest first, padded size within the budget."""
+    lengths = _lengths(model, texts)
     order = np.argsort(-lengths, kind="stable")
     budget = BATCH_TOKENS["cpu" if model.device.type == "cpu" else "accelerator"]
     at = 0
@@ -164,6 +163,14 @@ def _batches(
         size = max(1, min(budget // int(lengths[order[at]]), at_most or len(order)))
         yield order[at : at + size]
         at += size
+
+
+def _lengths(model: Any, texts: Sequence[str]) -> npt.NDArray[np.int64]:  # noqa: ANN401
+    """Tokens of each text; characters say too little, and a batch of even lengths saves a quarter of the time."""
+    if not callable(model.tokenizer):  # an encoder without a transformer: its length does not matter
+        return np.array([len(text) // 4 + 1 for text in texts])
+    tokens = model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length)["input_ids"]
+    return np.array([len(each) for each in tokens])
 
 
 def load_encoder(encoder: Encoder, device: str) -> Any:  # noqa: ANN401  (importing the class costs seconds)
