@@ -45,7 +45,7 @@ def state_of(stack):
 
 
 def assert_same_bits(left, right):
-    assert type(left) is type(right)
+    assert type(left) is type(right) or isinstance(left, dict)
     if isinstance(left, dict):
         assert left.keys() == right.keys()
         for key in left:
