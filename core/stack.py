@@ -112,9 +112,7 @@ class FoldStack:
         model, self.inputs = models.build(
             candidate.model, corpus, self._train, folds=self.which, seed=seed, device=device
         )
-        self._loss = losses.resolve(
-            candidate.loss, [torch.tensor(corpus.labels[part]) for part in self._train], device=device
-        )
+        self._loss = losses.resolve(candidate.loss, [self._labels[part] for part in self._train])
         # batches too large for the memory are cut into pieces, and put together again by accumulation
         self.pieces = math.ceil(self.width / (self.inputs.most or self.width))
         optimizer = torch.optim.AdamW(
