@@ -53,7 +53,7 @@ def call(start: Start) -> Call:
 
     def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
         process = start(*arguments, **environment)
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=600)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return run
