@@ -59,7 +59,7 @@ def result(best: Mapping[str, Any], where: str) -> RenderableType:
     failed = trials["infeasible"] + trials["failed"]
     table.add_row("trials", f"{trials['complete']} complete, {trials['pruned']} pruned, {failed} failed "
                   f"of {trials['requested']} asked for")  # fmt: skip
-    table.add_row("confirmed", "no: chosen and scored on the same folds, expect a little less")
+    table.add_row("confirmed", "no: scored where it was chosen, so expect a little less")
     table.add_row("written to", where)
     return table
 
