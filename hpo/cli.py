@@ -59,6 +59,8 @@ def main() -> NoReturn:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     # Threads that spin while they wait take the cores from other workers (an epoch was 3 times slower beside others).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was opened is closed
     try:
         # A KeyboardInterrupt comes back as typer's exit code for it, which is ours, too.
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False) or Exit.DONE
@@ -136,10 +138,11 @@ def run(
         open_storage(url)  # a wrong URL is found before minutes of embedding
         joined = _join(definition, url, trials or definition.search.trials, console)
         code = _drive(console, definition, url, joined, trials or definition.search.trials, workers)
-        best = export.best(joined)
-        export.write_json(best, out)
-    console.print(report.result(best, str(out)))
-    if code:
+        if code == Exit.DONE or export.best_trial(joined) is not None:
+            best = export.best(joined)
+            export.write_json(best, out)
+            console.print(report.result(best, str(out)))
+    if code != Exit.DONE:
         raise typer.Exit(code)
 
 
@@ -187,7 +190,8 @@ def _drive(
         console, joined, trials=budget, metric=definition.search.metric
     ) as view, supervisor.Workers(definition.path, url, trials=budget, count=count, say=view.say) as crew:  # fmt: skip
         while crew.alive() and not stop.wait(REFRESH_SECONDS):
-            view.update()
+            if view.update().finished >= budget:
+                break  # not waiting for a worker that has only just started
         view.update()
         if stop.is_set():
             view.say("stopping: the workers finish their epoch and hand their trials back; once more ends them at once")

@@ -12,10 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from hpo.worker import STOP_ON_EOF
-
-STOP_SECONDS = 60.0
-"""How long a worker may take to end its epoch and hand its trial back."""
+from hpo.worker import STOP_ON_EOF, STOP_SECONDS
 
 
 def usable_cores() -> int:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -17,6 +18,7 @@ import torch
 from core.metrics import METRICS
 from hpo import claims, objective, space
 from hpo.definition import StudyDefinition, differences
+from hpo.errors import Exit
 from hpo.export import FLOORS, REQUESTED
 from hpo.preparation import Prepared, Progress, prepare
 from hpo.sampler import seeded
@@ -28,6 +30,8 @@ Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
 STOP_ON_EOF = "HPO_STOP_ON_EOF"
 """Environment variable: set, the end of standard input asks a worker to stop as SIGTERM does."""
+STOP_SECONDS = 60.0
+"""How long a worker may take to end its epoch and hand its trial back, when whoever started it wants it to."""
 POLL_SECONDS = 0.5
 """How often a worker without a trial looks whether one was left behind."""
 
@@ -156,7 +160,10 @@ def stopped_by_signals(stop: threading.Event, *, again: Handler = signal.SIG_DFL
 
 
 def stopped_by_end_of_input(stop: threading.Event) -> None:
-    """Set `stop` when standard input ends, if `STOP_ON_EOF` asks for it: whoever started us has gone."""
+    """Set `stop` when standard input ends, if `STOP_ON_EOF` asks for it: whoever started us has gone.
+
+    If the work has still not ended `STOP_SECONDS` later (the database may have gone, too), the process ends hard.
+    """
     if os.environ.get(STOP_ON_EOF, "0") in {"", "0"}:
         return
 
@@ -165,5 +172,7 @@ def stopped_by_end_of_input(stop: threading.Event) -> None:
             while os.read(0, 1024):  # not sys.stdin: its lock would be held while the interpreter shuts down
                 pass
         stop.set()
+        time.sleep(STOP_SECONDS)
+        os._exit(Exit.FAILED)
 
     threading.Thread(target=listen, name="end of input", daemon=True).start()
