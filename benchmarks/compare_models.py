@@ -44,7 +44,7 @@ from core.embeddings import embed
 from core.encoders import locate
 from core.models import EmbeddedCorpus, Readable, TextCorpus
 from core.models.linear import fitted_floor, linear_floor
-from core.sources import SOURCES
+from core.sources import EditorialsSource
 from core.splits import Folds, split
 from core.stack import FoldRow, FoldStack, make_stack
 
@@ -82,7 +82,7 @@ class Row:
 
 
 def prepare() -> Data:
-    corpus = SOURCES["editorials"]().load(ROOT)
+    corpus = EditorialsSource().load(ROOT)
     chunks = chunk(corpus.posts, ChunksConfig())
     encoder = locate(IrisConfig().encoder)
     criteria = embed([criterion.text for criterion in corpus.criteria], encoder).vectors
