@@ -77,7 +77,7 @@ class AbmilConfig:
     name: Literal["abmil"] = "abmil"
     encoder: str = DEFAULT_ENCODER
     """A sentence-transformers name or a local folder; frozen."""
-    hidden: Annotated[int, Interval(ge=2, le=1024)] = 64
+    hidden: Annotated[int, Interval(ge=2, le=1024)] = 128
     """Width of the chunks' features."""
     attention_hidden: Annotated[int, Interval(ge=2, le=1024)] = 32
     """Width of the gated layer that scores a chunk."""

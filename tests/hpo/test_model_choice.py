@@ -1,0 +1,98 @@
+"""A study that chooses between models: every one trains on what it reads, and each has its own parameters."""
+
+import math
+
+import optuna
+import pytest
+
+from core.crossval import CrossValidation
+from core.models import EmbeddedCorpus, TextCorpus
+from hpo import space
+from hpo.definition import load
+from hpo.preparation import encoder_names, prepare
+
+STUDY = """
+[data]
+source = "synthetic"
+posts = 60
+criteria = 2
+[split]
+folds = 2
+[training]
+epochs = 2
+learning_rate = {{ low = 1e-3, high = 1e-2, log = true }}
+[[model]]
+name = "iris"
+num_queries = {{ low = 1, high = 3 }}
+hidden = 8
+[[model]]
+name = "abmil"
+hidden = {{ choices = [8, 16] }}
+[[model]]
+name = "linear"
+[[model]]
+name = "token"
+encoder = {encoder}
+reads = {{ choices = ["pairs", "posts"] }}
+max_length = 48
+"""
+TOKEN_ONLY = '[data]\nsource = "synthetic"\nposts = 60\ncriteria = 2\n[split]\nfolds = 2\n[model]\nname = "token"\n'
+
+
+@pytest.fixture(scope="module")
+def definition(tmp_path_factory, tiny_encoder):
+    path = tmp_path_factory.mktemp("study") / "choice.toml"
+    path.write_text(STUDY.format(encoder=f'"{tiny_encoder}"'), encoding="utf-8")
+    return load(path, environ={})
+
+
+def test_each_model_has_its_own_parameters(definition, tiny_encoder):
+    assert space.parameters(definition) == {
+        "model": "one of iris, abmil, linear, token",
+        "model.num_queries": "1 to 3, where model is iris",
+        "model.hidden": "one of 8, 16, where model is abmil",
+        "model.reads": "one of pairs, posts, where model is token",
+        "training.learning_rate": "0.001 to 0.01 (log)",
+    }
+    assert encoder_names(definition) == ["all-MiniLM-L6-v2", str(tiny_encoder)]
+    assert encoder_names(definition, fine_tuned=False) == ["all-MiniLM-L6-v2"]
+
+
+@pytest.mark.slow
+def test_a_search_tries_them_all(definition, tiny_encoder):
+    prepared = prepare(definition)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    for name in ("iris", "abmil", "linear", "token", "token"):
+        study.enqueue_trial({"model": name})
+    tried = []
+    for _ in range(5):
+        trial = study.ask()
+        candidate = space.suggest(definition, trial)
+        readable = prepared.readable(candidate.model)
+        assert isinstance(readable, TextCorpus if candidate.model.name == "token" else EmbeddedCorpus)
+        cv = CrossValidation(
+            readable,
+            prepared.folds,
+            candidate,
+            stages=(1, 1),
+            metric=definition.search.metric,
+            criteria=prepared.criteria,
+            seed=0,
+        )
+        events = list(cv.epochs())
+        assert [(event.stage, event.epoch) for event in events] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+        assert all(math.isfinite(loss) for event in events for loss in event.train_loss + event.validation_loss)
+        study.tell(trial, cv.summary().value)
+        tried.append(candidate.model.name)
+    assert tried == ["iris", "abmil", "linear", "token", "token"]
+    assert study.best_value > prepared.floors()["mean_prevalence"]
+
+
+@pytest.mark.slow
+def test_a_study_of_transformers_alone_still_has_its_floor(tmp_path, tiny_encoder):
+    path = tmp_path / "token.toml"
+    path.write_text(TOKEN_ONLY + f'encoder = "{tiny_encoder}"\n', encoding="utf-8")
+    prepared = prepare(load(path, environ={}))
+    assert list(prepared.encoders) == [str(tiny_encoder)]
+    assert list(prepared.embedded) == ["all-MiniLM-L6-v2"]
+    assert prepared.floors()["linear"] > prepared.floors()["mean_prevalence"]
