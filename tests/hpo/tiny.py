@@ -53,4 +53,6 @@ def prepared(
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     folds = split(corpus.groups, corpus.labels, definition.split, criteria=[each.name for each in corpus.criteria])
     embedded = EmbeddedCorpus(vectors.astype(np.float32), chunks.offsets, criteria.astype(np.float32), corpus.labels)
-    return Prepared(definition, corpus, chunks, folds, {"all-MiniLM-L6-v2": embedded}, len(chunks.texts) + 2, 0)
+    return Prepared(
+        definition, corpus, chunks, folds, {"all-MiniLM-L6-v2": embedded}, {}, texts=len(chunks.texts) + 2, computed=0
+    )
