@@ -35,6 +35,9 @@ format: install  ## let ruff write the style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+bench: install  ## measure ratios, to benchmarks/results.json
+	$(BIN)/python -m benchmarks
+
 lock: install  ## write requirements.lock from what is installed
 	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
 

@@ -1,0 +1,102 @@
+"""(d) From one worker to two on real trials, and to 64 workers on trials that only sleep; (e) memory of a worker."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import optuna
+
+from benchmarks.service import databases
+from hpo.definition import load
+from hpo.storage import engine_of, open_storage, open_study
+from hpo.supervisor import usable_cores
+
+SLEEP_SECONDS = 2.0
+SLEEPERS = 64
+ROUNDS = 5
+TRIALS = 16
+HOME = Path(__file__).with_name("home.toml")
+
+
+def _study(folder: Path, name: str, trials: int) -> Path:
+    """The study of the home case's size with equal work in every trial: random points, no pruning, fixed epochs."""
+    text = HOME.read_text()
+    text = text.replace('name = "home"', f'name = "{name}"')
+    text = text.replace("trials = 40", f'trials = {trials}\nsampler = "random"\npruner = {{ name = "none" }}')
+    text = re.sub(r"epochs = \d+\npatience = \d+", "epochs = 4\npatience = 4", text)
+    path = folder / f"{name}.toml"
+    path.write_text(text)
+    return path
+
+
+def workers_2() -> dict[str, float]:
+    """Trials per second of two workers over those of one; a worker has one thread, start-up left out."""
+    pace = {}
+    with databases() as fresh, tempfile.TemporaryDirectory() as folder:
+        for count in (1, 2):
+            path = _study(Path(folder), f"scaling_{count}", TRIALS)
+            url = fresh(path.stem)
+            command = [sys.executable, "-m", "hpo", "worker", str(path), "--threads", "1"]
+            environment = {**os.environ, "HPO_STORAGE": url, "OMP_NUM_THREADS": "1"}
+            running = [subprocess.Popen(command, env=environment) for _ in range(count)]
+            assert [process.wait() for process in running] == [0] * count
+            trials = optuna.load_study(study_name=path.stem, storage=url).trials
+            starts = sorted(trial.datetime_start for trial in trials if trial.datetime_start)[count:]
+            ends = sorted(trial.datetime_complete for trial in trials if trial.datetime_complete)[count - 1 :]
+            # from the first end (all workers are warm) to the last
+            assert starts
+            pace[count] = (len(ends) - 1) / (ends[-1] - ends[0]).total_seconds()
+    return {"scaling.workers_2": pace[2] / pace[1]}
+
+
+def sleeping_64() -> dict[str, float]:
+    """Share of the ideal throughput that 64 workers lose when a trial is two seconds of sleep."""
+    with databases() as fresh:
+        url = fresh("sleepers")
+        definition = load(Path(__file__).with_name("service.toml"))
+        identity = {
+            "definition": definition.canonical(), "definition_sha256": definition.sha256(), "data_sha256": "",
+            "folds_sha256": "", "code": "",
+        }  # fmt: skip
+        study = open_study(open_storage(url), "sleepers", direction="maximize", identity=identity)
+        engine_of(study).dispose()
+        command = [sys.executable, "-m", "benchmarks.sleeper", url, str(SLEEPERS * (ROUNDS + 2)), str(SLEEP_SECONDS)]
+        running = [subprocess.Popen(command) for _ in range(SLEEPERS)]
+        assert [process.wait() for process in running] == [0] * SLEEPERS
+        ends = sorted(trial.datetime_complete for trial in study.trials if trial.datetime_complete)
+        # the first two rounds hold the start of 64 processes on a few cores
+        warm = ends[2 * SLEEPERS - 1 :]
+        achieved = (len(warm) - 1) / (warm[-1] - warm[0]).total_seconds()
+    return {"scaling.sleeping_64_loss": 1 - achieved / (SLEEPERS / SLEEP_SECONDS)}
+
+
+def memory() -> dict[str, float]:
+    """Largest resident memory of one worker on the home case's size, in GiB; shared pages counted in full."""
+    with databases() as fresh, tempfile.TemporaryDirectory() as folder:
+        path = _study(Path(folder), "memory", 2)
+        environment = {**os.environ, "HPO_STORAGE": fresh("memory")}
+        code = (
+            "import resource, subprocess, sys;"
+            "subprocess.run(sys.argv[1:], check=True);"
+            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+        )
+        command = [sys.executable, "-c", code, sys.executable, "-m", "hpo", "worker", str(path), "--threads", "1"]
+        said = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout
+    kibibytes = int(said.split()[-1])
+    assert resource.getpagesize() > 0
+    return {"memory.worker_gib": kibibytes / 2**20}
+
+
+def measure() -> dict[str, float]:
+    """All of it."""
+    assert usable_cores() >= 2, "two workers need two cores"
+    started = time.perf_counter()
+    found = workers_2() | sleeping_64() | memory()
+    return found | {"scaling.seconds": time.perf_counter() - started}

@@ -1,0 +1,39 @@
+"""A worker whose trials only sleep: `python -m benchmarks.sleeper URL TRIALS SECONDS`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from optuna.trial import TrialState
+
+from hpo import claims, space
+from hpo.definition import load
+from hpo.sampler import seeded
+from hpo.storage import engine_of, load_existing, open_storage
+
+
+def main() -> None:
+    """Claim, configure, sleep, report twice, end; until the study is finished."""
+    url, trials, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+    definition = load(Path(__file__).with_name("service.toml"))
+    study = load_existing(open_storage(url), "sleepers")
+    study.sampler = seeded("tpe", seed=0)
+    mine = claims.Claims(
+        engine_of(study), study, budget=trials, heartbeat_seconds=20, grace_seconds=120, max_attempts=3
+    )  # fmt: skip
+    while not isinstance(got := mine.claim(), claims.Finished):
+        if isinstance(got, claims.Wait):
+            time.sleep(0.5)
+            continue
+        with got as claim:
+            space.suggest(definition, claim.trial)
+            time.sleep(seconds)
+            claim.trial.report(0.5, 2)
+            claim.trial.report(0.5, 5)
+            claim.finish(TrialState.COMPLETE, 0.5)
+
+
+if __name__ == "__main__":
+    main()
