@@ -80,9 +80,8 @@ def embed(
         with _one_at_a_time(folder / "lock"):
             if view.exists():
                 return Embedded(_map(view), 0)
-            computed = _compute_missing(
-                folder, dict(zip(keys, texts, strict=True)), encoder, device, batch_size, progress
-            )
+            wanted = dict(zip(keys, texts, strict=True))
+            computed = _compute_missing(folder, wanted, encoder, device, batch_size, progress)
             _write_view(folder, view, keys)
     except OSError as error:
         raise UserError(
