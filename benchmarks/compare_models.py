@@ -39,7 +39,6 @@ from core.config import (
     TokenConfig,
     TrainingConfig,
 )
-from core.crossval import best_index, is_stale
 from core.data import Corpus
 from core.embeddings import embed
 from core.encoders import locate
@@ -48,6 +47,7 @@ from core.models.linear import fitted_floor, linear_floor
 from core.sources import EditorialsSource, SyntheticSource
 from core.splits import Folds, split
 from core.stack import FoldRow, FoldStack, make_stack
+from core.stopping import best_index, is_stale
 
 METRIC = "average_precision"
 ROOT = Path(__file__).parents[1]

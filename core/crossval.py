@@ -8,7 +8,7 @@ mean over *all* folds is best, and every number of the summary is of that epoch.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from core.config import CandidateConfig
 from core.models import Readable
 from core.splits import Folds
 from core.stack import Stack, make_stack
+from core.stopping import best_index, is_stale
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,6 @@ class CvSummary:
     report: metrics.Report
     probabilities: npt.NDArray[np.float32]
     """Out-of-fold probabilities `[posts, criteria]`; NaN for posts of no fold."""
-
-
-def is_stale(means: Sequence[float], patience: int, *, higher_is_better: bool = True) -> bool:
-    """Has the curve not improved on its best for `patience` epochs?"""
-    if not means:
-        return False
-    return len(means) - 1 - best_index(means, higher_is_better=higher_is_better) >= patience
-
-
-def best_index(means: Sequence[float], *, higher_is_better: bool = True) -> int:
-    """Index of the best value, the earliest among equals; undefined (NaN) values are never best."""
-    signed = np.asarray(means) if higher_is_better else -np.asarray(means)
-    return int(np.argmax(np.where(np.isnan(signed), -np.inf, signed)))
 
 
 class _Stage:
@@ -219,7 +207,7 @@ class CrossValidation:
             "stages": [
                 {
                     "stack": stage.stack.state_dict(),
-                    "curve": list(stage.curve),
+                    "curve": [asdict(event) for event in stage.curve],
                     "logits": [list(epoch) for epoch in stage.logits],
                     "ended": stage.ended,
                 }
@@ -231,7 +219,7 @@ class CrossValidation:
         """Go on from `state`."""
         for stage, saved in zip(self._stages, state["stages"], strict=True):
             stage.stack.load_state_dict(saved["stack"])
-            stage.curve = list(saved["curve"])
+            stage.curve = [CvEpoch(**event) for event in saved["curve"]]
             stage.logits = [list(epoch) for epoch in saved["logits"]]
             stage.ended = saved["ended"]
 

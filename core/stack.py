@@ -9,7 +9,7 @@ bit where the arithmetic is the same).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -17,14 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from core import losses, models
-from core.config import CandidateConfig, TrainingConfig
+from core.batches import Batch
+from core.config import CandidateConfig
+from core.errors import NonFiniteLossError
 from core.models import Readable
-from core.seeding import numpy_generator
+from core.seeding import numpy_generator, stable_seed
 from core.splits import Folds
-from core.trainer import Batch, EpochEnd, Trainer, clip_each_fold, clip_whole
+from core.trainer import EpochEnd, Trainer, clip_each_fold, clip_whole, linear_warmup
 
 Posts = npt.NDArray[np.int64]
 
@@ -111,7 +112,7 @@ class FoldStack:
         model, self.inputs = models.build(
             candidate.model, corpus, self._train, folds=self.which, seed=seed, device=device
         )
-        self._loss = losses.resolve(candidate.loss, [torch.tensor(corpus.labels[part]) for part in self._train])
+        self._loss = losses.resolve(candidate.loss, [self._labels[part] for part in self._train])
         # batches too large for the memory are cut into pieces, and put together again by accumulation
         self.pieces = math.ceil(self.width / (self.inputs.most or self.width))
         optimizer = torch.optim.AdamW(
@@ -122,10 +123,12 @@ class FoldStack:
             optimizer,
             self._mean_loss,
             penalty=model.penalty,  # type: ignore[arg-type]  # nn.Module's attributes are untyped
-            accumulation_steps=self.training.accumulation_steps * self.pieces,
-            clip_norm=self.training.clip_norm,
+            gradient_accumulation_steps=self.training.accumulation_steps * self.pieces,
+            max_grad_norm=self.training.clip_norm,
             clip=clip_each_fold if models.folds_fuse(candidate.model) else clip_whole,
-            scheduler=LambdaLR(optimizer, warm_up(self.training)) if self.training.warmup_steps else None,
+            scheduler=linear_warmup(optimizer, self.training.warmup_steps) if self.training.warmup_steps else None,
+            seed=stable_seed(seed, "trainer", *self.which),
+            progress=False,
         )
 
     @property
@@ -139,10 +142,17 @@ class FoldStack:
         return self.trainer.advance(self._batches())
 
     def validate(self) -> tuple[list[npt.NDArray[np.float32]], tuple[float, ...]]:
-        """Validation logits `[posts, criteria]` of each fold, and each fold's mean validation loss."""
+        """Validation logits `[posts, criteria]` of each fold, and each fold's mean validation loss.
+
+        Raises:
+            NonFiniteLossError: the last step of the epoch left weights that predict nothing.
+        """
         logits = self.predict(self._validation)
+        if not all(np.isfinite(part).all() for part in logits):
+            raise NonFiniteLossError
         padded, targets = _pad(logits, np.nan), _pad([self._labels[p].cpu().numpy() for p in self._validation], -1)
-        loss = self._mean_loss(torch.from_numpy(np.nan_to_num(padded)), torch.from_numpy(targets))
+        device = self._labels.device
+        loss = self._mean_loss(torch.from_numpy(np.nan_to_num(padded)).to(device), torch.from_numpy(targets).to(device))
         return logits, tuple(float(value) for value in loss)
 
     def predict(self, posts: Sequence[Posts]) -> list[npt.NDArray[np.float32]]:
@@ -240,11 +250,6 @@ class FoldRow:
         """Go on from `state`."""
         for stack, saved in zip(self.stacks, state["row"], strict=True):
             stack.load_state_dict(saved)
-
-
-def warm_up(training: TrainingConfig) -> Callable[[int], float]:
-    """Learning-rate factor at an optimizer step: linear over `warmup_steps`, then 1."""
-    return lambda step: min(1.0, (step + 1) / (training.warmup_steps + 1))
 
 
 def _pad(parts: Sequence[npt.NDArray[Any]], fill: float) -> npt.NDArray[Any]:
