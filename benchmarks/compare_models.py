@@ -2,6 +2,7 @@
 
     python -m benchmarks.compare_models              # all models; token takes most of the time
     python -m benchmarks.compare_models --no-token   # under a minute on one core
+    python -m benchmarks.compare_models --no-token --data synthetic
 
 Every model is trained with its default configuration (`core.config`), token with that of studies/token_smoke.toml,
 against plain binary cross-entropy, and taken at the best epoch of the mean over the folds, as a study does. The
@@ -38,15 +39,15 @@ from core.config import (
     TokenConfig,
     TrainingConfig,
 )
-from core.crossval import best_index, is_stale
 from core.data import Corpus
 from core.embeddings import embed
 from core.encoders import locate
 from core.models import EmbeddedCorpus, Readable, TextCorpus
 from core.models.linear import fitted_floor, linear_floor
-from core.sources import EditorialsSource
+from core.sources import EditorialsSource, SyntheticSource
 from core.splits import Folds, split
 from core.stack import FoldRow, FoldStack, make_stack
+from core.stopping import best_index, is_stale
 
 METRIC = "average_precision"
 ROOT = Path(__file__).parents[1]
@@ -81,8 +82,11 @@ class Row:
     epoch: int | None
 
 
-def prepare() -> Data:
-    corpus = EditorialsSource().load(ROOT)
+SOURCES = {"editorials": EditorialsSource(), "synthetic": SyntheticSource(posts=500, criteria=4)}
+
+
+def prepare(source: str) -> Data:
+    corpus = SOURCES[source].load(ROOT)
     chunks = chunk(corpus.posts, ChunksConfig())
     encoder = locate(IrisConfig().encoder)
     criteria = embed([criterion.text for criterion in corpus.criteria], encoder).vectors
@@ -192,9 +196,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-token", action="store_true", help="leave out the fine-tuned transformer")
     parser.add_argument("--repeats", type=int, default=1000, help="bootstrap draws behind each interval")
+    parser.add_argument("--data", choices=SOURCES, default="editorials")
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or torch.get_num_threads())
-    data = prepare()
+    data = prepare(arguments.data)
     candidates = {
         name: CandidateConfig(config, TrainingConfig(), BCEConfig())
         for name, config in (("linear", LinearConfig()), ("abmil", AbmilConfig()), ("iris", IrisConfig()))
@@ -207,8 +212,8 @@ def main() -> None:
     floors = metrics.floors(data.corpus.labels, data.folds.assignment)
     chance = explain.evidence_hits(table[0].reading, data.evidence, data.corpus.labels)
     print(
-        f"{scored.sum()} editorials, {len(data.corpus.criteria)} criteria, {data.folds.count} folds, out-of-fold; "
-        f"in brackets the 95 % interval over editorials; {len(chance.hit)} pairs with known evidence."
+        f"{scored.sum()} posts of {arguments.data}, {len(data.corpus.criteria)} criteria, {data.folds.count} folds, "
+        f"out-of-fold; in brackets the 95 % interval over groups; {len(chance.hit)} pairs with known evidence."
     )
     print()
     print("| model | average precision | above the floor | F1 | evidence | by attention | epochs | training |")

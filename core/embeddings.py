@@ -31,7 +31,7 @@ from core.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-PACK_TEXTS = 4096
+PACK_TEXTS = 1024
 """Texts per pack file: what an interrupted run can lose."""
 BATCH_TOKENS = {"cpu": 1024, "accelerator": 32_768}
 """Tokens per batch, padding included: on a CPU as much as its caches hold, elsewhere what fills the device."""

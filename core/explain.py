@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from torch.nn import functional
 from core.bags import Bag, ChunkBags
 from core.chunks import Chunks
 from core.config import TokenConfig
-from core.models import EmbeddedCorpus, TextCorpus, reader
+from core.models import TextCorpus, reader
 from core.models.abmil import Abmil
 from core.models.iris import Iris
 from core.models.linear import Linear
@@ -34,6 +34,18 @@ Ranked = Literal["contribution", "attention"]
 
 POSTS = 64
 """Posts per forward pass."""
+
+
+class Embeddings(Protocol):
+    """Chunks of posts: an `EmbeddedCorpus`, or the `ChunkIndex` of a model trained by hand."""
+
+    @property
+    def embeddings(self) -> Floats:
+        """float32 `[chunks, dim]`, chunks of a post next to each other."""
+
+    @property
+    def offsets(self) -> Index:
+        """int64 `[posts + 1]`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +121,7 @@ class Specialisation:
 # ---- reading -----------------------------------------------------------------------------------------------------
 
 
-def read(model: nn.Module, corpus: EmbeddedCorpus, posts: Sequence[Index]) -> list[Reading]:
+def read(model: nn.Module, corpus: Embeddings, posts: Sequence[Index]) -> list[Reading]:
     """How each fold of a model reads its own list of posts.
 
     Args:
@@ -273,7 +285,7 @@ def evidence_hits(
     return EvidenceHits(reading.posts[rows], criteria, evidence[top, criteria], chance)
 
 
-def specialisation(model: Iris, corpus: EmbeddedCorpus, posts: Index, *, fold: int = 0, k: int = 10) -> Specialisation:
+def specialisation(model: Iris, corpus: Embeddings, posts: Index, *, fold: int = 0, k: int = 10) -> Specialisation:
     """What the queries of one fold look for.
 
     Args:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from core.splits import Folds
+
+_CERTAIN = 1000.0
+"""A logit whose probability is exactly 1, and with a minus exactly 0."""
 
 
 class Linear(nn.Module):
@@ -51,6 +52,8 @@ def linear_floor(means: npt.NDArray[np.float32], labels: npt.NDArray[np.int8], f
     Returns:
         float64 `[posts, criteria]`; NaN for posts of no fold.
     """
+    from sklearn.linear_model import LogisticRegression  # a worker that joins never needs it, and it takes a second
+
     probabilities = np.full(labels.shape, np.nan)
     with torch.no_grad():
         model = fitted_floor(means, labels, folds).double()
@@ -76,9 +79,9 @@ def fitted_floor(means: npt.NDArray[np.float32], labels: npt.NDArray[np.int8], f
 
 
 def _fitted(rows: npt.NDArray[np.float32], target: npt.NDArray[np.int8]) -> tuple[npt.NDArray[np.float64], float]:
-    """Weights `[dim]` and intercept; where there is one class or none, the training rate is all there is to say."""
+    """Weights `[dim]` and intercept; where there is one class only, it is all there is to say, and of none nothing."""
     positives = int((target == 1).sum())
     if not 0 < positives < len(target):
-        return np.zeros(rows.shape[1]), math.log((positives + 0.5) / (len(target) - positives + 0.5))
+        return np.zeros(rows.shape[1]), (2.0 * positives - len(target)) * _CERTAIN
     fitted = LogisticRegression(C=1.0, max_iter=1000).fit(rows, target)
     return np.asarray(fitted.coef_[0], dtype=np.float64), float(fitted.intercept_[0])

@@ -106,7 +106,12 @@ class IRISForCriterionMatching(nn.Module):
 
         Raises:
             DataError: naming the posts that have no text.
+            ConfigError: a GPU is asked for, but there is none.
         """
+        if use_gpu and not torch.cuda.is_available():
+            raise ConfigError(
+                "use_gpu is true, but torch finds no GPU; leave it out, or give torch.cuda.is_available()"
+            )
         self.chunks = chunk(posts, ChunksConfig())
         device = "cuda" if use_gpu else "cpu"
         vectors = embed(self.chunks.texts, self.encoder, device=device, batch_size=batch_size).vectors

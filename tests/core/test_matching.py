@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from core import explain
 from core.config import IrisConfig
 from core.data import Criterion
 from core.errors import ConfigError, DataError
@@ -105,6 +106,18 @@ def test_every_parameter_learns_and_the_penalty_counts():
 def test_what_cannot_be_is_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         IRISForCriterionMatching(**{"criteria": CRITERIA, **arguments})
+
+
+def test_its_index_is_enough_for_an_explanation(model):
+    (reading,) = explain.read(model.iris, model.retriever, [np.array([1, 2])])
+    np.testing.assert_allclose(reading.logits, model(torch.tensor([1, 2])).detach(), rtol=1e-4, atol=1e-5)
+    assert reading.chunks[1].tolist() == [11, -1, -1, -1, -1, -1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told(model):
+    with pytest.raises(ConfigError, match="torch finds no GPU"):
+        model.build_retriever(POSTS, use_gpu=True)
 
 
 def test_no_retriever_and_empty_posts_are_told():

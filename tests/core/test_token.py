@@ -9,6 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from core import explain
+from core.checkpoint import pack_state, unpack_state
 from core.chunks import chunk
 from core.config import BCEConfig, CandidateConfig, ChunksConfig, TokenConfig, TrainingConfig
 from core.encoders import locate
@@ -206,7 +207,7 @@ def test_folds_in_a_row_alone_and_resumed_agree_bit_for_bit(corpus):
     first = alone.advance()
     assert torch.equal(torch.get_rng_state(), state)  # and ours disturbs nobody
     resumed = make_stack(corpus, FOLDS, [1], candidate(), seed=5)
-    resumed.load_state_dict(copy.deepcopy(alone.state_dict()))
+    resumed.load_state_dict(unpack_state(pack_state(alone.state_dict())))
     second = resumed.advance()
     assert [first.train_loss[0], second.train_loss[0]] == [epoch[1] for epoch in losses]
     np.testing.assert_array_equal(resumed.validate()[0][0], logits[1])
