@@ -77,7 +77,8 @@ def test_checking_a_study_file_waits_for_nothing_heavy():
 def test_a_worker_imports_no_more_than_it_needs():
     heavy = python(
         "import sys, hpo.worker, hpo.live, hpo.cli\n"
-        "names = ('transformers', 'sentence_transformers', 'optuna_dashboard', 'faiss', 'sklearn', 'pandas', 'pyarrow')\n"
+        "names = ('transformers', 'sentence_transformers', 'optuna_dashboard', 'faiss', 'sklearn', 'pandas', 'pyarrow')"
+        "\n"
         "print([name for name in names if name in sys.modules])"
     ).strip()
     assert heavy == "[]"

@@ -52,8 +52,6 @@ def linear_floor(means: npt.NDArray[np.float32], labels: npt.NDArray[np.int8], f
     Returns:
         float64 `[posts, criteria]`; NaN for posts of no fold.
     """
-    from sklearn.linear_model import LogisticRegression  # a worker that joins never needs it, and it takes a second
-
     probabilities = np.full(labels.shape, np.nan)
     with torch.no_grad():
         model = fitted_floor(means, labels, folds).double()
@@ -83,5 +81,7 @@ def _fitted(rows: npt.NDArray[np.float32], target: npt.NDArray[np.int8]) -> tupl
     positives = int((target == 1).sum())
     if not 0 < positives < len(target):
         return np.zeros(rows.shape[1]), (2.0 * positives - len(target)) * _CERTAIN
+    from sklearn.linear_model import LogisticRegression  # a worker that joins never needs it, and it takes a second
+
     fitted = LogisticRegression(C=1.0, max_iter=1000).fit(rows, target)
     return np.asarray(fitted.coef_[0], dtype=np.float64), float(fitted.intercept_[0])
