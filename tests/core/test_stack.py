@@ -149,6 +149,15 @@ def test_every_training_post_is_seen_once_an_epoch():
         assert pairs[place] == 3 * len(folds.train(fold))
 
 
+def test_posts_meet_other_company_in_every_epoch():
+    trained = stack([0])
+    plans = []
+    for _ in range(2):
+        plans.append({tuple(sorted(part.tolist())) for part in trained._plan(0, trained._train[0])})
+        trained.advance()
+    assert len(plans[0] & plans[1]) <= 1
+
+
 def test_the_last_short_window_is_a_step_of_its_own():
     trained = stack([0], candidate(accumulation_steps=2, batch_size=16))
     assert trained.steps == 3
