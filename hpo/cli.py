@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import sys
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -17,6 +18,7 @@ from core.errors import UserError
 from hpo.errors import Exit, Refused, StorageError, exit_code_of
 
 if TYPE_CHECKING:
+    from optuna import Study
     from rich.console import Console
 
     from hpo.definition import StudyDefinition
@@ -30,13 +32,14 @@ app = typer.Typer(
     name="hpo",
     help="Hyperparameter search for classifiers that must find sparse evidence in long, imbalanced text.",
     epilog=EXIT_CODES,
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Study = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file, for example studies/quickstart.toml.")]
+StudyFile = Annotated[
+    Path, typer.Argument(metavar="STUDY", help="The study file, for example studies/quickstart.toml.")
+]
 Storage = Annotated[
     str | None,
     typer.Option(
@@ -54,20 +57,34 @@ REFRESH_SECONDS = 0.5
 def main() -> NoReturn:
     """Run a verb; a mistake ends as one sentence on standard error and its exit code."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    # Threads that spin while they wait take the cores from other workers (an epoch was 3 times slower beside others).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app(standalone_mode=True)
-        code = Exit.DONE
+        # A KeyboardInterrupt comes back as typer's exit code for it, which is ours, too.
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False) or Exit.DONE
+        if code == Exit.INTERRUPTED:
+            _complain("interrupted; nothing that was finished is lost, the same command goes on from there")
+    except typer.TyperException as error:
+        _complain(f"{error.format_message().rstrip('.')}; `{_called(error)} --help` shows what there is")
+        code = Exit.USAGE
     except (UserError, StorageError, Refused) as error:
-        print(f"hpo: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(str(error))
         code = exit_code_of(error)
-    except KeyboardInterrupt:
-        print("hpo: interrupted", file=sys.stderr)
-        code = Exit.INTERRUPTED
     except BrokenPipeError:
         with suppress(OSError):
             sys.stdout = open("/dev/null", "w")  # noqa: PTH123, SIM115 (so that the exit flushes nowhere)
         code = Exit.FAILED
     sys.exit(code)
+
+
+def _complain(words: str) -> None:
+    print(f"hpo: {' '.join(words.split())}", file=sys.stderr)
+
+
+def _called(error: typer.TyperException) -> str:
+    """The verb that was used wrongly, as it was typed."""
+    context = getattr(error, "ctx", None)
+    return str(context.command_path) if context is not None else "hpo"
 
 
 def _console() -> Console:
@@ -83,19 +100,24 @@ def _define(study: Path) -> StudyDefinition:
 
 
 @app.command()
-def validate(study: Study) -> None:
+def validate(study: StudyFile) -> None:
     """Check the file, the data and the folds, and show what the study would cost."""
-    from hpo import report
+    from hpo import live, report
     from hpo.planning import plan
 
     definition = _define(study)
     console = _console()
-    console.print(report.plan(plan(definition, report.EmbeddingProgress(console))))
+    progress = live.EmbeddingProgress(console)
+    try:
+        values = plan(definition, progress)
+    finally:
+        progress.close()
+    console.print(report.plan(values))
 
 
 @app.command()
 def run(
-    study: Study,
+    study: StudyFile,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Worker processes; left out, one per core, at most 4.")
     ] = None,
@@ -104,28 +126,16 @@ def run(
     storage: Storage = None,
 ) -> None:
     """Create or continue the study on this machine, watch it, and export the best parameters."""
-    from hpo import export, report, supervisor
-    from hpo.preparation import prepare
+    from hpo import export, report
     from hpo.storage import open_storage, resolve
-    from hpo.worker import join
 
     definition = _define(study)
     export.check_writable(out)
-    budget = trials or definition.search.trials
     console = _console()
     with resolve(storage) as url:
         open_storage(url)  # a wrong URL is found before minutes of embedding
-        prepared = prepare(definition, progress=report.EmbeddingProgress(console))
-        reused = prepared.texts - prepared.computed
-        console.print(
-            f"{definition.name}: {len(prepared.corpus)} posts, {prepared.texts} texts, {prepared.computed} embedded "
-            f"now, {reused} from the cache"
-        )
-        joined = join(definition, prepared, url, trials=budget)
-        floors = report.floors_in_words(definition.search.metric, joined.user_attrs.get(export.FLOORS))
-        console.print(f"{definition.search.metric} to beat on these folds: {floors}")
-        count = min(workers or min(supervisor.usable_cores(), 4), budget)
-        code = _drive(console, definition, url, joined, budget, count)
+        joined = _join(definition, url, trials or definition.search.trials, console)
+        code = _drive(console, definition, url, joined, trials or definition.search.trials, workers)
         best = export.best(joined)
         export.write_json(best, out)
     console.print(report.result(best, str(out)))
@@ -133,57 +143,91 @@ def run(
         raise typer.Exit(code)
 
 
-def _drive(console: Console, definition: StudyDefinition, url: str, joined: Any, budget: int, count: int) -> int:  # noqa: ANN401
-    """Start the workers and watch until the budget is spent; returns the exit code."""
-    from hpo import claims, report, supervisor
+def _join(definition: StudyDefinition, url: str, budget: int, console: Console) -> Study:
+    """Prepare the study's data, create or join it, and say what there is to beat."""
+    from hpo import export, live, report
+    from hpo.preparation import prepare
+    from hpo.worker import join
 
-    if claims.count(joined).finished >= budget:
-        console.print(f"nothing to do: {budget} trials were asked for and as many are finished")
+    progress = live.EmbeddingProgress(console)
+    try:
+        prepared = prepare(definition, progress=progress)
+    finally:
+        progress.close()
+    reused = prepared.texts - prepared.computed
+    console.print(
+        f"{definition.name}: {len(prepared.corpus)} posts; {prepared.texts} texts, {prepared.computed} embedded now, "
+        f"{reused} from the cache"
+    )
+    joined = join(definition, prepared, url, trials=budget)
+    metric = definition.search.metric
+    console.print(f"to beat: {metric} {report.floors_in_words(metric, joined.user_attrs.get(export.FLOORS))}")
+    return joined
+
+
+def _drive(
+    console: Console,
+    definition: StudyDefinition,
+    url: str,
+    joined: Study,
+    budget: int,
+    workers: int | None,
+) -> int:
+    """Start the workers and watch until the budget is spent; returns the exit code."""
+    from hpo import claims, live, supervisor
+    from hpo.worker import stopped_by_signals
+
+    left = budget - (done := claims.count(joined).finished)
+    if left <= 0:
+        console.print(f"nothing to do: {budget} trials were asked for and {done} are finished")
         return Exit.DONE
-    view = report.LiveView(console, joined, trials=budget, metric=definition.search.metric)
-    with view:
-        crew = supervisor.Workers(definition.path, url, trials=budget, count=count, say=view.say)
-        try:
-            while crew.alive():
-                view.update()
-                time.sleep(REFRESH_SECONDS)
+    count = min(workers or min(supervisor.usable_cores(), 4), left)
+    stop = threading.Event()
+    with stopped_by_signals(stop, again=signal.default_int_handler), live.LiveView(
+        console, joined, trials=budget, metric=definition.search.metric
+    ) as view, supervisor.Workers(definition.path, url, trials=budget, count=count, say=view.say) as crew:  # fmt: skip
+        while crew.alive() and not stop.wait(REFRESH_SECONDS):
             view.update()
-        except BaseException:
-            view.say("stopping: the workers finish their epoch and hand their trials back")
-            raise
-        finally:
-            crew.stop()
-    if claims.count(joined).finished >= budget:
+        view.update()
+        if stop.is_set():
+            view.say("stopping: the workers finish their epoch and hand their trials back; once more ends them at once")
+    done = claims.count(joined).finished
+    if stop.is_set() and done < budget:
+        raise KeyboardInterrupt
+    if done >= budget:
         return Exit.DONE
-    print(f"hpo: every worker ended before the {budget} trials were finished; their words are above, and "
-          "the same command goes on where they stopped", file=sys.stderr)  # fmt: skip
-    return max((code for code in crew.exit_codes() if code > 0), default=Exit.FAILED)
+    code, words = crew.failure()
+    _complain(
+        f"no worker is left, and {done} of {budget} trials are finished: {words}; the same command goes on from there"
+    )
+    return code
 
 
 @app.command()
 def worker(
-    study: Study,
+    study: StudyFile,
     trials: Trials = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; left out, what torch takes.")] = None,
     slot: Annotated[int, typer.Option(min=0, help="Number of this worker on its machine, for `hpo status`.")] = 0,
     storage: Storage = None,
 ) -> None:
     """Join the study from any machine, and work until its trials are finished."""
-    from hpo import report
+    from hpo import live
     from hpo.storage import resolve
-    from hpo.worker import stopped_by_signals, work
+    from hpo.worker import stopped_by_end_of_input, stopped_by_signals, work
 
-    definition = _define(study)
     stop = threading.Event()
+    stopped_by_end_of_input(stop)
+    definition = _define(study)
+    budget = trials or definition.search.trials
+    progress = live.EmbeddingProgress(_console())
     with stopped_by_signals(stop), resolve(storage) as url:
-        budget = trials or definition.search.trials
-        progress = report.EmbeddingProgress(_console())
         work(definition, url, trials=budget, slot=slot, threads=threads, stop=stop, progress=progress)
 
 
 @app.command()
 def status(
-    study: Study,
+    study: StudyFile,
     storage: Storage = None,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
@@ -202,7 +246,7 @@ def status(
 
 @app.command(name="export")
 def export_(
-    study: Study,
+    study: StudyFile,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the best parameters go.")] = Path("best.json"),
     storage: Storage = None,
 ) -> None:

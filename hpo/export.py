@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -35,15 +35,18 @@ CURVES = "hpo:curves"
 _VERSIONED = ("sparse-evidence-hpo", "optuna", "torch", "sentence-transformers", "scikit-learn", "numpy")
 
 
-def best_trial(study: Study) -> FrozenTrial | None:
-    """The best trial that was scored on all folds, the earliest among equals; None if there is none yet."""
+def best_trial(study: Study, among: Container[int] | None = None) -> FrozenTrial | None:
+    """The best trial that was scored on all folds, the earliest among equals; None if there is none yet.
+
+    `among` leaves out trials with other numbers.
+    """
     from optuna.study import StudyDirection
     from optuna.trial import TrialState
 
     complete = [
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if CV in trial.user_attrs and trial.value is not None
+        if CV in trial.user_attrs and trial.value is not None and (among is None or trial.number in among)
     ]
     if not complete:
         return None
@@ -98,16 +101,38 @@ def status(study: Study) -> dict[str, Any]:
     """Trials by state, the best so far, and who works on what, as JSON values."""
     from hpo.claims import count, workers
 
-    counts = asdict(count(study))
-    counts.pop("waiting")
+    counts = count(study)
+    held = workers(engine_of(study), study)
+    states = asdict(counts)
+    states.pop("waiting")
     trial = best_trial(study)
+    requested = study.user_attrs.get(REQUESTED)
+    left = max((requested or 0) - counts.finished, 0)
     return {
         "study": study.study_name,
-        "trials": {"requested": study.user_attrs.get(REQUESTED), **counts},
+        "metric": study.user_attrs[IDENTITY]["definition"]["search"]["metric"],
+        "trials": {"requested": requested, "finished": counts.finished, **states},
         "best": None if trial is None else {"trial": trial.number, "value": trial.value, "params": dict(trial.params)},
         "floors": study.user_attrs.get(FLOORS),
-        "workers": workers(engine_of(study), study),
+        "pace": _pace(study, left if held else None),
+        "workers": held,
     }
+
+
+RECENT_TRIALS = 20
+"""The pace is that of so many trials finished last."""
+
+
+def _pace(study: Study, left: int | None) -> dict[str, float | None]:
+    """Trials per hour of late, and the seconds that `left` more take at that; None where it is not known."""
+    ends = sorted(
+        trial.datetime_complete for trial in study.get_trials(deepcopy=False) if trial.datetime_complete is not None
+    )[-RECENT_TRIALS:]
+    seconds = (ends[-1] - ends[0]).total_seconds() if ends else 0.0
+    if seconds <= 0:
+        return {"trials_per_hour": None, "seconds_left": None}
+    each = seconds / (len(ends) - 1)
+    return {"trials_per_hour": 3600 / each, "seconds_left": None if left is None else left * each}
 
 
 def write_json(values: Mapping[str, Any], path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -32,14 +33,12 @@ def plan(definition: StudyDefinition, progress: Progress | None = None) -> dict[
         "posts": f"{len(corpus)} in {len(set(corpus.groups))} groups; {held} of them held out",
         "chunks": f"{len(prepared.chunks.texts)}; a post has {lengths.min()} to {lengths.max()}, "
         f"half of them {int(np.median(lengths))} or fewer",
-        "folds": f"{folds.count}, trained in stages of {', '.join(map(str, definition.split.stage_sizes()))}; "
+        "folds": f"{folds.count}, in stages of {', '.join(map(str, definition.split.stage_sizes()))}; "
         f"validation posts {', '.join(str(len(folds.validation(f))) for f in range(folds.count))}",
-        "texts": f"{prepared.texts}: {prepared.computed} embedded now, {prepared.texts - prepared.computed} cached",
+        "embedding": f"{prepared.texts} texts: {prepared.computed} embedded now, "
+        f"{prepared.texts - prepared.computed} from the cache",
         **_retrieval(prepared),
-        "floors": f"{definition.search.metric}: "
-        + floors_in_words(definition.search.metric, floors := prepared.floors()),
-        "": f"pooled, never reading a post: AUROC {number(floors['criterion_only_auroc'])}, "
-        f"F1 {number(floors['criterion_only_f1'])}; all positive: F1 {number(floors['all_positive_f1'])}",
+        **_floors(prepared),
         **_cost(prepared),
     }
     return {
@@ -62,8 +61,17 @@ def _retrieval(prepared: Prepared) -> dict[str, str]:
                 ks |= {int(str(value)) for value in values}
             case int(value):
                 ks.add(value)
-    shares = [f"k = {k}: {100 * share_within(prepared.chunks, k):.1f} %" for k in sorted(ks)]
-    return {"posts with no more than k chunks": ", ".join(shares)} if shares else {}
+    shares = [f"{100 * share_within(prepared.chunks, k):.1f} % at k = {k}" for k in sorted(ks)]
+    return {"short posts": f"with no more than k chunks, so read whole: {', '.join(shares)}"} if shares else {}
+
+
+def _floors(prepared: Prepared) -> dict[str, str]:
+    metric, floors = prepared.definition.search.metric, prepared.floors()
+    unread = (
+        f"AUROC {number(floors['criterion_only_auroc'])}, F1 {number(floors['criterion_only_f1'])}; "
+        f"all called positive: F1 {number(floors['all_positive_f1'])}"
+    )
+    return {"floors": f"{metric}: {floors_in_words(metric, floors)}", "": f"pooled, no post read: {unread}"}
 
 
 def _cost(prepared: Prepared) -> dict[str, str]:
@@ -73,31 +81,41 @@ def _cost(prepared: Prepared) -> dict[str, str]:
     longest = definition.search.trials * candidate.training.epochs * seconds
     shortest = definition.search.trials * min(candidate.training.patience + 1, candidate.training.epochs) * seconds
     return {
-        "probe": f"an epoch of all {prepared.folds.count} folds takes {seconds:.2f} s with the default configuration",
-        "projected": f"{definition.search.trials} trials take {duration(shortest)} (every trial stops as early as it "
-        f"may) to {duration(longest)} (none stops early) with one worker; more workers share that",
+        "probe": f"{seconds:.2f} s for an epoch of all {prepared.folds.count} folds, default configuration",
+        "projected": f"{duration(shortest)} to {duration(longest)} for {definition.search.trials} trials and one "
+        f"worker, from all stopping as early as they may to none stopping early",
     }
 
 
+PROBE_EPOCHS = 4
+PROBE_SECONDS = 20.0
+"""No further epoch is started after so long."""
+
+
 def probe_epoch(prepared: Prepared) -> float:
-    """Seconds for one epoch of all folds, validation included, of the default configuration; after a warm-up."""
+    """Seconds for one epoch of all folds, validation included, of the default configuration.
+
+    The first epoch pays for memory and caches, and others may share the machine: the fastest of a few counts.
+    """
     definition = prepared.definition
     candidate = space.suggest(definition, _default_trial(definition))
-    seconds = 0.0
-    for _ in range(2):  # the first one pays for memory and caches
-        cv = CrossValidation(
-            prepared.embedded[candidate.model.encoder],
-            prepared.folds,
-            candidate,
-            stages=(prepared.folds.count,),
-            metric=definition.search.metric,
-            criteria=prepared.criteria,
-            seed=definition.search.seed,
-        )
+    cv = CrossValidation(
+        prepared.embedded[candidate.model.encoder],
+        prepared.folds,
+        candidate,
+        stages=(prepared.folds.count,),
+        metric=definition.search.metric,
+        criteria=prepared.criteria,
+        seed=definition.search.seed,
+    )
+    took: list[float] = []
+    started = time.perf_counter()
+    for _ in islice(cv.epochs(), PROBE_EPOCHS):
+        took.append(time.perf_counter() - started)
+        if sum(took) > PROBE_SECONDS:
+            break
         started = time.perf_counter()
-        next(cv.epochs())
-        seconds = time.perf_counter() - started
-    return seconds
+    return min(took)
 
 
 def _default_trial(definition: StudyDefinition) -> Any:  # noqa: ANN401 (Optuna is imported late)

@@ -6,9 +6,10 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 import optuna
 import torch
@@ -23,6 +24,10 @@ from hpo.storage import Direction, engine_of, open_storage, open_study
 
 logger = logging.getLogger(__name__)
 
+Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
+
+STOP_ON_EOF = "HPO_STOP_ON_EOF"
+"""Environment variable: set, the end of standard input asks a worker to stop as SIGTERM does."""
 POLL_SECONDS = 0.5
 """How often a worker without a trial looks whether one was left behind."""
 
@@ -62,7 +67,7 @@ def work(
     threads: int | None = None,
     stop: threading.Event,
     progress: Progress | None = None,
-) -> claims.Counts:
+) -> None:
     """Work on trials until `trials` are finished in the study, by whomever, or `stop` is set.
 
     Args:
@@ -73,14 +78,14 @@ def work(
         threads: CPU threads for torch; left out: what torch takes.
         stop: the trial in hand is handed back after its epoch once this is set.
         progress: told how far the embedding is.
-
-    Returns:
-        The study's trials by state, as they are when it ends.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    prepared = prepare(definition, device=device, progress=progress)
+    try:
+        prepared = prepare(definition, device=device, progress=_unless(stop, progress))
+    except _Stopped:
+        return
     study = join(definition, prepared, url, trials=trials)
     service = definition.service
     mine = claims.Claims(
@@ -100,7 +105,22 @@ def work(
                 stop.wait(POLL_SECONDS)
             case claims.Finished():
                 break
-    return claims.count(study)
+
+
+class _Stopped(Exception):  # noqa: N818 (it was asked for)
+    """Told to stop before there was a trial."""
+
+
+def _unless(stop: threading.Event, progress: Progress | None) -> Progress:
+    """Return `progress`, raising `_Stopped` once `stop` is set: embedding may take minutes."""
+
+    def tell(what: str, done: int, total: int) -> None:
+        if stop.is_set():
+            raise _Stopped
+        if progress is not None:
+            progress(what, done, total)
+
+    return tell
 
 
 def _work_on(claim: claims.Claim, prepared: Prepared, device: str, stop: threading.Event) -> None:
@@ -116,15 +136,15 @@ def _work_on(claim: claims.Claim, prepared: Prepared, device: str, stop: threadi
 
 
 @contextmanager
-def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
-    """Set `stop` on the first SIGINT or SIGTERM; a second one ends the process at once, as it would have done."""
+def stopped_by_signals(stop: threading.Event, *, again: Handler = signal.SIG_DFL) -> Iterator[None]:
+    """Set `stop` on the first SIGINT or SIGTERM; a second one gets what `again` says: the process ends at once."""
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in signals}
 
     def ask(_number: int, _frame: FrameType | None) -> None:
         stop.set()
         for number in signals:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, again)
 
     for number in signals:
         signal.signal(number, ask)
@@ -133,3 +153,17 @@ def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stopped_by_end_of_input(stop: threading.Event) -> None:
+    """Set `stop` when standard input ends, if `STOP_ON_EOF` asks for it: whoever started us has gone."""
+    if os.environ.get(STOP_ON_EOF, "0") in {"", "0"}:
+        return
+
+    def listen() -> None:
+        with suppress(OSError):
+            while os.read(0, 1024):  # not sys.stdin: its lock would be held while the interpreter shuts down
+                pass
+        stop.set()
+
+    threading.Thread(target=listen, name="end of input", daemon=True).start()
