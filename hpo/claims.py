@@ -215,6 +215,10 @@ class Claim:
         if self.lost.is_set():
             raise ClaimLost
 
+    def reported(self, step: int) -> bool:
+        """Whether this or an earlier worker has reported at this step."""
+        return step in self.trial.storage.get_trial(self._key["trial"]).intermediate_values
+
     def announce(self, artifact: str) -> None:
         """Note an artifact that is about to be written for the trial. Raises `ClaimLost`."""
         self._write(ledger.ANNOUNCE, artifact=artifact)

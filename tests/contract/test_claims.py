@@ -420,8 +420,9 @@ def test_an_exception_hands_the_trial_back_as_a_failed_attempt(claims: Any) -> N
     terms = {"budget": 1, "grace_seconds": 1000, "max_attempts": 2}
     first, second = claims(**terms), claims(**terms)
     for worker, attempt in ((first, 1), (second, 2)):
-        with pytest.raises(ZeroDivisionError), claimed(worker) as claim:
-            assert claim.attempt == attempt
+        claim = claimed(worker)
+        assert claim.attempt == attempt
+        with pytest.raises(ZeroDivisionError), claim:
             raise ZeroDivisionError
     assert isinstance(first.claim(), Finished), "nobody waits for the grace"
     (trial,) = first.study.get_trials()
