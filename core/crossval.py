@@ -8,7 +8,7 @@ mean over *all* folds is best, and every number of the summary is of that epoch.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -219,7 +219,7 @@ class CrossValidation:
             "stages": [
                 {
                     "stack": stage.stack.state_dict(),
-                    "curve": list(stage.curve),
+                    "curve": [asdict(event) for event in stage.curve],
                     "logits": [list(epoch) for epoch in stage.logits],
                     "ended": stage.ended,
                 }
@@ -231,7 +231,7 @@ class CrossValidation:
         """Go on from `state`."""
         for stage, saved in zip(self._stages, state["stages"], strict=True):
             stage.stack.load_state_dict(saved["stack"])
-            stage.curve = list(saved["curve"])
+            stage.curve = [CvEpoch(**event) for event in saved["curve"]]
             stage.logits = [list(epoch) for epoch in saved["logits"]]
             stage.ended = saved["ended"]
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from core.cache import cache_dir, write_atomically
@@ -71,13 +72,13 @@ def embed(
     folder = (root or cache_dir()) / "embeddings" / _folder_name(encoder)
     keys = [hashlib.sha256(text.encode()).digest() for text in texts]
     view = folder / f"view-{hashlib.sha256(b''.join(keys)).hexdigest()[:32]}.npy"
-    if view.exists():
-        return Embedded(_map(view), 0)
+    if (kept := _map(view)) is not None:
+        return Embedded(kept, 0)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _one_at_a_time(folder / "lock"):
-            if view.exists():
-                return Embedded(_map(view), 0)
+            if (kept := _map(view)) is not None:
+                return Embedded(kept, 0)
             computed = _compute_missing(folder, dict(zip(keys, texts, strict=True)), encoder, device, progress)
             _write_view(folder, view, keys)
     except OSError as error:
@@ -85,7 +86,9 @@ def embed(
             f"the embedding cache {folder} cannot be used ({error.strerror or error}); free space or permissions, "
             "or point HPO_CACHE at a folder that can be written"
         ) from error
-    return Embedded(_map(view), computed)
+    written = _map(view)
+    assert written is not None
+    return Embedded(written, computed)
 
 
 def _folder_name(encoder: Encoder) -> str:
@@ -146,7 +149,15 @@ def _known_keys(folder: Path) -> set[bytes]:
 
 
 def _packs(folder: Path) -> list[dict[str, npt.NDArray[Any]]]:
-    return [load_file(path) for path in sorted(folder.glob("pack-*.safetensors"))]
+    """All packs; one that a failing disk or another program has damaged is removed, its texts are embedded again."""
+    packs = []
+    for path in sorted(folder.glob("pack-*.safetensors")):
+        try:
+            packs.append(load_file(path))
+        except SafetensorError:
+            logger.warning("%s is damaged; what was in it is embedded again", path)
+            path.unlink()
+    return packs
 
 
 def _write_pack(folder: Path, keys: Sequence[bytes], vectors: npt.NDArray[np.float32]) -> None:
@@ -173,6 +184,10 @@ def _write_view(folder: Path, view: Path, keys: Sequence[bytes]) -> None:
     write_atomically(view, content.getbuffer())
 
 
-def _map(view: Path) -> npt.NDArray[np.float32]:
-    # copy-on-write: torch wants a writable array, the pages stay shared as nobody writes
-    return np.load(view, mmap_mode="c", allow_pickle=False)  # type: ignore[no-any-return]
+def _map(view: Path) -> npt.NDArray[np.float32] | None:
+    """The matrix in a view file, or None if there is none or it is damaged."""
+    try:
+        # copy-on-write: torch wants a writable array, the pages stay shared as nobody writes
+        return np.load(view, mmap_mode="c", allow_pickle=False)  # type: ignore[no-any-return]
+    except (OSError, ValueError, EOFError):  # whoever has to write it learns what is wrong with the folder
+        return None

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from core import losses, models
 from core.config import CandidateConfig, TrainingConfig
+from core.errors import NonFiniteLossError
 from core.models import EmbeddedCorpus
 from core.seeding import numpy_generator
 from core.splits import Folds
@@ -68,7 +69,9 @@ class FoldStack:
         model, self.inputs = models.build(
             candidate.model, corpus, self._train, folds=self.which, seed=seed, device=device
         )
-        self._loss = losses.resolve(candidate.loss, [torch.tensor(corpus.labels[part]) for part in self._train])
+        self._loss = losses.resolve(
+            candidate.loss, [torch.tensor(corpus.labels[part]) for part in self._train], device=device
+        )
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=self.training.learning_rate, weight_decay=self.training.weight_decay
         )
@@ -94,10 +97,17 @@ class FoldStack:
         return self.trainer.advance(self._batches())
 
     def validate(self) -> tuple[list[npt.NDArray[np.float32]], tuple[float, ...]]:
-        """Validation logits `[posts, criteria]` of each fold, and each fold's mean validation loss."""
+        """Validation logits `[posts, criteria]` of each fold, and each fold's mean validation loss.
+
+        Raises:
+            NonFiniteLossError: the last step of the epoch left weights that predict nothing.
+        """
         logits = self.predict(self._validation)
+        if not all(np.isfinite(part).all() for part in logits):
+            raise NonFiniteLossError
         padded, targets = _pad(logits, np.nan), _pad([self._labels[p].cpu().numpy() for p in self._validation], -1)
-        loss = self._mean_loss(torch.from_numpy(np.nan_to_num(padded)), torch.from_numpy(targets))
+        device = self._labels.device
+        loss = self._mean_loss(torch.from_numpy(np.nan_to_num(padded)).to(device), torch.from_numpy(targets).to(device))
         return logits, tuple(float(value) for value in loss)
 
     def predict(self, posts: Sequence[Posts]) -> list[npt.NDArray[np.float32]]:

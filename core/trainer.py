@@ -6,6 +6,7 @@ the loss of folds stacked into one model is a vector with one entry per fold, an
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -127,8 +128,8 @@ class Trainer:
             loss = self.loss_fn(self.model(batch.inputs), batch.targets) * share
             loss.sum().backward()
             mean += loss.detach()
-        if self.penalty is not None:
-            self.penalty().sum().backward()
+        if self.penalty is not None and (penalty := self.penalty().sum()).requires_grad:
+            penalty.backward()
         if self.clip_norm > 0:
             self.clip(self._parameters, self.clip_norm)
         self.optimizer.step()
@@ -143,13 +144,15 @@ class Trainer:
         return self.model(inputs)  # type: ignore[no-any-return]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a later `load_state_dict` needs to go on as if nothing had happened."""
-        return {
-            "epoch": self.epoch,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-        }
+        """A snapshot of everything `load_state_dict` needs to go on as if nothing had happened."""
+        return copy.deepcopy(
+            {
+                "epoch": self.epoch,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            }
+        )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`."""

@@ -1,0 +1,272 @@
+"""Folds in lock-step, in stages, interrupted or not: one stream of events, one epoch for all."""
+
+import copy
+import dataclasses
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from corpora import planted, uneven
+from test_stack import IRIS, assert_same_bits, candidate
+
+from core import metrics
+from core.crossval import CrossValidation, CvEpoch, best_index, is_stale
+from core.models import EmbeddedCorpus
+
+NAN = math.nan
+NAMES = ("a", "b", "c")
+CONFIG = candidate(epochs=8, patience=2, learning_rate=3e-2)
+
+
+def crossval(stages=(1, 2), config=CONFIG, corpus=None, metric="average_precision", seed=0):
+    corpus = corpus or planted()
+    return CrossValidation(
+        corpus, uneven(corpus), config, stages=stages, metric=metric, criteria=NAMES, seed=seed, device="cpu"
+    )
+
+
+# ---- the stop rule ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("means", "patience", "higher", "stale"),
+    [
+        ([], 1, True, False),
+        ([0.5], 1, True, False),
+        ([0.5, 0.6], 1, True, False),
+        ([0.5, 0.4], 1, True, True),
+        ([0.5, 0.5], 1, True, True),  # a tie is no improvement
+        ([0.5, 0.4], 2, True, False),
+        ([0.5, 0.4, 0.4], 2, True, True),
+        ([0.5, 0.4, 0.6], 2, True, False),
+        ([0.5, 0.4, 0.45], 2, True, True),  # better than before, not than the best
+        ([0.5, 0.4, 0.3], 2, False, False),
+        ([0.5, 0.6], 1, False, True),
+        ([0.3, 0.4, 0.4], 2, False, True),
+        ([NAN, 0.1], 1, True, False),
+        ([0.1, NAN], 1, True, True),
+        ([0.1, NAN, 0.2], 2, True, False),
+        ([NAN, NAN, NAN], 2, True, True),  # never defined: nothing to wait for
+        ([NAN, 0.4, 0.3], 2, False, False),
+        ([0.3, NAN, NAN], 2, False, True),
+    ],
+)
+def test_when_a_curve_is_stale(means, patience, higher, stale):
+    assert is_stale(means, patience, higher_is_better=higher) is stale
+
+
+@pytest.mark.parametrize(
+    ("means", "higher", "best"),
+    [
+        ([0.1], True, 0),
+        ([0.1, 0.3, 0.2], True, 1),
+        ([0.3, 0.1, 0.3], True, 0),  # the earliest of equals
+        ([0.3, 0.1, 0.1], False, 1),
+        ([NAN, 0.1, NAN], True, 1),
+        ([NAN, 0.1, NAN], False, 1),
+        ([NAN, NAN], True, 0),
+        ([-math.inf, NAN, 0.0], True, 2),
+    ],
+)
+def test_which_epoch_is_best(means, higher, best):
+    assert best_index(means, higher_is_better=higher) == best
+
+
+# ---- the stream -------------------------------------------------------------------------------------------------
+
+
+def test_stages_follow_one_another_and_catch_up():
+    cv = crossval((1, 1, 1))
+    events = list(cv.epochs())
+    first_pass = [event.stage for event in events[: 1 + max(i for i, e in enumerate(events) if e.stage_ended)]]
+    assert first_pass == sorted(first_pass)  # stage after stage
+    assert [event.stage for event in events if event.stage_ended] == [0, 1, 2]
+    lengths = {stage: sum(event.stage == stage for event in events) for stage in range(3)}
+    at_stop = {event.stage: event.epoch for event in events if event.stage_ended}
+    assert len(set(at_stop.values())) > 1  # some did stop earlier: there was something to catch up
+    assert set(lengths.values()) == {max(at_stop.values())}
+    for stage in range(3):
+        assert [event.epoch for event in events if event.stage == stage] == list(range(1, lengths[stage] + 1))
+    assert list(cv.epochs()) == []
+    assert {len(curve) for curves in cv.curves().values() for curve in curves} == set(lengths.values())
+
+
+def test_a_stage_stops_by_its_own_mean():
+    events = list(crossval((1, 2)).epochs())
+    for stage in (0, 1):
+        means = [event.mean for event in events if event.stage == stage]
+        (stop,) = [event.epoch for event in events if event.stage == stage and event.stage_ended]
+        assert stop == 8 or is_stale(means[:stop], 2)
+        assert not any(is_stale(means[:epoch], 2) for epoch in range(stop))
+
+
+def test_epochs_are_bounded():
+    events = list(crossval((3,), replace(CONFIG, training=replace(CONFIG.training, epochs=2, patience=99))).epochs())
+    assert [(event.epoch, event.stage_ended) for event in events] == [(1, False), (2, True)]
+
+
+def test_events_are_frozen_numbers():
+    event = next(crossval((2, 1)).epochs())
+    assert event.folds == (0, 1)
+    for name in ("train_loss", "validation_loss", "scores"):
+        assert [type(value) for value in getattr(event, name)] == [float, float]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        event.epoch = 7
+    assert event == event.__class__(**dataclasses.asdict(event))
+
+
+def test_scores_are_the_metric_on_the_validation_posts():
+    corpus = planted(unlabelled=0.1)
+    cv = crossval((3,), corpus=corpus)
+    events = list(cv.epochs())
+    summary = cv.summary()
+    best = events[summary.best_epoch - 1]
+    for fold in range(3):
+        rows = cv.folds.validation(fold)
+        again = metrics.score("average_precision", corpus.labels[rows], summary.probabilities[rows])
+        assert best.scores[fold] == pytest.approx(again, abs=1e-6) == pytest.approx(summary.folds[fold], abs=1e-6)
+
+
+def test_reports_of_a_stage_are_of_its_own_best_epoch():
+    cv = crossval((1, 2))
+    assert cv.folds_finished == 0
+    reports = [(cv.folds_finished, cv.finished_value()) for event in cv.epochs() if event.stage_ended]
+    means = {stage: [e.mean for e in crossval_events(stage)] for stage in (0, 1)}
+    assert reports[0] == (1, pytest.approx(max(means[0])))
+    # the first stage catches up later; its report may only grow by that
+    assert reports[1][0] == 3
+    assert reports[1][1] == pytest.approx((max(means[0]) + 2 * max(means[1])) / 3)
+
+
+def crossval_events(stage):
+    """The events of a stage up to its stop."""
+    events = [event for event in crossval((1, 2)).epochs() if event.stage == stage]
+    return events[: 1 + next(i for i, event in enumerate(events) if event.stage_ended)]
+
+
+# ---- however it is cut, it is the same --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stages", [(1, 1, 1), (2, 1), (1, 2)])
+def test_stages_do_not_change_a_fold(stages):
+    """With nothing to stop early, every fold draws the same curve in whatever stage it is."""
+    patient = replace(CONFIG, training=replace(CONFIG.training, epochs=4, patience=99))
+    together, cut = crossval((3,), patient), crossval(stages, patient)
+    list(together.epochs())
+    list(cut.epochs())
+    for name, curves in together.curves().items():
+        np.testing.assert_allclose(curves, cut.curves()[name], atol=1e-4)
+    np.testing.assert_allclose(together.summary().probabilities, cut.summary().probabilities, atol=1e-4)
+    assert together.summary().best_epoch == cut.summary().best_epoch
+
+
+def test_resumed_after_any_epoch_is_undisturbed():
+    """A new object after every single epoch, through plain values only: the same events, the same bits."""
+    undisturbed = crossval((1, 1, 1))
+    whole = list(undisturbed.epochs())
+    assert len(whole) > sum(event.stage_ended for event in whole) * 2
+    events, state = [], None
+    while True:
+        cv = crossval((1, 1, 1))
+        if state is not None:
+            cv.load_state_dict(state)
+        event = next(cv.epochs(), None)
+        if event is None:
+            break
+        events.append(event)
+        state = copy.deepcopy(cv.state_dict())
+        assert plain(state)
+    assert events == whole
+    assert_same_bits(state, undisturbed.state_dict())
+    left, right = cv.summary(), undisturbed.summary()
+    assert (left.value, left.folds, left.threshold, left.report) == (
+        right.value,
+        right.folds,
+        right.threshold,
+        right.report,
+    )
+    np.testing.assert_array_equal(left.probabilities, right.probabilities)
+
+
+def plain(value):
+    """Nothing but containers, numbers, strings, arrays and tensors: what a checkpoint file can hold."""
+    if isinstance(value, dict):
+        return all(plain(part) for part in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(plain(part) for part in value)
+    return value is None or isinstance(value, (bool, int, float, str, np.ndarray)) or hasattr(value, "untyped_storage")
+
+
+def test_a_loaded_state_gives_events_back():
+    cv = crossval((3,))
+    event = next(cv.epochs())
+    other = crossval((3,))
+    other.load_state_dict(cv.state_dict())
+    (restored,) = other._stages[0].curve
+    assert isinstance(restored, CvEpoch)
+    assert restored == event
+
+
+def test_the_same_seed_gives_the_same_and_another_does_not():
+    runs = [list(crossval((3,), seed=seed).epochs()) for seed in (0, 0, 1)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+# ---- the summary ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", ["average_precision", "brier"])
+def test_the_summary_is_of_the_best_epoch_of_the_mean_curve(metric):
+    cv = crossval((1, 2), metric=metric)
+    list(cv.epochs())
+    summary = cv.summary()
+    curve = np.array(cv.curves()["scores"])
+    best = curve.mean(0).max() if metric == "average_precision" else curve.mean(0).min()
+    assert summary.value == pytest.approx(best)
+    assert curve.mean(0)[summary.best_epoch - 1] == summary.value
+    assert summary.folds == tuple(curve[:, summary.best_epoch - 1])
+    assert summary.std == pytest.approx(np.std(summary.folds, ddof=1))
+    assert summary.epochs == curve.shape[1]
+
+
+def test_out_of_fold_predictions_cover_exactly_the_folds():
+    cv = crossval((1, 2))
+    list(cv.epochs())
+    summary = cv.summary()
+    scored = cv.folds.assignment >= 0
+    assert np.isfinite(summary.probabilities[scored]).all()
+    assert np.isnan(summary.probabilities[~scored]).all()
+    labels = cv.corpus.labels[scored]
+    assert summary.threshold == metrics.best_threshold(labels, summary.probabilities[scored])
+    assert summary.report.pooled["positives"] == (labels == 1).sum()
+
+
+def test_locked_posts_change_nothing():
+    """The hold-out is in the corpus's arrays; no number may depend on it."""
+    corpus = planted()
+    locked = uneven(corpus).assignment < 0
+    assert locked.sum() == 4
+    labels = corpus.labels.copy()
+    labels[locked] = 1 - labels[locked]
+    embeddings = corpus.embeddings.copy()
+    for post in np.flatnonzero(locked):
+        embeddings[corpus.offsets[post] : corpus.offsets[post + 1]] *= -1
+    changed = EmbeddedCorpus(embeddings, corpus.offsets, corpus.criteria, labels)
+    runs = [crossval((1, 2), corpus=data) for data in (corpus, changed)]
+    assert list(runs[0].epochs()) == list(runs[1].epochs())
+    np.testing.assert_array_equal(runs[0].summary().probabilities, runs[1].summary().probabilities)
+
+
+def test_a_metric_that_is_undefined_does_not_stop_the_folds():
+    """A fold of unlabelled posts has no score; the others go on and its NaN is kept, not made 0."""
+    corpus = planted()
+    folds = uneven(corpus)
+    labels = corpus.labels.copy()
+    labels[folds.validation(0)] = -1
+    blank = EmbeddedCorpus(corpus.embeddings, corpus.offsets, corpus.criteria, labels)
+    cv = crossval((3,), candidate(IRIS, epochs=2), corpus=blank)
+    event = next(cv.epochs())
+    assert math.isnan(event.scores[0])
+    assert math.isnan(event.mean)
+    assert all(0 < score <= 1 for score in event.scores[1:])

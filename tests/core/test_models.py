@@ -1,0 +1,244 @@
+"""A model reads the post, only the post, and of the post only what it retrieved."""
+
+import numpy as np
+import pytest
+import torch
+from corpora import planted, unit, with_post
+
+from core.bags import ChunkBags, MeanBags, mean_embeddings
+from core.config import IrisConfig, LinearConfig
+from core.models import build, prior_log_odds
+from core.models.dropout import FoldDropout
+from core.models.linear import linear_floor
+from core.seeding import numpy_generator
+from core.splits import Folds
+
+CONFIGS = [IrisConfig(num_queries=3, k_retrieved=3, hidden=8), LinearConfig()]
+both = pytest.mark.parametrize("config", CONFIGS, ids=["iris", "linear"])
+POSTS = np.array([[0, 1, 2, 3, 4, 5]])
+
+
+def awake(config, corpus, folds=(0,), seed=0):
+    """A model with no weight left at its start, where heads are zero and every logit is the prior."""
+    model, _ = build(config, corpus, [np.arange(len(corpus.labels))] * len(folds), folds=folds, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model.eval()
+
+
+def bags(config, corpus):
+    return (ChunkBags if isinstance(config, IrisConfig) else MeanBags)(corpus.embeddings, corpus.offsets)
+
+
+def logits(model, config, corpus, posts=POSTS):
+    with torch.no_grad():
+        return model(bags(config, corpus).batch(posts)).numpy()
+
+
+def other_chunks(count, seed=1, dim=12):
+    return unit(numpy_generator(seed, "other").standard_normal((count, dim)))
+
+
+# ---- the post is read, and nothing else -------------------------------------------------------------------------
+
+
+@both
+def test_changing_the_post_changes_its_logits(config):
+    corpus = planted()
+    model = awake(config, corpus)
+    before = logits(model, config, corpus)
+    after = logits(model, config, with_post(corpus, 2, other_chunks(5)))
+    assert (np.abs(before - after)[0, 2] > 1e-3).all()  # for every criterion
+
+
+@both
+def test_posts_differ_from_each_other(config):
+    corpus = planted()
+    found = logits(awake(config, corpus), config, corpus, np.arange(40)[None])
+    assert (found.std(1) > 1e-2).all()
+
+
+@both
+def test_other_posts_of_the_batch_do_not_matter(config):
+    corpus = planted()
+    model = awake(config, corpus)
+    length = np.diff(corpus.offsets)[3]
+    before = logits(model, config, corpus)
+    after = logits(model, config, with_post(corpus, 3, other_chunks(length)))
+    kept = [0, 1, 2, 4, 5]
+    np.testing.assert_array_equal(before[0, kept], after[0, kept])  # the same shapes, so the same bits
+
+
+@both
+@pytest.mark.parametrize("post", range(6))
+def test_padding_does_not_matter(config, post):
+    corpus = planted()
+    model = awake(config, corpus)
+    padded = with_post(corpus, (post + 1) % 6, other_chunks(40))  # a neighbour much longer than all the others
+    together = logits(model, config, padded)[:, post]
+    alone = logits(model, config, corpus, np.array([[post]]))[:, 0]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+@both
+def test_the_order_of_chunks_does_not_matter(config):
+    corpus = planted()
+    model = awake(config, corpus)
+    start, end = corpus.offsets[0], corpus.offsets[1]
+    turned = with_post(corpus, 0, corpus.embeddings[start:end][::-1])
+    np.testing.assert_allclose(logits(model, config, corpus), logits(model, config, turned), atol=1e-5)
+
+
+@both
+def test_folds_stacked_are_the_folds_one_by_one(config):
+    corpus = planted()
+    posts = np.array([[0, 1, 2], [3, 4, 5]])
+    together = awake(config, corpus, folds=(0, 1))
+    found = logits(together, config, corpus, posts)
+    for fold in (0, 1):
+        single = awake(config, corpus, folds=(fold,))
+        single.load_state_dict({name: value[[fold]] for name, value in together.state_dict().items()})
+        np.testing.assert_allclose(found[fold], logits(single, config, corpus, posts[[fold]])[0], atol=1e-5)
+
+
+# ---- IRIS against a slow reference ------------------------------------------------------------------------------
+
+
+def slow_iris(model, config, chunks, criterion):
+    """One post, one criterion, query by query and in float64: the paper's words as a loop."""
+    w = {name: value[0].numpy().astype(np.float64) for name, value in model.state_dict().items()}
+    pooled = np.zeros(config.hidden)
+    for query in w["queries"][criterion]:
+        similarity = chunks.astype(np.float64) @ (query / np.linalg.norm(query))
+        retrieved = np.argsort(-similarity)[: config.k_retrieved]
+        attention = np.exp(similarity[retrieved] / config.temperature)
+        read = (attention / attention.sum()) @ (chunks[retrieved] @ w["value"])
+        inner = np.maximum(read @ w["inner"] + w["inner_bias"], 0)
+        pooled += (read + inner @ w["outer"]) / config.num_queries
+    normed = (pooled - pooled.mean()) / np.sqrt(pooled.var() + 1e-5)
+    return (normed * w["scale"] + w["shift"]) @ w["head"][criterion] + w["bias"][criterion]
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 50])
+def test_iris_is_its_slow_reference(k):
+    config = IrisConfig(num_queries=3, k_retrieved=k, hidden=8, temperature=0.1)
+    corpus = planted()
+    assert np.diff(corpus.offsets).min() == 1  # posts with fewer chunks than k are among them
+    model = awake(config, corpus)
+    found = logits(model, config, corpus, np.arange(20)[None])[0]
+    for post in range(20):
+        chunks = corpus.embeddings[corpus.offsets[post] : corpus.offsets[post + 1]]
+        expected = [slow_iris(model, config, chunks, criterion) for criterion in range(3)]
+        np.testing.assert_allclose(found[post], expected, atol=1e-4)
+
+
+def test_only_what_is_retrieved_is_read():
+    """A chunk that no query retrieves may say anything else, as long as it stays out of sight."""
+    config = IrisConfig(num_queries=1, k_retrieved=2, hidden=8)
+    corpus = planted(criteria=1, longest=9)
+    model = awake(config, corpus)
+    post = int(np.argmax(np.diff(corpus.offsets)))
+    start, end = corpus.offsets[post], corpus.offsets[post + 1]
+    query = model.queries.detach()[0, 0, 0].numpy()
+    far = int(np.argmin(corpus.embeddings[start:end] @ query))
+    changed = corpus.embeddings[start:end].copy()
+    changed[far] = -unit(query) + 0.1
+    where = np.array([[post]])
+    after = logits(model, config, with_post(corpus, post, changed), where)
+    np.testing.assert_array_equal(logits(model, config, corpus, where), after)
+    near = int(np.argmax(corpus.embeddings[start:end] @ query))
+    changed[near] = -unit(query) + 0.2
+    assert not np.allclose(after, logits(model, config, with_post(corpus, post, changed), where))
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 3])
+def test_a_post_with_fewer_chunks_than_k_is_read_whole(chunks):
+    corpus = with_post(planted(), 0, other_chunks(chunks))
+    few, many = (IrisConfig(num_queries=3, k_retrieved=k, hidden=8) for k in (3, 7))
+    model, other = awake(few, corpus), awake(many, corpus)
+    np.testing.assert_allclose(logits(model, few, corpus)[0, 0], logits(other, many, corpus)[0, 0], atol=1e-5)
+
+
+# ---- the diversity penalty --------------------------------------------------------------------------------------
+
+
+def test_the_penalty_is_its_formula():
+    config = IrisConfig(num_queries=3, hidden=8, diversity_weight=0.7)
+    model = awake(config, planted(), folds=(0, 1))
+    for fold in (0, 1):
+        expected = 0.0
+        for queries in model.queries.detach()[fold].double().numpy():
+            normed = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+            expected += 0.7 * ((normed @ normed.T - np.eye(3)) ** 2).sum() / 3
+        assert model.penalty()[fold].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_penalty_drives_queries_apart():
+    model = awake(IrisConfig(num_queries=3, hidden=8, diversity_weight=1.0), planted())
+    before = model.penalty().item()
+    optimizer = torch.optim.SGD([model.queries], lr=0.3)
+    for _ in range(50):
+        optimizer.zero_grad()
+        model.penalty().sum().backward()
+        optimizer.step()
+    assert model.penalty().item() < 0.1 * before
+
+
+# ---- where folds start, dropout, priors, the floor --------------------------------------------------------------
+
+
+def test_a_fold_starts_the_same_whoever_it_is_stacked_with():
+    corpus = planted()
+    train = [np.arange(40), np.arange(20, 60)]
+    together, _ = build(CONFIGS[0], corpus, train, folds=(0, 1), seed=3)
+    alone, _ = build(CONFIGS[0], corpus, train[1:], folds=(1,), seed=3)
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(value[0], together.state_dict()[name][1], rtol=0, atol=0)
+    assert not torch.equal(together.queries[0], together.queries[1])
+
+
+def test_dropout_belongs_to_the_fold_and_the_epoch():
+    ones, drop = torch.ones(2, 200, 50), FoldDropout(0.3)
+    drop.reseed([("a",), ("b",)])
+    first = drop(ones)
+    drop.reseed([("b",), ("c",)])
+    second = drop(ones)
+    torch.testing.assert_close(first[1], second[0], rtol=0, atol=0)
+    assert not torch.equal(first[0], first[1])
+    assert first.mean() == pytest.approx(1.0, abs=0.02)
+    assert first.unique().tolist() == [0.0, pytest.approx(1 / 0.7)]
+    assert drop.eval()(ones) is ones
+
+
+def test_priors_come_from_the_training_part():
+    corpus = planted(unlabelled=0.2)
+    train = np.arange(30)
+    prior = prior_log_odds(corpus.labels, [train])
+    changed = corpus.labels.copy()
+    changed[30:] = 1
+    torch.testing.assert_close(prior_log_odds(changed, [train]), prior, rtol=0, atol=0)
+    part = corpus.labels[train]
+    rate = ((part == 1).sum(0) + 0.5) / ((part >= 0).sum(0) + 1)
+    np.testing.assert_allclose(torch.sigmoid(prior[0]).numpy(), rate, rtol=1e-5)
+
+
+def test_the_floor_never_sees_the_fold_it_scores():
+    corpus = planted(posts=80)
+    folds = Folds(np.arange(80) % 4, 4)
+    means = mean_embeddings(corpus.embeddings, corpus.offsets)
+    before = linear_floor(means, corpus.labels, folds)
+    labels = corpus.labels.copy()
+    labels[folds.validation(1)] = 1 - labels[folds.validation(1)]
+    after = linear_floor(means, labels, folds)
+    np.testing.assert_array_equal(before[folds.validation(1)], after[folds.validation(1)])
+    assert not np.array_equal(before[folds.validation(0)], after[folds.validation(0)])
+
+
+def test_the_floor_of_a_criterion_with_one_class_is_that_class():
+    corpus = planted(posts=20)
+    labels = corpus.labels.copy()
+    labels[:, 0] = 0
+    found = linear_floor(mean_embeddings(corpus.embeddings, corpus.offsets), labels, Folds(np.arange(20) % 2, 2))
+    assert (found[:, 0] == 0).all()

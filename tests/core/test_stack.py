@@ -1,0 +1,279 @@
+"""Folds in one stack know nothing of each other, of their validation posts, or of an interruption."""
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from corpora import planted, uneven, unit
+
+from core.config import (
+    BCEConfig,
+    CandidateConfig,
+    FocalConfig,
+    IrisConfig,
+    LinearConfig,
+    LogitAdjustedConfig,
+    TrainingConfig,
+    WeightedBCEConfig,
+)
+from core.errors import NonFiniteLossError
+from core.losses import focal
+from core.models import EmbeddedCorpus
+from core.seeding import numpy_generator
+from core.splits import Folds
+from core.stack import FoldStack
+
+IRIS = IrisConfig(num_queries=2, k_retrieved=3, hidden=8, dropout=0.3)
+TRAINING = TrainingConfig(batch_size=8, learning_rate=1e-2, accumulation_steps=2, warmup_steps=3)
+
+
+def candidate(model=IRIS, loss=None, **training):
+    return CandidateConfig(model, replace(TRAINING, **training), loss or FocalConfig())
+
+
+def stack(which, config=None, corpus=None, folds=None, seed=0):
+    corpus = corpus or planted()
+    return FoldStack(corpus, folds or uneven(corpus), which, config or candidate(), seed=seed)
+
+
+def state_of(stack):
+    """Everything that training has made, as named tensors of a single fold's stack."""
+    return copy.deepcopy(stack.state_dict())
+
+
+def assert_same_bits(left, right):
+    assert type(left) is type(right)
+    if isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same_bits(left[key], right[key])
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right)
+        for a, b in zip(left, right, strict=True):
+            assert_same_bits(a, b)
+    elif isinstance(left, (torch.Tensor, np.ndarray)):
+        assert np.array_equal(np.asarray(left), np.asarray(right), equal_nan=True)
+    else:
+        assert left == right or left != left
+
+
+# ---- fused is one after the other -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        candidate(),
+        candidate(loss=WeightedBCEConfig(), accumulation_steps=3),
+        candidate(IrisConfig(num_queries=1, k_retrieved=2, hidden=4, dropout=0.0), LogitAdjustedConfig()),
+        candidate(LinearConfig(), BCEConfig(), batch_size=1000),
+    ],
+    ids=["focal", "weighted", "adjusted", "linear"],
+)
+def test_folds_together_are_the_folds_one_after_the_other(config):
+    corpus = planted(unlabelled=0.1)
+    together = stack([0, 1, 2], config, corpus)
+    singles = [stack([fold], config, corpus) for fold in range(3)]
+    for _ in range(5):
+        end, (logits, losses) = together.advance(), together.validate()
+        for fold, single in enumerate(singles):
+            alone, (own_logits, own_loss) = single.advance(), single.validate()
+            assert end.train_loss[fold] == pytest.approx(alone.train_loss[0], abs=1e-4)
+            assert losses[fold] == pytest.approx(own_loss[0], abs=1e-4)
+            np.testing.assert_allclose(logits[fold], own_logits[0], atol=1e-3)
+    assert end.epoch == 5
+    assert end.train_loss[0] != end.train_loss[1] != end.train_loss[2]
+
+
+def test_one_fold_that_explodes_is_clipped_alone():
+    """Fold 0 is weighted a million times; folds 1 and 2 must not be held back by its norm."""
+    corpus, config = planted(), candidate(clip_norm=0.5)
+    together, alone = stack([0, 1], config, corpus), stack([1], config, corpus)
+    plain = together.trainer.loss_fn
+    together.trainer.loss_fn = lambda z, y: plain(z, y) * torch.tensor([1e6, 1.0])
+    for _ in range(2):
+        together.advance()
+        alone.advance()
+    for name, value in alone.trainer.model.state_dict().items():
+        torch.testing.assert_close(value[0], together.trainer.model.state_dict()[name][1], atol=1e-4, rtol=1e-3)
+
+
+# ---- nothing of the validation posts gets in --------------------------------------------------------------------
+
+
+def test_a_fold_never_depends_on_its_validation_posts():
+    corpus = planted()
+    folds = uneven(corpus)
+    locked = [*folds.validation(1), *np.flatnonzero(folds.assignment < 0)]
+    source = numpy_generator("garbage")
+    lengths = np.diff(corpus.offsets)
+    parts = [
+        unit(source.standard_normal((source.integers(1, 30), 12))) if post in locked else corpus.embeddings[start:end]
+        for post, (start, end) in enumerate(zip(corpus.offsets[:-1], corpus.offsets[1:], strict=True))
+    ]
+    labels = corpus.labels.copy()
+    labels[locked] = source.integers(0, 2, labels[locked].shape)
+    offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
+    changed = EmbeddedCorpus(np.concatenate(parts), offsets, corpus.criteria, labels)
+    assert not np.array_equal(lengths, np.diff(offsets))
+    for loss in (FocalConfig(), LogitAdjustedConfig(), WeightedBCEConfig()):
+        runs = [stack([1], candidate(loss=loss), data, folds) for data in (corpus, changed)]
+        ends = [[run.advance() for _ in range(3)] for run in runs]
+        assert ends[0] == ends[1]
+        assert_same_bits(state_of(runs[0]), state_of(runs[1]))
+
+
+def test_looking_at_the_validation_posts_changes_nothing():
+    looking, blind = stack([0]), stack([0])
+    for _ in range(3):
+        looking.advance()
+        looking.validate()
+        blind.advance()
+    assert_same_bits(state_of(looking), state_of(blind))
+
+
+def test_predictions_are_those_of_the_posts_asked_for():
+    """In the order asked for, whatever lengths and other folds' lists are in the batch."""
+    trained = stack([0, 1])
+    trained.advance()
+    posts = [np.array([7, 3, 50, 3]), np.arange(30)[::-1]]
+    together = trained.predict(posts)
+    for fold in (0, 1):
+        for place, post in enumerate(posts[fold]):
+            one = trained.predict([np.array([post]), np.array([post])])[fold][0]
+            np.testing.assert_allclose(together[fold][place], one, atol=1e-5)
+
+
+def test_the_validation_loss_is_the_mean_over_labelled_pairs():
+    corpus = planted(unlabelled=0.3)
+    folds = uneven(corpus)
+    trained = stack([0, 2], candidate(loss=FocalConfig(gamma=1.5, alpha=0.3)), corpus, folds)
+    trained.advance()
+    logits, losses = trained.validate()
+    for fold, z, found in zip((0, 2), logits, losses, strict=True):
+        y = corpus.labels[folds.validation(fold)]
+        values = focal(torch.from_numpy(z), torch.from_numpy(y), gamma=1.5, alpha=0.3).numpy()
+        assert found == pytest.approx(values[y >= 0].mean(), rel=1e-5)
+
+
+# ---- the epoch --------------------------------------------------------------------------------------------------
+
+
+def test_every_training_post_is_seen_once_an_epoch():
+    trained = stack([0, 2])
+    seen = [[], []]
+    read = trained.inputs.batch
+    trained.inputs.batch = lambda posts: [seen[fold].extend(posts[fold]) for fold in (0, 1)] and read(posts)
+    pairs = sum(batch.weight for batch in trained._batches())
+    folds = uneven(planted())
+    for place, fold in enumerate((0, 2)):
+        assert set(seen[place]) == set(folds.train(fold))
+        assert pairs[place] == 3 * len(folds.train(fold))
+
+
+def test_the_last_short_window_is_a_step_of_its_own():
+    trained = stack([0], candidate(accumulation_steps=2, batch_size=16))
+    assert trained.steps == 3
+    trained.advance()
+    steps = {int(state["step"]) for state in trained.trainer.optimizer.state_dict()["state"].values()}
+    assert steps == {2}
+
+
+def test_unlabelled_pairs_teach_nothing():
+    """Where a criterion is labelled nowhere in a batch's posts, its own head stands still."""
+    corpus = planted()
+    labels = corpus.labels.copy()
+    labels[:, 2] = -1
+    blind = EmbeddedCorpus(corpus.embeddings, corpus.offsets, corpus.criteria, labels)
+    trained = stack([0], candidate(loss=BCEConfig(), weight_decay=0.0), blind)
+    trained.advance()
+    assert trained.trainer.model.head[0, 2].abs().max() == 0
+    assert trained.trainer.model.head[0, :2].abs().min() > 0
+
+
+def test_warm_up_counts_optimizer_steps():
+    trained = stack([0], candidate(warmup_steps=9, accumulation_steps=1, batch_size=16))
+    rate = TRAINING.learning_rate
+    for epoch in (1, 2, 3, 4):
+        trained.advance()
+        expected = min(1.0, (3 * epoch + 1) / 10)  # three steps an epoch; the next step's rate
+        assert trained.trainer.optimizer.param_groups[0]["lr"] == pytest.approx(rate * expected)
+
+
+def test_the_penalty_reaches_the_gradient():
+    """At the start the head is zero, so the queries' gradient is the penalty's alone."""
+    gradients = {}
+    for weight in (0.0, 0.5):
+        model = replace(IRIS, diversity_weight=weight)
+        one_step = stack([0], candidate(model, clip_norm=0.0, batch_size=1000, learning_rate=1e-12))
+        one_step.advance()
+        gradients[weight] = one_step.trainer.model.queries.grad.clone()
+    assert gradients[0.0].abs().max() == 0
+    queries = stack([0]).trainer.model.queries.detach().clone().requires_grad_()
+    normed = queries / queries.norm(dim=-1, keepdim=True)
+    (0.5 * (normed @ normed.mT - torch.eye(2)).square().sum((-1, -2)).mean()).backward()
+    torch.testing.assert_close(gradients[0.5], queries.grad, atol=1e-6, rtol=1e-4)
+
+
+# ---- resumed, repeated, diverged --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interrupted", [1, 3])
+def test_resumed_is_undisturbed(interrupted):
+    undisturbed = stack([0, 1])
+    whole = [(undisturbed.advance(), undisturbed.validate()[1]) for _ in range(5)]
+    first = stack([0, 1])
+    for _ in range(interrupted):
+        first.advance()
+    second = stack([0, 1])
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert second.epoch == interrupted
+    rest = [(second.advance(), second.validate()[1]) for _ in range(5 - interrupted)]
+    assert rest == whole[interrupted:]
+    assert_same_bits(state_of(second), state_of(undisturbed))
+
+
+def test_a_state_is_a_snapshot():
+    trained = stack([0])
+    trained.advance()
+    state = trained.state_dict()
+    before = copy.deepcopy(state)
+    trained.advance()
+    assert_same_bits(state, before)
+
+
+def test_the_seed_matters_and_repeats():
+    runs = {name: stack([0], seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))}
+    ends = {name: [run.advance() for _ in range(2)] for name, run in runs.items()}
+    assert ends["a"] == ends["b"] != ends["c"]
+
+
+def test_divergence_is_an_error_of_its_own():
+    broken = stack([0], candidate(LinearConfig(), clip_norm=0.0, learning_rate=1e36, warmup_steps=0))
+    with pytest.raises(NonFiniteLossError, match="learning rate"):
+        [(broken.advance(), broken.validate()) for _ in range(5)]
+
+
+def test_divergence_in_the_last_step_of_an_epoch_is_found_too():
+    """The epoch's losses were finite, the weights that its last step left are not."""
+    broken = stack([0], candidate(batch_size=1000, clip_norm=0.0, learning_rate=1e36, warmup_steps=0))
+    broken.advance()
+    with pytest.raises(NonFiniteLossError):
+        broken.validate()
+
+
+def test_steps_follow_from_the_largest_fold_of_all():
+    corpus = planted()
+    folds = uneven(corpus)
+    largest = max(len(folds.train(fold)) for fold in range(3))
+    assert {stack([fold], None, corpus, folds).steps for fold in range(3)} == {math.ceil(largest / 8)}
+
+
+def test_more_posts_in_the_batch_than_a_fold_has():
+    corpus = planted(posts=14)
+    tiny = stack([0], candidate(batch_size=64), corpus, Folds(np.arange(14) % 2, 2))
+    assert tiny.steps == 1
+    assert math.isfinite(tiny.advance().train_loss[0])
