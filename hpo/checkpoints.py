@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from optuna.artifacts import Backoff, FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
@@ -57,6 +57,9 @@ class Resumable(Protocol):
         """Go on from `state`."""
 
 
+S = TypeVar("S", bound=Resumable)
+
+
 def resolve(where: str | None = None) -> ArtifactStore:
     """Open the store at `where` (`--artifacts`), else at `HPO_ARTIFACTS`, else in `.hpo/artifacts`.
 
@@ -94,7 +97,7 @@ class Checkpoints:
         self._every = every_seconds
         self._last = time.monotonic()
 
-    def resumed(self, claim: Claim, config: Mapping[str, Any], make: Callable[[], Resumable]) -> Resumable:
+    def resumed(self, claim: Claim, config: Mapping[str, Any], make: Callable[[], S]) -> S:
         """Return what `make` makes, at the claim's checkpoint if it has one that can be used, else at the start.
 
         Args:

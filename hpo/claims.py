@@ -228,8 +228,8 @@ class Claim:
         """Make the announced artifact the trial's checkpoint and remove the one before. Raises `ClaimLost`."""
         self._write(ledger.KEEP, artifact=artifact, sha256=sha256)
         self.pending, self.checkpoint, self.checkpoint_sha256 = self.checkpoint, artifact, sha256
-        if self.pending:
-            self._discard(self.pending)
+        if self.pending and self._discard(self.pending):
+            self.pending = None
 
     def finish(self, state: TrialState, value: float | None = None, *, reason: str | None = None) -> None:
         """Tell the trial's end: COMPLETE with its value, PRUNED, or FAIL, which means infeasible for the `reason`."""

@@ -292,7 +292,8 @@ def _supervise(
     with Workers(definition.path, url, trials=budget, slots=slots, say=say, artifacts=artifacts) as crew:
         while crew.alive() and not stop.wait(REFRESH_SECONDS):
             pass
-    return Exit.DONE if stop.is_set() else max((abs(code) for code in crew.codes()), default=Exit.DONE)
+    done = stop.is_set() or Exit.DONE in crew.codes()  # one that found the budget spent speaks for all
+    return Exit.DONE if done else crew.failure()[0]
 
 
 @app.command()
