@@ -20,6 +20,7 @@ from core.config import CandidateConfig
 from core.models import EmbeddedCorpus
 from core.splits import Folds
 from core.stack import FoldStack
+from core.stopping import best_index, is_stale
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,6 @@ class CvSummary:
     report: metrics.Report
     probabilities: npt.NDArray[np.float32]
     """Out-of-fold probabilities `[posts, criteria]`; NaN for posts of no fold."""
-
-
-def is_stale(means: Sequence[float], patience: int, *, higher_is_better: bool = True) -> bool:
-    """Has the curve not improved on its best for `patience` epochs?"""
-    if not means:
-        return False
-    return len(means) - 1 - best_index(means, higher_is_better=higher_is_better) >= patience
-
-
-def best_index(means: Sequence[float], *, higher_is_better: bool = True) -> int:
-    """Index of the best value, the earliest among equals; undefined (NaN) values are never best."""
-    signed = np.asarray(means) if higher_is_better else -np.asarray(means)
-    return int(np.argmax(np.where(np.isnan(signed), -np.inf, signed)))
 
 
 class _Stage:

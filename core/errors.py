@@ -42,3 +42,14 @@ class NonFiniteLossError(ArithmeticError):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.__doc__)
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be read."""
+
+
+class OutOfMemoryError(MemoryError):
+    """The model and its batch do not fit into memory; use smaller batches with more accumulation steps."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or self.__doc__)

@@ -3,7 +3,7 @@
 Throughout z is the logit, p = σ(z) the probability, y ∈ {0, 1} the target. Everything is written with log σ, which is
 finite where p has been rounded to 0 or 1: log p = log σ(z), log(1−p) = log σ(−z), and p^γ = exp(γ log σ(z)), whose
 gradient stays finite for every γ ≥ 0. Targets marked -1 (not labelled) give a finite value that means nothing: the
-caller masks them out.
+caller masks them out, and so do the modules, whose mean is that of the labelled targets.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class BCELoss(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return a scalar, or the shape of `logits` without reduction."""
-        return _reduce(bce(logits, targets), self.reduction)
+        return _reduced(bce, logits, targets, self.reduction)
 
 
 class WeightedBCELoss(nn.Module):
@@ -167,7 +167,7 @@ class WeightedBCELoss(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return a scalar, or the shape of `logits` without reduction."""
-        return _reduce(weighted_bce(logits, targets, pos_weight=self.pos_weight), self.reduction)
+        return _reduced(partial(weighted_bce, pos_weight=self.pos_weight), logits, targets, self.reduction)
 
 
 class FocalLoss(nn.Module):
@@ -184,7 +184,7 @@ class FocalLoss(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return a scalar, or the shape of `logits` without reduction."""
-        return _reduce(focal(logits, targets, gamma=self.gamma, alpha=self.alpha), self.reduction)
+        return _reduced(partial(focal, gamma=self.gamma, alpha=self.alpha), logits, targets, self.reduction)
 
 
 class AsymmetricLoss(nn.Module):
@@ -209,8 +209,8 @@ class AsymmetricLoss(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return a scalar, or the shape of `logits` without reduction."""
-        values = asymmetric(logits, targets, gamma_pos=self.gamma_pos, gamma_neg=self.gamma_neg, clip=self.clip)
-        return _reduce(values, self.reduction)
+        loss = partial(asymmetric, gamma_pos=self.gamma_pos, gamma_neg=self.gamma_neg, clip=self.clip)
+        return _reduced(loss, logits, targets, self.reduction)
 
 
 class LogitAdjustedBCELoss(nn.Module):
@@ -227,7 +227,8 @@ class LogitAdjustedBCELoss(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return a scalar, or the shape of `logits` without reduction."""
-        return _reduce(logit_adjusted_bce(logits, targets, log_odds=self.log_odds, tau=self.tau), self.reduction)
+        loss = partial(logit_adjusted_bce, log_odds=self.log_odds, tau=self.tau)
+        return _reduced(loss, logits, targets, self.reduction)
 
 
 # ---- what the labels say ----------------------------------------------------------------------------------------
@@ -398,10 +399,15 @@ assert _MODULES.keys() == LOSSES.keys()
 # ---- helpers ----------------------------------------------------------------------------------------------------
 
 
-def _reduce(values: Tensor, reduction: Reduction) -> Tensor:
+def _reduced(loss: Elementwise, logits: Tensor, targets: Tensor, reduction: Reduction) -> Tensor:
+    """Reduce over the labelled targets; those below 0 cost nothing."""
+    if logits.shape != targets.shape:  # nothing broadcasts by accident: [n, 1] against [n] would be n² pairs
+        raise ValueError(f"logits are {tuple(logits.shape)}, but targets are {tuple(targets.shape)}")
+    labelled = targets >= 0
+    values = loss(logits, targets.clamp(min=0)) * labelled
     if reduction == "none":
         return values
-    return values.mean() if reduction == "mean" else values.sum()
+    return values.sum() / labelled.sum().clamp(min=1) if reduction == "mean" else values.sum()
 
 
 def _checked(reduction: Reduction) -> Reduction:

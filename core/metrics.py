@@ -302,6 +302,22 @@ def macro_f1(counts: Confusion) -> float:
     return _mean_defined(f1(counts))
 
 
+def f1_from_logits(labels: Labels, logits: Scores, threshold: float = 0.5) -> float:
+    """Return the pooled F1 of "positive if σ(logit) ≥ threshold": a `metric_fn` for `core.trainer.Trainer.train`.
+
+    Args:
+        labels: [posts] or [posts, criteria].
+        logits: same shape.
+        threshold: on the probability, between 0 and 1.
+
+    Raises:
+        ValueError: shapes differ, or the threshold is not between 0 and 1.
+    """
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold is {threshold}, but must be between 0 and 1")
+    return float(f1(confusion(labels, logits, math.log(threshold / (1 - threshold))).pooled())[0])
+
+
 def best_threshold(labels: Labels, scores: Scores) -> float:
     """Return the one threshold for all criteria that maximises the pooled F1 of "positive if score ≥ threshold".
 
@@ -519,6 +535,35 @@ def bootstrap_interval(
     Raises:
         ValueError: fewer than two groups, or level or repeats out of range.
     """
+    bounds = bootstrap_intervals(
+        lambda rows: np.array([statistic(rows)]), groups, repeats=repeats, seed=seed, level=level
+    )
+    return float(bounds[0, 0]), float(bounds[0, 1])
+
+
+def bootstrap_intervals(
+    statistics: Callable[[Index], Floats],
+    groups: Sequence[str],
+    *,
+    repeats: int = 1000,
+    seed: int,
+    level: float = 0.95,
+) -> Floats:
+    """Return `bootstrap_interval` of several statistics at once, on the same draws.
+
+    Args:
+        statistics: a function of int64 [rows], the rows drawn, to float64 [statistics].
+        groups: the group of each row, [rows].
+        repeats: draws.
+        seed: of the draws.
+        level: share of the draws inside an interval.
+
+    Returns:
+        float64 [statistics, 2], low and high; NaN where a statistic is defined in no draw.
+
+    Raises:
+        ValueError: fewer than two groups, or level or repeats out of range.
+    """
     if not (0 < level < 1 and repeats >= 1):
         raise ValueError(f"level must be between 0 and 1 and repeats at least 1, but are {level} and {repeats}")
     numbers: dict[str, list[int]] = {}
@@ -529,12 +574,13 @@ def bootstrap_interval(
     rows = [np.array(members, dtype=np.int64) for members in numbers.values()]
     generator = np.random.default_rng(seed)
     drawn = generator.integers(len(rows), size=(repeats, len(rows)))
-    values = np.array([statistic(np.concatenate([rows[group] for group in draw])) for draw in drawn])
-    values = values[~np.isnan(values)]
-    if values.size == 0:
-        return math.nan, math.nan
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    values = np.array([statistics(np.concatenate([rows[group] for group in draw])) for draw in drawn])
+    bounds = np.full((values.shape[1], 2), np.nan)
+    for column, found in enumerate(values.T):
+        defined = found[~np.isnan(found)]
+        if defined.size:
+            bounds[column] = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return bounds
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------------

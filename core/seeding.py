@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -25,3 +28,20 @@ def numpy_generator(*parts: int | str) -> np.random.Generator:
 def torch_generator(*parts: int | str) -> torch.Generator:
     """A CPU torch generator seeded by `stable_seed(*parts)`; draws are moved to the device that needs them."""
     return torch.Generator().manual_seed(stable_seed(*parts))
+
+
+@contextmanager
+def seeded(*parts: int | str) -> Iterator[None]:
+    """Seed the global generators of Python, NumPy and torch inside; outside they go on undisturbed."""
+    seed = stable_seed(*parts)
+    python, legacy = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)

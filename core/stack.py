@@ -7,22 +7,22 @@ folds trained together, one after the other, or resumed agree (bit for bit where
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from core import losses, models
-from core.config import CandidateConfig, TrainingConfig
+from core.batches import Batch
+from core.config import CandidateConfig
 from core.errors import NonFiniteLossError
 from core.models import EmbeddedCorpus
-from core.seeding import numpy_generator
+from core.seeding import numpy_generator, stable_seed
 from core.splits import Folds
-from core.trainer import Batch, EpochEnd, Trainer, clip_each_fold
+from core.trainer import EpochEnd, Trainer, clip_each_fold, linear_warmup
 
 Posts = npt.NDArray[np.int64]
 
@@ -80,10 +80,12 @@ class FoldStack:
             optimizer,
             self._mean_loss,
             penalty=model.penalty,  # type: ignore[arg-type]  # nn.Module's attributes are untyped
-            accumulation_steps=self.training.accumulation_steps,
-            clip_norm=self.training.clip_norm,
+            gradient_accumulation_steps=self.training.accumulation_steps,
+            max_grad_norm=self.training.clip_norm,
             clip=clip_each_fold,
-            scheduler=LambdaLR(optimizer, warm_up(self.training)) if self.training.warmup_steps else None,
+            scheduler=linear_warmup(optimizer, self.training.warmup_steps) if self.training.warmup_steps else None,
+            seed=stable_seed(seed, "trainer", *self.which),
+            progress=False,
         )
 
     @property
@@ -164,11 +166,6 @@ class FoldStack:
         for step, part in enumerate(np.array_split(ordered, self.steps)):
             plan[step, : len(part)] = part
         return plan
-
-
-def warm_up(training: TrainingConfig) -> Callable[[int], float]:
-    """Learning-rate factor at an optimizer step: linear over `warmup_steps`, then 1."""
-    return lambda step: min(1.0, (step + 1) / (training.warmup_steps + 1))
 
 
 def _pad(parts: Sequence[npt.NDArray[Any]], fill: float) -> npt.NDArray[Any]:

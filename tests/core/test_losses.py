@@ -207,6 +207,25 @@ def test_modules_are_the_functions_reduced(module, function):
         module("max")
 
 
+@pytest.mark.parametrize("name", ["bce", "weighted_bce", "focal", "asymmetric", "logit_adjusted"])
+def test_modules_leave_out_what_is_not_labelled(name):
+    logits, targets = sample()
+    logits.requires_grad_()
+    marked = targets.clone()
+    marked[:, ::2] = -1
+    mean, total = (losses.create_loss_function(name, targets.flatten(0, 1), reduction=how) for how in ("mean", "sum"))
+    torch.testing.assert_close(mean(logits, marked), mean(logits[:, 1::2], targets[:, 1::2]))
+    torch.testing.assert_close(total(logits, marked), total(logits[:, 1::2], targets[:, 1::2]))
+    mean(logits, marked).backward()
+    assert logits.grad[:, ::2].abs().max() == 0
+    assert mean(logits, torch.full_like(targets, -1)) == 0
+
+
+def test_modules_refuse_shapes_that_would_broadcast():
+    with pytest.raises(ValueError, match=r"logits are \(4, 1\), but targets are \(4,\)"):
+        losses.BCELoss()(torch.zeros(4, 1), torch.zeros(4))
+
+
 # ---- what the labels say ----------------------------------------------------------------------------------------
 
 

@@ -45,7 +45,7 @@ def state_of(stack):
 
 
 def assert_same_bits(left, right):
-    assert type(left) is type(right)
+    assert type(left) is type(right) or isinstance(left, dict)
     if isinstance(left, dict):
         assert left.keys() == right.keys()
         for key in left:
@@ -54,7 +54,10 @@ def assert_same_bits(left, right):
         assert len(left) == len(right)
         for a, b in zip(left, right, strict=True):
             assert_same_bits(a, b)
-    elif isinstance(left, (torch.Tensor, np.ndarray)):
+    elif isinstance(left, torch.Tensor):
+        assert (left.dtype, left.shape) == (right.dtype, right.shape)
+        torch.testing.assert_close(left.detach(), right.detach(), rtol=0, atol=0, equal_nan=True)
+    elif isinstance(left, np.ndarray):
         assert np.array_equal(np.asarray(left), np.asarray(right), equal_nan=True)
     else:
         assert left == right or left != left

@@ -1,0 +1,91 @@
+"""What a loader may yield, and how a model is called with it.
+
+A batch is one of
+- a `Batch`, which says everything;
+- a mapping with "labels": everything else in it are the model's keyword arguments (what a tokenizer's collator makes);
+- a pair (inputs, labels): the model's argument, or its keyword arguments if `inputs` is a mapping; of a longer tuple
+  or list the last are the labels and all before are the model's arguments in order.
+
+Labels below 0 mean "not labelled" and do not count. A model returns logits, or a mapping that holds them under
+"logits" (as every Hugging Face model does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One batch: what the model reads, what it should say, and how much it counts.
+
+    `inputs` are the keyword arguments of the model if a dict, its arguments if a tuple, else its one argument.
+    `weight` is the number of labelled items behind the batch's mean loss, with the shape of the loss.
+    """
+
+    inputs: Any
+    targets: Tensor
+    weight: Tensor
+
+
+def as_batch(item: Any, device: torch.device) -> Batch:  # noqa: ANN401
+    """Read what a loader yielded, and move it to where the model is.
+
+    Raises:
+        TypeError: it is none of the three kinds.
+    """
+    match item:
+        case Batch():
+            return Batch(to_device(item.inputs, device), item.targets.to(device), item.weight.to(device))
+        case Mapping() if "labels" in item:
+            inputs: Any = {name: value for name, value in item.items() if name != "labels"}
+            labels = item["labels"]
+        case [inputs, labels]:
+            inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
+        case [*several, labels] if several:
+            inputs = tuple(several)
+        case _:
+            raise TypeError(
+                f"the loader yielded a {type(item).__name__}, but must yield a Batch, a dict with 'labels', or a pair "
+                "(inputs, labels)"
+            )
+    targets = torch.as_tensor(labels).to(device, non_blocking=True)
+    return Batch(to_device(inputs, device), targets, (targets >= 0).sum().to(torch.float32))
+
+
+def to_device(value: Any, device: torch.device) -> Any:  # noqa: ANN401
+    """Move the tensors in dicts, lists and tuples to a device; whatever else there is stays as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if type(value) is dict:
+        return {name: to_device(part, device) for name, part in value.items()}
+    if type(value) in {list, tuple}:
+        return type(value)(to_device(part, device) for part in value)
+    return value
+
+
+def logits_of(model: nn.Module, inputs: Any) -> Tensor:  # noqa: ANN401
+    """Call a model with a batch's `inputs`.
+
+    Raises:
+        TypeError: it returns something else than logits.
+    """
+    if type(inputs) is dict:
+        output = model(**inputs)
+    elif type(inputs) is tuple:
+        output = model(*inputs)
+    else:
+        output = model(inputs)
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"{type(model).__name__} returned a {type(output).__name__}, but must return a tensor of logits, or a "
+            "mapping with a tensor under 'logits'"
+        )
+    return output

@@ -1,0 +1,188 @@
+"""A checkpoint holds what it was given, to the bit; what is damaged, foreign or half written is refused."""
+
+import json
+import math
+import os
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_stack import assert_same_bits
+
+from core.checkpoint import load_state, pack_state, save_state, unpack_state
+from core.errors import CheckpointError
+
+TIED = torch.arange(6.0).reshape(2, 3)
+STATE = {
+    "epoch": 3,
+    "nothing": None,
+    "yes": True,
+    "big": 2**80,
+    "exact": 0.1 + 0.2,
+    "odd": [math.nan, math.inf, -math.inf, -0.0],
+    "text": "über\n\x00$",
+    "betas": (0.9, (0.999, [1, (2,)])),
+    "empty": {"dict": {}, "list": [], "tuple": ()},
+    "state": {0: {"step": torch.tensor(3.0)}, 1: {"step": torch.tensor(4.0)}, None: 1, -1: 2},
+    "$tensor": "not one",
+    "nested": {"$dict": [[1, 2]], "$float": "nan"},
+    "tied": [TIED, TIED, TIED.T, TIED[:, 1]],
+    "a/b": torch.ones(2),
+    "a": {"b": torch.zeros(2)},
+    "kinds": [
+        torch.tensor([1.5], dtype=dtype) for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.int64)
+    ],
+    "mask": torch.tensor([True, False]),
+    "scalar": torch.tensor(7),
+    "none_there": torch.zeros(0, 3),
+    "parameter": torch.nn.Parameter(torch.randn(2, 2)),
+    "arrays": [np.arange(6, dtype=np.int16)[::-2], np.float32([[math.nan]]), np.zeros((0, 2)), np.array(True)],
+    "foreign": np.arange(3, dtype=">f8"),
+}
+
+
+def same(left, right):
+    assert_same_bits(left, right)
+    if isinstance(left, dict):
+        assert list(left) == list(right)
+        assert [type(key) for key in left] == [type(key) for key in right]
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    save_state(tmp_path / "there" / "it.safetensors", STATE)
+    found = load_state(tmp_path / "there" / "it.safetensors")
+    expected = {**STATE, "parameter": STATE["parameter"].detach(), "foreign": np.arange(3.0)}
+    same(found, expected)
+    same(found["state"], STATE["state"])
+    assert math.copysign(1, found["odd"][3]) == -1
+    for before, after in zip(STATE["kinds"] + STATE["tied"], found["kinds"] + found["tied"], strict=True):
+        assert (before.dtype, before.shape) == (after.dtype, after.shape)
+    for before, after in zip(STATE["arrays"], found["arrays"], strict=True):
+        assert (before.dtype, before.shape) == (after.dtype, after.shape)
+        after[...] = 0  # ours to write to
+
+
+def test_numpy_scalars_become_numbers():
+    found = unpack_state(pack_state({"a": np.float32(0.1), "b": np.int64(3), "c": np.bool_(True)}))
+    assert found == {"a": float(np.float32(0.1)), "b": 3, "c": True}
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text() | st.integers(), inner),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.text(), values))
+@settings(max_examples=30, deadline=None)
+def test_any_plain_state_comes_back(state):
+    same(unpack_state(pack_state(state)), state)
+
+
+def test_the_same_state_is_the_same_bytes():
+    assert pack_state(STATE) == pack_state(STATE)
+
+
+@pytest.mark.parametrize(
+    ("state", "place"),
+    [
+        ({"a": [0, {"b": object()}]}, "object, as there is at /a/1/b"),
+        ({"a": {1.5: 0}}, "not so at /a"),
+        ({"a": {(1, 2): 0}}, "not so at /a"),
+        ({"a": np.array(["text"])}, "array of <U4 at /a"),
+        ({"a": {1, 2}}, "set, as there is at /a"),
+    ],
+)
+def test_what_cannot_be_stored_is_named(state, place, tmp_path):
+    with pytest.raises(TypeError, match=place):
+        save_state(tmp_path / "it", state)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- damaged, foreign, half written -----------------------------------------------------------------------------
+
+
+def test_every_single_byte_is_guarded():
+    """Any byte changed: refused, or (padding, JSON white space) the very same state."""
+    state = {"epoch": 3, "weights": torch.arange(4.0), "rate": 0.1}
+    content = pack_state(state)
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x04
+        try:
+            found = unpack_state(bytes(damaged))
+        except CheckpointError:
+            continue
+        same(found, state)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, -1])
+def test_a_file_cut_short_is_refused(kept, tmp_path):
+    (tmp_path / "it").write_bytes(pack_state(STATE)[:kept])
+    with pytest.raises(CheckpointError, match="it is damaged"):
+        load_state(tmp_path / "it")
+
+
+def test_foreign_files_are_refused(tmp_path):
+    import safetensors.torch
+
+    (tmp_path / "plain").write_bytes(safetensors.torch.save({"a": torch.ones(2)}))
+    (tmp_path / "newer").write_bytes(safetensors.torch.save({}, {"checkpoint": '{"format": 99, "state": {}}'}))
+    torch.save({"a": 1}, tmp_path / "pickle")
+    for name, message in (("plain", "no checkpoint"), ("newer", "another version"), ("pickle", "no checkpoint")):
+        with pytest.raises(CheckpointError, match=message):
+            load_state(tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"absent cannot be read \(No such file"):
+        load_state(tmp_path / "absent")
+
+
+def test_it_is_safetensors_with_json(tmp_path):
+    """Readable by anyone's tools, without this project."""
+    from safetensors import safe_open
+
+    save_state(tmp_path / "it", {"epoch": 3, "model": {"weight": TIED}})
+    with safe_open(tmp_path / "it", "pt") as file:
+        assert json.loads(file.metadata()["checkpoint"])["state"]["epoch"] == 3
+        assert torch.equal(file.get_tensor("/model/weight"), TIED)
+    assert b"pickle" not in (tmp_path / "it").read_bytes()
+
+
+def test_only_the_owner_can_read(tmp_path):
+    old = os.umask(0)
+    try:
+        save_state(tmp_path / "new" / "it", STATE)
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "new" / "it").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+
+
+def test_a_writer_that_dies_leaves_the_last_one(tmp_path):
+    """Killed while it writes again and again: what is there is always whole."""
+    path = tmp_path / "it"
+    save_state(path, {"round": -1, "w": torch.zeros(1)})
+    code = (
+        "import torch; from core.checkpoint import save_state\n"
+        "for round in range(10**6):\n"
+        f"    save_state({str(path)!r}, {{'round': round, 'w': torch.full((200_000,), float(round))}})\n"
+        "    print(round, flush=True)\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    )
+    try:
+        for _ in range(5):
+            child.stdout.readline()
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    found = load_state(path)
+    assert found["round"] >= 4
+    assert (found["w"] == found["round"]).all()
