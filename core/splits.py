@@ -92,7 +92,10 @@ def holdout_split(
         return np.zeros(len(groups), dtype=np.bool_)
     group_count = len(set(groups))
     if group_count < 2:
-        raise SplitError(f"all {len(groups)} posts are in one group, so none can be held out; set holdout to 0")
+        raise SplitError(
+            f"all {len(groups)} posts are in one group, and a group is never torn apart, so there can be neither a "
+            "hold-out nor folds; give posts that do not belong together different groups"
+        )
     _, sizes = _group_counts(groups, labels)
     available = (sizes > 0).sum(axis=0)
     search = np.minimum(available, keep)

@@ -68,6 +68,8 @@ def main() -> NoReturn:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     # Threads that spin while they wait take the cores from other workers (an epoch was 3 times slower beside others).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was opened is closed
     try:
         # A KeyboardInterrupt comes back as typer's exit code for it, which is ours, too.
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False) or Exit.DONE
@@ -145,10 +147,11 @@ def run(
         open_storage(url)  # a wrong URL is found before minutes of embedding
         joined = _join(definition, url, trials or definition.search.trials, console)
         code = _drive(console, definition, url, joined, trials or definition.search.trials, workers)
-        best = export.best(joined)
-        export.write_json(best, out)
-    console.print(report.result(best, str(out)))
-    if code:
+        if code == Exit.DONE or export.best_trial(joined) is not None:
+            best = export.best(joined)
+            export.write_json(best, out)
+            console.print(report.result(best, str(out)))
+    if code != Exit.DONE:
         raise typer.Exit(code)
 
 
@@ -347,6 +350,7 @@ def dashboard(
     from hpo import dashboard as pages
     from hpo.storage import load_existing, open_storage, resolve
 
+    pages.check_exposure(host)
     definition = _define(study) if study is not None else None
     with resolve(storage) as url:
         opened = open_storage(url)

@@ -84,6 +84,19 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def check_exposure(host: str) -> None:
+    """Refuse to be open to the network without a password.
+
+    Raises:
+        UserError: it would be.
+    """
+    if not is_loopback(host) and not os.environ.get(PASSWORD_VARIABLE):
+        raise UserError(
+            f"the dashboard on {host} could be read by anyone on the network; set {PASSWORD_VARIABLE}, or leave out "
+            "--host to serve this machine only"
+        )
+
+
 def application(storage: BaseStorage, *, host: str, changes: bool) -> Application:
     """The dashboard behind its gate.
 
@@ -92,14 +105,9 @@ def application(storage: BaseStorage, *, host: str, changes: bool) -> Applicatio
     """
     import optuna_dashboard
 
+    check_exposure(host)
+    hosts = frozenset({"localhost", "127.0.0.1", "[::1]", host.lower()}) if is_loopback(host) else None
     password = os.environ.get(PASSWORD_VARIABLE) or None
-    loopback = is_loopback(host)
-    if not loopback and password is None:
-        raise UserError(
-            f"the dashboard on {host} could be read by anyone on the network; set {PASSWORD_VARIABLE}, or leave out "
-            "--host to serve this machine only"
-        )
-    hosts = frozenset({"localhost", "127.0.0.1", "[::1]", host}) if loopback else None
     return Gate(optuna_dashboard.wsgi(storage), hosts=hosts, password=password, changes=changes)
 
 

@@ -1,0 +1,233 @@
+"""What a person does, with real processes and a real Postgres, on the smallest study."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from core.errors import UserError
+from hpo import storage
+from hpo.claims import workers
+
+ROOT = Path(__file__).parents[2]
+SMOKE = ROOT / "studies" / "smoke.toml"
+TRIALS = 6
+SCHEMA = json.loads((ROOT / "docs" / "best.schema.json").read_text(encoding="utf-8"))
+
+pytestmark = pytest.mark.slow
+
+
+def best(path: Path) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    text = path.read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text, parse_constant=refuse)
+    validator = jsonschema.Draft202012Validator(SCHEMA, format_checker=jsonschema.FormatChecker())
+    validator.validate(found)
+    assert text == json.dumps(found, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return found
+
+
+def finished(found: dict[str, Any]) -> int:
+    return sum(found["trials"][state] for state in ("complete", "pruned", "infeasible"))
+
+
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+    return found
+
+
+def variant(folder: Path, name: str, **replaced: str) -> Path:
+    """The smoke study with another name and other lines."""
+    text = SMOKE.read_text(encoding="utf-8").replace('name = "smoke"', f'name = "{name}"')
+    for key, value in replaced.items():
+        text, count = re.subn(rf"^{key} = .*$", f"{key} = {value}", text, flags=re.MULTILINE)
+        assert count == 1, key
+    path = folder / f"{name}.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_study_from_its_first_run_to_its_export(call, start, tmp_path):
+    # run
+    done = call("run", SMOKE, "--workers", "2")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    first = best(tmp_path / "best.json")
+    assert finished(first) == TRIALS
+    assert len(re.findall(r"^\d/6 trial \d ", done.stdout, flags=re.MULTILINE)) == TRIALS
+    assert "linear floor" in done.stdout
+    assert first["value"] == first["cv"]["mean"]
+    assert (tmp_path / "best.json").stat().st_mode & 0o077 == 0
+
+    # once more: nothing is trained, nothing is embedded, the same best
+    again = call("run", SMOKE, "--workers", "2")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "nothing to do: 6 trials were asked for and 6 are finished" in again.stdout
+    assert ", 0 embedded now" in again.stdout
+    second = best(tmp_path / "best.json")
+    assert {**second["provenance"], "exported_at": ""} == {**first["provenance"], "exported_at": ""}
+    assert {**second, "provenance": {}} == {**first, "provenance": {}}
+
+    # two more trials
+    more = call("run", SMOKE, "--workers", "1", "--trials", "8", "--out", "more.json")
+    assert (more.returncode, more.stderr) == (0, "")
+    third = best(tmp_path / "more.json")
+    assert (finished(third), third["trials"]["requested"]) == (8, 8)
+    assert third["value"] >= first["value"]
+
+    # status, export
+    told = json.loads(call("status", SMOKE, "--json").stdout)
+    assert (told["trials"]["finished"], told["best"]["value"], told["workers"]) == (8, third["value"], [])
+    exported = call("export", SMOKE, "-o", "exported.json")
+    assert (exported.returncode, exported.stderr) == (0, "")
+    assert best(tmp_path / "exported.json")["params"] == third["params"]
+
+    # a study file that changed
+    changed = variant(tmp_path, "smoke", patience="3")
+    refused = call("run", changed)
+    assert (refused.returncode, refused.stderr.count("\n")) == (4, 1), refused.stderr
+    assert "training.patience is 3 here and 2 in the study" in refused.stderr
+
+    look_at_the_dashboard(start("dashboard", SMOKE, "--port", "0"))
+
+
+def look_at_the_dashboard(server: subprocess.Popen[str]) -> None:
+    assert server.stdout is not None
+    page = server.stdout.readline().strip()
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/dashboard/", page), page
+    studies = page.replace("/dashboard/", "/api/studies")
+    status, body = answer(studies)
+    assert status == 200
+    assert [study["study_name"] for study in json.loads(body)["study_summaries"]] == ["smoke"]
+    assert answer(page)[0] == 200
+    assert answer(f"{studies}/1", method="DELETE")[0] == 403
+    assert answer(studies, method="POST")[0] == 403
+    assert answer(studies, Host="evil.example")[0] == 421
+    assert answer(studies)[0] == 200
+    server.send_signal(signal.SIGINT)  # the way to end it
+    assert server.wait(30) == 0
+
+
+def answer(url: str, method: str = "GET", **headers: str) -> tuple[int, str]:
+    data = b"{}" if method == "POST" else None
+    request = urllib.request.Request(url, method=method, headers=headers, data=data)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=30) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, ""
+
+
+def test_two_workers_that_start_at_once_on_an_empty_database(start, call, tmp_path, empty_database):
+    both = [start("worker", SMOKE, "--threads", "1", HPO_STORAGE=empty_database) for _ in range(2)]
+    for worker in both:
+        _, said = worker.communicate(timeout=240)
+        assert (worker.returncode, said) == (0, "")
+    assert call("export", SMOKE, HPO_STORAGE=empty_database).returncode == 0
+    assert finished(best(tmp_path / "best.json")) == TRIALS
+    # one that joins a finished study runs nothing
+    late = call("worker", SMOKE, "--threads", "1", HPO_STORAGE=empty_database)
+    assert (late.returncode, late.stderr) == (0, "")
+    assert (
+        json.loads(call("status", SMOKE, "--json", HPO_STORAGE=empty_database).stdout)["trials"]["finished"] == TRIALS
+    )
+
+
+def test_one_worker_twice_gives_the_same_best(call, tmp_path, fresh_database):
+    found = []
+    for number in range(2):
+        done = call("run", SMOKE, "--workers", "1", "--out", f"{number}.json", "--storage", fresh_database())
+        assert (done.returncode, done.stderr) == (0, "")
+        found.append(best(tmp_path / f"{number}.json"))
+        del found[-1]["provenance"]["exported_at"]
+    assert found[0] == found[1]
+
+
+def test_another_study_with_the_same_encoder_and_chunks_embeds_nothing(call, tmp_path, database):
+    assert call("run", SMOKE, "--workers", "1", "--trials", "1", "--storage", database).returncode == 0
+    other = call("run", variant(tmp_path, "other", folds="3", stages="[1, 2]"), "--trials", "1", "--storage", database)
+    assert (other.returncode, other.stderr) == (0, "")
+    assert re.search(r"^other: 60 posts; (\d+) texts, 0 embedded now, \1 from the cache$", other.stdout, re.MULTILINE)
+
+
+# ---- stopped and killed ----
+
+
+@pytest.fixture
+def long_study(tmp_path: Path) -> Path:
+    """A study whose trials never end by themselves."""
+    return variant(tmp_path, "long", epochs="10000", patience="10000")
+
+
+def held(url: str) -> list[dict[str, Any]]:
+    """Who holds which trial, in the trials' order."""
+    opened = storage.open_storage(url)
+    try:
+        rows = workers(storage.engine_of(opened), storage.load_existing(opened, "long"))
+        return sorted(rows, key=lambda row: row["trial"])
+    except UserError:  # not started yet
+        return []
+    finally:
+        storage.engine_of(opened).dispose()
+
+
+def gone(pids: list[int]) -> bool:
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_hands_its_trials_back(start, long_study, database, number):
+    run = start("run", long_study, "--workers", "2", "--trials", "2", "--storage", database)
+    at_work = until(lambda: len(rows := held(database)) == 2 and rows)
+    run.send_signal(number)
+    out, err = run.communicate(timeout=60)
+    assert (run.returncode, err.count("\n")) == (130, 1), err
+    assert "nothing that was finished is lost" in err
+    assert "hand their trials back" in out
+    assert gone([row["pid"] for row in at_work])
+    handed_back = held(database)
+    assert [(row["trial"], row["released"]) for row in handed_back] == [(0, True), (1, True)]
+    # the next run takes those two, and starts no others
+    again = start("run", long_study, "--workers", "2", "--trials", "2", "--storage", database)
+    until(lambda: [row["trial"] for row in held(database) if not row["released"]] == [0, 1])
+    again.send_signal(signal.SIGINT)
+    again.communicate(timeout=60)
+
+
+def test_a_killed_run_leaves_no_worker_behind(start, long_study, database):
+    run = start("run", long_study, "--workers", "2", "--trials", "2", "--storage", database)
+    at_work = until(lambda: len(rows := held(database)) == 2 and rows)
+    run.kill()
+    until(lambda: gone([row["pid"] for row in at_work]))
+    assert all(row["released"] for row in held(database))
+
+
+def test_workers_that_all_fail_end_the_run_with_their_words(start, long_study, database):
+    run = start("run", long_study, "--workers", "2", "--trials", "2", "--storage", database)
+    at_work = until(lambda: len(rows := held(database)) == 2 and rows)
+    for row in at_work:
+        os.kill(row["pid"], signal.SIGKILL)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert re.fullmatch(
+        r"hpo: no worker is left, and 0 of 2 trials are finished: a worker was killed by signal 9 .*\n", err
+    )
+    assert out.count("was killed by signal 9") == 2

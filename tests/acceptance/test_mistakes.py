@@ -1,0 +1,255 @@
+"""A person's mistakes: one sentence on standard error, the documented exit code, no traceback, nothing lost."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from hpo import cli
+
+ROOT = Path(__file__).parents[2]
+Call = Callable[..., tuple[int, str]]
+
+PAIRS = '[data]\nsource = "pairs"\npath = "posts.csv"\n'
+SYNTHETIC = '[data]\nsource = "synthetic"\nposts = 40\ncriteria = 2\n'
+IRIS = '[model]\nname = "iris"\n'
+
+
+@pytest.fixture
+def hpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Call a verb in a folder of its own; returns the exit code and what it wrote on standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HPO_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "best.json").write_text("precious")
+
+    def call(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["hpo", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert (tmp_path / "best.json").read_text() == "precious"
+        return int(ended.value.code or 0), capsys.readouterr().err
+
+    return call
+
+
+def one_sentence(said: str) -> str:
+    assert re.fullmatch(r"hpo: [^\n]+\n", said), said
+    assert "Traceback" not in said
+    return said
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
+
+
+def posts(
+    count: int = 40,
+    positives: int = 20,
+    *,
+    group: Callable[[int], str] = str,
+    post: str = "it was a day",
+    label: str = "0",
+) -> str:
+    """A table of pairs with one criterion; the last row has what is given."""
+    rows = [[f"p{n}", f"post {n}. It was a day.", "sad", str(int(n < positives)), group(n)] for n in range(count)]
+    rows[-1][1], rows[-1][3] = post, label
+    return table([["post_id", "post", "criterion", "label", "group"], *rows])
+
+
+def wrong(folder: Path, study: str, data: str | None = None) -> Path:
+    if data is not None:
+        (folder / "posts.csv").write_text(data)
+    path = folder / "study.toml"
+    path.write_text(study)
+    return path
+
+
+DATA_MISTAKES = {
+    "missing file": (PAIRS + IRIS, None, ["posts.csv", "does not exist"]),
+    "wrong column": (PAIRS + IRIS, posts().replace("label", "lable", 1), ["posts.csv", "label", "lable"]),
+    'label "maybe"': (PAIRS + IRIS, posts(label="maybe"), ["posts.csv", "row 41", "'maybe'", "0 and 1"]),
+    "empty post": (PAIRS + IRIS, posts(post="  "), ["posts.csv", "row 41", "empty"]),
+    "one group only": (PAIRS + IRIS, posts(group=lambda _: "me"), ["in one group"]),
+    "more folds than groups": (
+        PAIRS + IRIS + "[split]\nfolds = 7\nholdout = 0.0\n",
+        posts(group=lambda n: f"g{n % 4}"),
+        ["7 folds", "4 groups"],
+    ),
+    "2 positives and 5 folds": (PAIRS + IRIS, posts(positives=2), ["'sad'", "2 positive", "5 folds"]),
+    "unknown encoder folder": (SYNTHETIC + IRIS + 'encoder = "./nowhere"\n', None, ["nowhere", "does not exist"]),
+}
+
+
+@pytest.mark.parametrize(("study", "data", "expected"), DATA_MISTAKES.values(), ids=DATA_MISTAKES)
+def test_a_mistake_in_the_data(hpo, tmp_path, study, data, expected):
+    code, said = hpo("validate", str(wrong(tmp_path, study, data)))
+    assert code == 2
+    assert all(fragment in one_sentence(said) for fragment in expected), said
+
+
+FILE_MISTAKES = {
+    "low > high": (IRIS + "k_retrieved = { low = 6, high = 2 }\n", ["[model] k_retrieved", "low 6", "high 2", "swap"]),
+    "unknown key": (IRIS + "[training]\nlearning_rat = 0.1\n", ["learning_rat", "did you mean learning_rate?"]),
+    "unknown model": ('[model]\nname = "irsi"\n', ["[model] name", '"irsi"', 'did you mean "iris"?', '"linear"']),
+    "unknown loss": (IRIS + '[[loss]]\nname = "focl"\n', ["[[loss]]", '"focl"', 'did you mean "focal"?']),
+    "unknown metric": (IRIS + '[search]\nmetric = "aurok"\n', ["[search] metric", '"aurok"', '"auroc"']),
+    "TOML syntax": (IRIS + "[training\n", ["not valid TOML", "line"]),
+    "three at once": (
+        '[model]\nname = "irsi"\n[split]\nfolds = 1\n[trainin]\n',
+        ["3 mistakes", "irsi", "[split] folds", "trainin"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("rest", "expected"), FILE_MISTAKES.values(), ids=FILE_MISTAKES)
+@pytest.mark.parametrize("verb", ["validate", "run", "worker", "status", "export", "dashboard"])
+def test_a_mistake_in_the_study_file(hpo, tmp_path, verb, rest, expected):
+    code, said = hpo(verb, str(wrong(tmp_path, SYNTHETIC + rest)))
+    assert code == 2
+    assert all(fragment in one_sentence(said) for fragment in ["study.toml", *expected]), said
+    assert not (tmp_path / ".hpo").exists()
+
+
+def test_a_study_file_that_is_not_there(hpo, tmp_path):
+    wrong(tmp_path, SYNTHETIC + IRIS)
+    code, said = hpo("run", "studdy.toml")
+    assert (code, "studdy.toml does not exist; did you mean study.toml?" in one_sentence(said)) == (2, True), said
+
+
+USAGE = {
+    "no study": (["run"], "STUDY"),
+    "unknown verb": (["frobnicate"], "frobnicate"),
+    "unknown option": (["run", "study.toml", "--wrokers", "2"], "--workers"),
+    "no workers": (["run", "study.toml", "--workers", "0"], "--workers"),
+    "no number": (["run", "study.toml", "--trials", "many"], "--trials"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "expected"), USAGE.values(), ids=USAGE)
+def test_wrong_usage(hpo, arguments, expected):
+    code, said = hpo(*arguments)
+    assert code == 2
+    assert expected in one_sentence(said)
+    assert "--help` shows" in said
+
+
+# ---- the storage ----
+
+
+@pytest.mark.parametrize("verb", ["run", "status", "export", "dashboard"])
+def test_a_storage_out_of_reach(hpo, tmp_path, verb, monkeypatch):
+    monkeypatch.setenv("HPO_STORAGE", "postgresql://someone:sesame@127.0.0.1:1/trials")
+    out = ["--out", "new.json"] if verb in {"run", "export"} else []
+    code, said = hpo(verb, str(wrong(tmp_path, SYNTHETIC + IRIS)), *out)
+    assert code == 3
+    assert "someone:***@127.0.0.1:1/trials cannot be reached" in one_sentence(said)
+    assert "sesame" not in said
+    assert not (tmp_path / "new.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [("mysql://someone:sesame@host/trials", "is not Postgres"), ("sesame@@://", "cannot be read")],
+)
+def test_a_storage_that_is_not_postgres(hpo, tmp_path, url, expected):
+    code, said = hpo("status", str(wrong(tmp_path, SYNTHETIC + IRIS)), "--storage", url)
+    assert code == 2
+    assert expected in one_sentence(said)
+    assert "sesame" not in said
+
+
+def test_a_study_that_was_not_started(hpo, tmp_path, database):
+    for verb in ("status", "export", "dashboard"):
+        out = ["--out", "new.json"] if verb == "export" else []
+        code, said = hpo(verb, str(wrong(tmp_path, SYNTHETIC + IRIS)), "--storage", database, *out)
+        assert (code, "There is no study 'study'" in one_sentence(said)) == (2, True), said
+
+
+# ---- folders that cannot be written ----
+
+
+@pytest.mark.parametrize("verb", ["run", "export"])
+@pytest.mark.parametrize(
+    ("out", "expected"),
+    [("best.json/best.json", "Not a directory"), ("no/where/best.json", "No such file"), (".", "is a folder")],
+)
+def test_a_result_that_cannot_be_written(hpo, tmp_path, verb, out, expected):
+    code, said = hpo(verb, str(wrong(tmp_path, SYNTHETIC + IRIS)), "--out", out)
+    assert code == 2
+    assert expected in one_sentence(said)
+    assert "--out" in said
+
+
+def test_a_cache_that_cannot_be_written(hpo, tmp_path, monkeypatch):
+    monkeypatch.setenv("HPO_CACHE", str(tmp_path / "best.json" / "cache"))
+    code, said = hpo("validate", str(wrong(tmp_path, SYNTHETIC + IRIS)))
+    assert code == 2
+    assert "Not a directory" in one_sentence(said)
+    assert "HPO_CACHE" in said
+
+
+def test_a_database_folder_that_cannot_be_written(hpo, tmp_path):
+    (tmp_path / ".hpo").write_text("something of the user's")
+    code, said = hpo("status", str(wrong(tmp_path, SYNTHETIC + IRIS)))
+    assert code == 2
+    assert ".hpo cannot be written" in one_sentence(said)
+    assert (tmp_path / ".hpo").read_text() == "something of the user's"
+
+
+# ---- the dashboard ----
+
+
+def test_a_dashboard_for_everybody_needs_a_password(hpo, tmp_path):
+    code, said = hpo("dashboard", "--host", "0.0.0.0")
+    assert code == 2
+    assert "HPO_DASHBOARD_PASSWORD" in one_sentence(said)
+    assert not (tmp_path / ".hpo").exists()
+
+
+# ---- real processes ----
+
+
+def in_a_process(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hpo", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HPO_CACHE": str(folder / "cache"), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_mistake_in_a_real_process(tmp_path):
+    done = in_a_process(tmp_path, "run", str(wrong(tmp_path, SYNTHETIC + '[model]\nname = "irsi"\n')))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "irsi" in one_sentence(done.stderr)
+
+
+@pytest.mark.parametrize("network", ["refuses", "is silent"])
+def test_an_encoder_of_a_hub_that_cannot_be_reached(tmp_path, network):
+    study = wrong(tmp_path, SYNTHETIC + IRIS + 'encoder = "nobody/no-such-encoder"\n')
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it never answers; a closed port refuses
+        port = silent.getsockname()[1] if network == "is silent" else 9
+        proxies = dict.fromkeys(("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"), f"http://127.0.0.1:{port}")
+        started = time.monotonic()
+        done = in_a_process(
+            tmp_path, "validate", str(study), HF_HOME=str(tmp_path), NO_PROXY="", no_proxy="", **proxies
+        )
+    assert time.monotonic() - started < 40  # eight for the answer, the rest is for a slow machine
+    assert done.returncode == 2
+    assert 'encoder "nobody/no-such-encoder"' in one_sentence(done.stderr)
+    assert "use all-MiniLM-L6-v2" in done.stderr
