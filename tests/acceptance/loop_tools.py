@@ -1,14 +1,12 @@
 """Real worker processes, and ways to kill them, starve them and cut them off.
 
-Workers are forks of one process that has only done the imports: what runs in them is the command line, `hpo worker …`,
-but 32 of them start within seconds and share their memory. A *moment* stops a worker exactly where a test wants it
+What runs in a forked worker is the command line, `hpo worker …`, from its first argument to its exit code. A *moment* stops a worker exactly where a test wants it
 killed, by wrapping a function in the worker's own process; nothing in the product knows about tests.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -23,12 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from processes import PROCESSES
 
 from hpo import storage
 from hpo.export import CONFIG, CURVES, CV
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["loop_preload"])
 
 TINY = """
 name = "{name}"

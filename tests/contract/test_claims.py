@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -17,14 +16,13 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
+from processes import PROCESSES
 
 from hpo import embedded, storage
 from hpo.claims import Claim, ClaimLost, Claims, Counts, Finished, Reaper, Wait, Worker, count, workers
 from hpo.ledger import KEEP
 from hpo.sampler import seeded
 
-PROCESSES = multiprocessing.get_context("forkserver")  # each a fork of one process that has only done the imports
-PROCESSES.set_forkserver_preload(["hpo.claims", "hpo.sampler", "hpo.storage", "psycopg2"])
 IDENTITY = {"definition": {}, "definition_sha256": "d", "data_sha256": "a", "folds_sha256": "f", "code": "1"}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -14,13 +13,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from processes import PROCESSES
 
 from core.errors import UserError
 from hpo import embedded, rdb, storage
 from hpo.errors import Refused, StorageError
 
-PROCESSES = multiprocessing.get_context("forkserver")  # each a fork of one process that has only done the imports
-PROCESSES.set_forkserver_preload(["hpo.claims", "hpo.sampler", "hpo.storage", "psycopg2"])
 IDENTITY = {
     "definition": {"search": {"seed": 0}},
     "definition_sha256": "d" * 64,
