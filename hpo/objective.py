@@ -63,7 +63,7 @@ def run(
         return _infeasible(claim, f"diverged: {error}")
     except (torch.OutOfMemoryError, MemoryError) as error:
         _infeasible(claim, f"out of memory: {error}")
-        raise OutOfMemory from error
+        raise OutOfMemory(f"Trial {claim.trial.number} ran out of memory and is infeasible.") from error
     claim.trial.set_user_attr(CV, _summary(cv))
     return _end(claim, cv, TrialState.COMPLETE)
 

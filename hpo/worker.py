@@ -92,7 +92,8 @@ def work(
     try:
         with claims.Reaper(mine):
             _loop(mine, prepared, checkpoints, device, stop)
-    except objective.OutOfMemory:
+    except objective.OutOfMemory as error:
+        logger.warning("%s This process ends to free what it holds; start it again, as --slots does.", error)
         return Exit.MEMORY
     return Exit.DONE
 

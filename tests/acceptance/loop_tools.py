@@ -1,7 +1,8 @@
 """Real worker processes, and ways to kill them, starve them and cut them off.
 
-What runs in a forked worker is the command line, `hpo worker …`, from its first argument to its exit code. A *moment* stops a worker exactly where a test wants it
-killed, by wrapping a function in the worker's own process; nothing in the product knows about tests.
+What runs in a forked worker is the command line, `hpo worker …`, from its first argument to its exit code. A *moment*
+stops a worker exactly where a test wants it killed, by wrapping a function in the worker's own process; nothing in the
+product knows about tests.
 """
 
 from __future__ import annotations

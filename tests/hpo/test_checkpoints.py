@@ -150,7 +150,7 @@ def test_a_file_that_cannot_be_removed_is_tried_again(saving: Checkpoints) -> No
 
 def test_places_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be created .*--artifacts"):
+    with pytest.raises(UserError, match=r"cannot be created .*--artifacts"):
         checkpoints.resolve(str(tmp_path / "file" / "below"))
     with pytest.raises(UserError, match="give a folder or s3://BUCKET/PREFIX"):
         checkpoints.resolve("gs://bucket/x")
@@ -187,7 +187,8 @@ class Bucket(BaseHTTPRequestHandler):
         else:
             self._answer(404, b"<Error><Code>NoSuchKey</Code><Message>no</Message></Error>")
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def do_DELETE(self) -> None:
         self.objects.pop(self.path, None)
