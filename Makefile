@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # One torch thread per test process: two processes already fill two cores.
 TEST_PROCESSES ?= 2
 
-.PHONY: help install demo test lint format bench lock clean
+.PHONY: help install demo test lint format bench up lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/'
@@ -37,6 +37,9 @@ format: install  ## let ruff write the style
 
 bench: install  ## measure ratios, to benchmarks/results.json
 	$(BIN)/python -m benchmarks
+
+up:  ## start Postgres, the dashboard and workers in containers (POSTGRES_PASSWORD, HPO_DASHBOARD_PASSWORD)
+	docker compose --profile $$(nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu) up --build --detach
 
 lock: install  ## write requirements.lock from what is installed
 	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hpo.definition import StudyDefinition
+    from hpo.slots import Slot
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage or a wrong file, 3 storage out of reach, "
@@ -50,6 +51,14 @@ Storage = Annotated[
 ]
 Trials = Annotated[
     int | None, typer.Option(min=1, help="Trials to finish in all; left out, what the file says.", show_default=False)
+]
+Artifacts = Annotated[
+    str | None,
+    typer.Option(
+        help="Where unfinished trials are saved: a folder that all workers share, or s3://BUCKET/PREFIX; left out, "
+        ".hpo/artifacts (env: HPO_ARTIFACTS).",
+        show_default=False,
+    ),
 ]
 REFRESH_SECONDS = 0.5
 
@@ -178,17 +187,18 @@ def _drive(
 ) -> int:
     """Start the workers and watch until the budget is spent; returns the exit code."""
     from hpo import claims, live, supervisor
-    from hpo.worker import stopped_by_signals
+    from hpo.signals import stopped_by_signals
+    from hpo.slots import plan
 
     left = budget - (done := claims.count(joined).finished)
     if left <= 0:
         console.print(f"nothing to do: {budget} trials were asked for and {done} are finished")
         return Exit.DONE
-    count = min(workers or min(supervisor.usable_cores(), 4), left)
+    slots = plan(min(workers or len(plan(None)), left), per_gpu=workers or 1)
     stop = threading.Event()
     with stopped_by_signals(stop, again=signal.default_int_handler), live.LiveView(
         console, joined, trials=budget, metric=definition.search.metric
-    ) as view, supervisor.Workers(definition.path, url, trials=budget, count=count, say=view.say) as crew:  # fmt: skip
+    ) as view, supervisor.Workers(definition.path, url, trials=budget, slots=slots, say=view.say) as crew:  # fmt: skip
         while crew.alive() and not stop.wait(REFRESH_SECONDS):
             if view.update().finished >= budget:
                 break  # not waiting for a worker that has only just started
@@ -211,22 +221,83 @@ def _drive(
 def worker(
     study: StudyFile,
     trials: Trials = None,
+    slots: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|N",
+            help="One process for each of N slots, restarted when it crashes; auto: one per GPU, without any GPU one "
+            "per core, at most 4. Left out, this process is the worker.",
+            show_default=False,
+        ),
+    ] = None,
+    per_gpu: Annotated[int, typer.Option(min=1, help="With --slots: workers that share a GPU.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; left out, what torch takes.")] = None,
     slot: Annotated[int, typer.Option(min=0, help="Number of this worker on its machine, for `hpo status`.")] = 0,
     storage: Storage = None,
+    artifacts: Artifacts = None,
 ) -> None:
     """Join the study from any machine, and work until its trials are finished."""
-    from hpo import live
+    from hpo.signals import stopped_by_end_of_input, stopped_by_signals
     from hpo.storage import resolve
-    from hpo.worker import stopped_by_end_of_input, stopped_by_signals, work
 
     stop = threading.Event()
     stopped_by_end_of_input(stop)
     definition = _define(study)
     budget = trials or definition.search.trials
+    if slots is not None:
+        plan = _plan(slots, per_gpu, threads)
+        with stopped_by_signals(stop, again=signal.default_int_handler), resolve(storage) as url:
+            code = _supervise(definition, url, budget, plan, artifacts, stop)
+    else:
+        with stopped_by_signals(stop), resolve(storage) as url:
+            code = _work(definition, url, budget, slot, threads, artifacts, stop)
+    if code:
+        raise typer.Exit(code)
+
+
+def _plan(slots: str, per_gpu: int, threads: int | None) -> list[Slot]:
+    from dataclasses import replace
+
+    from hpo.slots import plan
+
+    if slots != "auto" and not (slots.isdecimal() and int(slots) > 0):
+        raise UserError(f"--slots {slots}: give auto or a number from 1")
+    found = plan(None if slots == "auto" else int(slots), per_gpu=per_gpu)
+    return [replace(each, threads=threads) for each in found] if threads else found
+
+
+def _work(
+    definition: StudyDefinition,
+    url: str,
+    budget: int,
+    slot: int,
+    threads: int | None,
+    artifacts: str | None,
+    stop: threading.Event,
+) -> int:
+    from hpo import checkpoints, live
+    from hpo.worker import work
+
+    store = checkpoints.resolve(artifacts)
     progress = live.EmbeddingProgress(_console())
-    with stopped_by_signals(stop), resolve(storage) as url:
-        work(definition, url, trials=budget, slot=slot, threads=threads, stop=stop, progress=progress)
+    return work(definition, url, store, trials=budget, slot=slot, threads=threads, stop=stop, progress=progress)
+
+
+def _supervise(
+    definition: StudyDefinition, url: str, budget: int, slots: list[Slot], artifacts: str | None, stop: threading.Event
+) -> int:
+    from hpo.supervisor import Workers
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    for slot in slots:
+        say(f"slot {slot.number}: {slot.gpu or 'no GPU'}, {slot.threads} CPU threads")
+    with Workers(definition.path, url, trials=budget, slots=slots, say=say, artifacts=artifacts) as crew:
+        while crew.alive() and not stop.wait(REFRESH_SECONDS):
+            pass
+    done = stop.is_set() or Exit.DONE in crew.codes()  # one that found the budget spent speaks for all
+    return Exit.DONE if done else crew.failure()[0]
 
 
 @app.command()

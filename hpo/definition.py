@@ -72,7 +72,13 @@ class ServiceConfig:
     grace_seconds: Positive = 120.0
     """A trial whose worker was silent for this long goes to another. HPO_GRACE_SECONDS overrides."""
     max_attempts: Count = 3
-    """A trial that was taken over this often is given up."""
+    """A trial whose worker died, failed or stalled this often is given up, as infeasible."""
+    checkpoint_seconds: Annotated[float, Interval(ge=0)] = 5.0
+    """A trial's state is saved after an epoch, but no more often than this; 0: after every epoch. What was not saved is
+    computed again, to the same bits. HPO_CHECKPOINT_SECONDS overrides."""
+    stall_seconds: Positive = 3600.0
+    """A worker whose trial ended no epoch for this long ends itself, and the trial goes to another: choose it longer
+    than the longest epoch. HPO_STALL_SECONDS overrides."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,8 @@ class StudyDefinition:
 def load(path: Path, *, environ: Mapping[str, str] = os.environ) -> StudyDefinition:
     """Read and check a study file.
 
-    `environ` may override the `[service]` table: `HPO_HEARTBEAT_SECONDS`, `HPO_GRACE_SECONDS`.
+    `environ` may override the `[service]` table: `HPO_HEARTBEAT_SECONDS`, `HPO_GRACE_SECONDS`,
+    `HPO_CHECKPOINT_SECONDS`, `HPO_STALL_SECONDS`.
 
     Raises `DefinitionError`: one sentence where the file cannot be read, else one that lists every mistake.
     """
@@ -189,7 +196,9 @@ def read_table(
 
 _TABLES = ("data", "chunks", "split", "search", "model", "training", "loss", "service")
 NAME = r"[A-Za-z0-9._\-]{1,100}"
-_ENVIRONMENT = {"heartbeat_seconds": "HPO_HEARTBEAT_SECONDS", "grace_seconds": "HPO_GRACE_SECONDS"}
+_ENVIRONMENT = {
+    key: f"HPO_{key.upper()}" for key in ("heartbeat_seconds", "grace_seconds", "checkpoint_seconds", "stall_seconds")
+}
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -342,7 +351,7 @@ def _read_service(raw: object, environ: Mapping[str, str], problems: list[str]) 
         except ValueError:
             problems.append(f"{variable}: {shown(environ[variable])} is not allowed, give {field.allowed}")
     if len(problems) == before and values["grace_seconds"] <= values["heartbeat_seconds"]:
-        overridden = any(variable in environ for variable in _ENVIRONMENT.values())
+        overridden = any(_ENVIRONMENT[key] in environ for key in ("heartbeat_seconds", "grace_seconds"))
         where = "HPO_GRACE_SECONDS" if overridden else "[service] grace_seconds"
         heartbeat, grace = values["heartbeat_seconds"], values["grace_seconds"]
         problems.append(

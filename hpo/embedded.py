@@ -86,13 +86,14 @@ class Server:
         return self.home / "pg"
 
     def url(self) -> str:
-        """How to connect; the socket's folder is written in `postmaster.pid`."""
+        """How to connect; the socket's folder and the port are written in `postmaster.pid`."""
         from sqlalchemy import URL
 
-        sockets = _postmaster_line(self.data, 4)
+        sockets, port = _postmaster_line(self.data, 4), _postmaster_line(self.data, 3)
         if not sockets:
             raise StorageError(f"The embedded Postgres in {self.data} is not running: start the command again.")
-        url = URL.create("postgresql+psycopg2", username="postgres", database="postgres", query={"host": sockets})
+        query = {"host": sockets, **({"port": port} if port != "5432" else {})}
+        url = URL.create("postgresql+psycopg2", username="postgres", database="postgres", query=query)
         return url.render_as_string(hide_password=False)
 
     def start(self) -> None:
@@ -141,11 +142,11 @@ class Server:
         """Whether a connection can be made."""
         import psycopg2
 
-        sockets = _postmaster_line(self.data, 4)
+        sockets, port = _postmaster_line(self.data, 4), _postmaster_line(self.data, 3)
         if not sockets:
             return False
         try:
-            connect = psycopg2.connect(host=sockets, user="postgres", dbname="postgres", connect_timeout=5)
+            connect = psycopg2.connect(host=sockets, port=port, user="postgres", dbname="postgres", connect_timeout=5)
         except psycopg2.OperationalError:
             return False
         with closing(connect):
@@ -155,7 +156,8 @@ class Server:
         line, sockets = _postmaster_line(self.data, 0), _postmaster_line(self.data, 4)
         if line and _alive(int(line)):
             # Left by a crash, and the number is a zombie's or another program's by now: Postgres would not start.
-            (Path(sockets or self.data) / ".s.PGSQL.5432.lock").unlink(missing_ok=True)
+            port = _postmaster_line(self.data, 3) or "5432"
+            (Path(sockets or self.data) / f".s.PGSQL.{port}.lock").unlink(missing_ok=True)
             (self.data / "postmaster.pid").unlink(missing_ok=True)
         listen = f"-h '' -k {self._sockets()} -N {MAX_CONNECTIONS} {self.options}"
         self._run("pg_ctl", "start", "-w", "-s", "-l", str(self.data / "server.log"), "-o", listen)
@@ -281,12 +283,14 @@ def _home(folder: Path) -> Path:
                 return folder
             if (folder / "pg").exists():
                 raise UserError(f"{folder} holds the database of an ordinary user: run as that user, not as root.")
-            return _root_home(folder / "id")
+            return _root_home(folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): {_INSTEAD}.") from error
 
 
-def _root_home(name: Path) -> Path:
+def _root_home(folder: Path) -> Path:
+    """Return root's own place for the database of `folder`; which folder that is stands in its file `belongs-to`."""
+    name = folder / "id"
     known = name.read_text(encoding="utf-8").strip() if name.exists() else ""
     if not re.fullmatch(r"[0-9a-f]{16}", known):
         known = secrets.token_hex(8)
@@ -295,6 +299,7 @@ def _root_home(name: Path) -> Path:
     home = base / known
     home.mkdir(mode=0o711, exist_ok=True)
     home.chmod(0o711)
+    (home / "belongs-to").write_text(f"{folder}\n", encoding="utf-8")
     return home
 
 
@@ -311,7 +316,7 @@ def _root_base() -> Path:
 
 
 def _postmaster_line(data: Path, number: int) -> str:
-    """Return a line of `postmaster.pid` (0 the process, 4 the socket's folder), empty if it is not there (yet)."""
+    """Return a line of `postmaster.pid` (0 process, 3 port, 4 the socket's folder), empty if it is not there (yet)."""
     try:
         lines = (data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
     except OSError:

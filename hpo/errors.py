@@ -19,6 +19,10 @@ class Exit(IntEnum):
     """The storage is out of reach."""
     REFUSED = 4
     """What is here is not what the study was started with."""
+    MEMORY = 75
+    """A worker ran out of memory: its trial is infeasible, and a fresh process should go on."""
+    STALLED = 76
+    """A worker's trial ended no epoch for `[service] stall_seconds`: a fresh process should go on."""
     INTERRUPTED = 130
 
 

@@ -98,8 +98,9 @@ def best(study: Study) -> dict[str, Any]:
 
 
 def status(study: Study) -> dict[str, Any]:
-    """Trials by state, the best so far, and who works on what, as JSON values."""
+    """Trials by state, the best so far, who works on what, and trials begun more than once, as JSON values."""
     from hpo.claims import count, workers
+    from hpo.ledger import ATTEMPTS
 
     counts = count(study)
     held = workers(engine_of(study), study)
@@ -116,6 +117,11 @@ def status(study: Study) -> dict[str, Any]:
         "floors": study.user_attrs.get(FLOORS),
         "pace": _pace(study, left if held else None),
         "workers": held,
+        "attempts": {
+            str(each.number): each.user_attrs[ATTEMPTS]
+            for each in study.get_trials(deepcopy=False)
+            if ATTEMPTS in each.user_attrs
+        },
     }
 
 

@@ -10,21 +10,30 @@ from typing import Any
 import torch
 from optuna.trial import TrialState
 
+from core.config import CandidateConfig
 from core.crossval import CrossValidation
 from core.errors import NonFiniteLossError
 from core.metrics import METRICS
 from hpo import pruning, space
+from hpo.checkpoints import Checkpoints
 from hpo.claims import Claim
 from hpo.export import CONFIG, CURVES, CV
 from hpo.preparation import Prepared
 
 
-def run(claim: Claim, prepared: Prepared, *, device: str, stop: Callable[[], bool]) -> TrialState | None:
-    """Cross-validate the claimed trial and tell its end.
+class OutOfMemory(Exception):  # noqa: N818 (the trial's end has been told)
+    """The trial ran out of memory and has ended as infeasible."""
+
+
+def run(
+    claim: Claim, prepared: Prepared, checkpoints: Checkpoints, *, device: str, stop: Callable[[], bool]
+) -> TrialState | None:
+    """Cross-validate the claimed trial, from where an earlier worker left it, and tell its end.
 
     Args:
         claim: the trial, ours until it is told.
         prepared: the study's data.
+        checkpoints: where unfinished trials are saved.
         device: where it trains.
         stop: asked after every epoch; once it says yes the trial is handed back.
 
@@ -33,40 +42,50 @@ def run(claim: Claim, prepared: Prepared, *, device: str, stop: Callable[[], boo
 
     Raises:
         ClaimLost: another worker took the trial over.
+        OutOfMemory: the trial is infeasible, and this process had better end: its memory is in pieces.
     """
     candidate = space.suggest(prepared.definition, claim.trial)
-    claim.trial.set_user_attr(CONFIG, space.to_dict(candidate))
+    config = space.to_dict(candidate)
+    claim.trial.set_user_attr(CONFIG, config)
     try:
-        cv = CrossValidation(
-            prepared.readable(candidate.model),
-            prepared.folds,
-            candidate,
-            stages=prepared.definition.split.stage_sizes(),
-            metric=prepared.definition.search.metric,
-            criteria=prepared.criteria,
-            seed=prepared.definition.search.seed,
-            device=device,
-        )
+        cv = checkpoints.resumed(claim, config, lambda: _cross_validation(prepared, candidate, device))
         with closing(cv.epochs()) as events:
             for event in events:
                 claim.progress(event.stage, event.epoch)
                 if event.stage_ended and _report(claim, prepared, cv):
                     return _end(claim, cv, TrialState.PRUNED)
                 if stop():
+                    checkpoints.save(claim, config, cv)
                     claim.release()
                     return None
+                checkpoints.epoch_ended(claim, config, cv)
     except NonFiniteLossError as error:
         return _infeasible(claim, f"diverged: {error}")
     except (torch.OutOfMemoryError, MemoryError) as error:
-        return _infeasible(claim, f"out of memory: {error}")
+        _infeasible(claim, f"out of memory: {error}")
+        raise OutOfMemory(f"Trial {claim.trial.number} ran out of memory and is infeasible.") from error
     claim.trial.set_user_attr(CV, _summary(cv))
     return _end(claim, cv, TrialState.COMPLETE)
+
+
+def _cross_validation(prepared: Prepared, candidate: CandidateConfig, device: str) -> CrossValidation:
+    return CrossValidation(
+        prepared.readable(candidate.model),
+        prepared.folds,
+        candidate,
+        stages=prepared.definition.split.stage_sizes(),
+        metric=prepared.definition.search.metric,
+        criteria=prepared.criteria,
+        seed=prepared.definition.search.seed,
+        device=device,
+    )
 
 
 def _report(claim: Claim, prepared: Prepared, cv: CrossValidation) -> bool:
     """Report a stage that has ended; is the trial to be pruned?"""
     value, finished = cv.finished_value(), cv.folds_finished
-    claim.trial.report(value, step=finished)
+    if not claim.reported(finished):  # else an earlier worker was killed just after this very report
+        claim.trial.report(value, step=finished)
     pruner = prepared.definition.search.pruner
     if pruner.name == "none" or finished == prepared.folds.count:
         return False

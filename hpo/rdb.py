@@ -53,8 +53,13 @@ claims = sa.Table(
     sa.Column("stage", sa.Integer, nullable=False),
     sa.Column("epoch", sa.Integer, nullable=False),
     sa.Column("released", sa.Boolean, nullable=False, comment="handed back: anyone may go on at once"),
+    sa.Column("checkpoint", sa.Text, comment="artifact with the trial's state after its last saved epoch"),
+    sa.Column("checkpoint_sha256", sa.Text),
+    sa.Column("pending", sa.Text, comment="artifact being written or removed: a kill leaves none unknown"),
 )
-"""Who holds a running trial. What state a trial is in, Optuna's own table says alone."""
+"""Who holds a running trial, and where its state is saved. What state a trial is in, Optuna's own table says alone."""
+ADDED = ("checkpoint", "checkpoint_sha256", "pending")
+"""Columns that a database of an earlier version lacks."""
 
 _STILL_MINE = sa.text("SELECT 1 FROM hpo_claims WHERE trial_id = :trial AND owner = :owner AND NOT released FOR SHARE")
 

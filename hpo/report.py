@@ -76,6 +76,9 @@ def status(state: Mapping[str, Any]) -> RenderableType:
     ]
     if pace["seconds_left"] is not None:
         lines.append(Text(f"{pace['trials_per_hour']:.1f} trials/h, {duration(pace['seconds_left'])} left"))
+    if state["attempts"]:
+        again = ", ".join(f"trial {number} ({times} times)" for number, times in state["attempts"].items())
+        lines.append(Text(f"begun more than once: {again}"))
     if not state["workers"]:
         return Group(*lines, Text("no worker at work"))
     table = _table("")
@@ -85,7 +88,9 @@ def status(state: Mapping[str, Any]) -> RenderableType:
     for row in state["workers"]:
         table.add_row(
             str(row["trial"]), str(row["attempt"]), str(row["stage"] + 1), str(row["epoch"]),
-            duration(row["held_seconds"]), f"{row['heartbeat_age']:.0f} s ago", str(row["slot"]), row["gpu"] or "–",
+            duration(row["held_seconds"]),
+            "handed back" if row["released"] else f"{row['heartbeat_age']:.0f} s ago",
+            str(row["slot"]), row["gpu"] or "–",
             f"{row['pid']} {row['host']}",
         )  # fmt: skip
     return Group(*lines, table)

@@ -7,6 +7,7 @@ script read them; one table of ours says who holds which running trial. Optuna i
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -43,6 +44,8 @@ Identity = dict[str, Any]
 Differences = Callable[[dict[str, Any], dict[str, Any]], list[str]]
 
 _SCHEMES = ("postgres", "postgresql", "postgresql+psycopg2")
+_READY = "SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass('hpo_claims') AND attname = 'pending'"
+_POOLER = "unsupported startup parameter"
 _NAMES = {"data_sha256": "the data", "folds_sha256": "the folds", "code": "the code version"}
 
 
@@ -126,7 +129,15 @@ def open_storage(url: str, *, patience_seconds: float = PATIENCE_SECONDS) -> Bas
     _quiet()
     url = normalised(url)
     options = _engine_options(sa.make_url(url))
-    ready = _probe(url, options)
+    try:
+        ready = _probe(url, options)
+    except StorageError as error:
+        if _POOLER not in str(error):
+            raise
+        # A pooler in between (pgbouncer) refuses settings at the start of a session. We can do without: whatever
+        # depends on the time zone says so itself, and the time-out is the server's then.
+        del options["connect_args"]["options"]
+        ready = _probe(url, options)
 
     def opened(tables: bool) -> PatientStorage:
         return rdb.PatientStorage(
@@ -143,6 +154,8 @@ def open_storage(url: str, *, patience_seconds: float = PATIENCE_SECONDS) -> Bas
                 lock(connection)
                 storage = opened(tables=True)  # commits on connections of its own, while we hold the lock
                 rdb.metadata.create_all(connection)
+                for column in rdb.ADDED:
+                    connection.execute(sa.text(f"ALTER TABLE hpo_claims ADD COLUMN IF NOT EXISTS {column} text"))
                 return storage
         finally:
             engine.dispose()
@@ -205,8 +218,8 @@ def _probe(url: str, options: Mapping[str, Any]) -> bool:
     engine = sa.create_engine(url, **options)
     try:
         with engine.connect() as connection:
-            # Created last, so that it stands for the others.
-            return connection.execute(sa.select(sa.func.to_regclass("hpo_claims"))).scalar() is not None
+            # Its last column: created last, so that it stands for all others.
+            return connection.execute(sa.text(_READY)).first() is not None
     except sa.exc.DBAPIError as error:
         reason = " ".join(str(error.orig).split())
         raise StorageError(
@@ -282,8 +295,9 @@ def _created(
     identity: Identity,
     default_parameters: Mapping[str, Any] | None,
 ) -> optuna.Study:
-    """Make the study and its identity. A creator killed halfway left no identity, and the next one completes it."""
+    """Make the study, its identity and its first trial; the latter two in one transaction, so both or neither."""
     import optuna
+    import sqlalchemy as sa
 
     with engine_of(storage).begin() as connection:
         lock(connection)
@@ -296,9 +310,29 @@ def _created(
                 f"The study {name!r} in {masked(_url(storage))} was not made by hpo: give this study another name."
             )
         if default_parameters is not None and not trials:
-            study.enqueue_trial(dict(default_parameters))
-        study.set_user_attr(IDENTITY, identity)
-        return study
+            _enqueue(connection, study._study_id, default_parameters)  # noqa: SLF001 (no public way)
+        note = sa.text("INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (:study, :key, :value)")
+        connection.execute(
+            note,
+            {"study": study._study_id, "key": IDENTITY, "value": json.dumps(identity)},  # noqa: SLF001
+        )
+    return study
+
+
+def _enqueue(connection: Connection, study_id: int, parameters: Mapping[str, Any]) -> None:
+    """What `Study.enqueue_trial` writes, but in our transaction: Optuna repeats its own, which can make two of it."""
+    from optuna.storages._rdb import models
+    from optuna.trial import TrialState
+    from sqlalchemy import orm
+
+    with orm.Session(connection, join_transaction_mode="create_savepoint") as session, session.begin():
+        trial = models.TrialModel(study_id=study_id, number=0, state=TrialState.WAITING)
+        session.add(trial)
+        session.flush()
+        fixed = models.TrialSystemAttributeModel(
+            trial_id=trial.trial_id, key="fixed_params", value_json=json.dumps(dict(parameters))
+        )
+        session.add(fixed)
 
 
 def _study(storage: BaseStorage, name: str, sampler: BaseSampler | None, pruner: BasePruner | None) -> optuna.Study:

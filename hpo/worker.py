@@ -4,34 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
+import random
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from types import FrameType
-from typing import Any
 
 import optuna
 import torch
 
 from core.metrics import METRICS
 from hpo import claims, objective, space
+from hpo.checkpoints import ArtifactStore, Checkpoints
 from hpo.definition import StudyDefinition, differences
 from hpo.errors import Exit
 from hpo.export import FLOORS, REQUESTED
 from hpo.preparation import Prepared, Progress, prepare
 from hpo.sampler import seeded
+from hpo.slots import VISIBLE
 from hpo.storage import Direction, engine_of, open_storage, open_study
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
-
-STOP_ON_EOF = "HPO_STOP_ON_EOF"
-"""Environment variable: set, the end of standard input asks a worker to stop as SIGTERM does."""
-STOP_SECONDS = 60.0
-"""How long a worker may take to end its epoch and hand its trial back, when whoever started it wants it to."""
 POLL_SECONDS = 0.5
 """How often a worker without a trial looks whether one was left behind."""
 
@@ -65,23 +56,28 @@ def join(definition: StudyDefinition, prepared: Prepared, url: str, *, trials: i
 def work(
     definition: StudyDefinition,
     url: str,
+    store: ArtifactStore,
     *,
     trials: int,
     slot: int = 0,
     threads: int | None = None,
     stop: threading.Event,
     progress: Progress | None = None,
-) -> None:
+) -> Exit:
     """Work on trials until `trials` are finished in the study, by whomever, or `stop` is set.
 
     Args:
         definition: the study.
         url: its storage, from `storage.resolve`.
+        store: where unfinished trials are saved, from `checkpoints.resolve`.
         trials: the budget.
         slot: number of this worker on its machine.
         threads: CPU threads for torch; left out: what torch takes.
         stop: the trial in hand is handed back after its epoch once this is set.
         progress: told how far the embedding is.
+
+    Returns:
+        DONE, or MEMORY: a trial ran out of memory, and a fresh process should go on.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -89,26 +85,54 @@ def work(
     try:
         prepared = prepare(definition, device=device, progress=_unless(stop, progress))
     except _Stopped:
-        return
-    study = join(definition, prepared, url, trials=trials)
+        return Exit.DONE
+    checkpoints = Checkpoints(store, every_seconds=definition.service.checkpoint_seconds)
+    gpu = os.environ.get(VISIBLE) if device == "cuda" else None
+    mine = _claims(definition, join(definition, prepared, url, trials=trials), trials, slot, gpu, checkpoints)
+    try:
+        with claims.Reaper(mine):
+            _loop(mine, prepared, checkpoints, device, stop)
+    except objective.OutOfMemory as error:
+        logger.warning("%s This process ends to free what it holds; start it again, as --slots does.", error)
+        return Exit.MEMORY
+    return Exit.DONE
+
+
+def _claims(
+    definition: StudyDefinition,
+    study: optuna.Study,
+    trials: int,
+    slot: int,
+    gpu: str | None,
+    checkpoints: Checkpoints,
+) -> claims.Claims:
     service = definition.service
-    mine = claims.Claims(
+    return claims.Claims(
         engine_of(study),
         study,
         budget=trials,
         heartbeat_seconds=service.heartbeat_seconds,
         grace_seconds=service.grace_seconds,
         max_attempts=service.max_attempts,
-        worker=claims.Worker(slot=slot, gpu=os.environ.get("CUDA_VISIBLE_DEVICES") if device == "cuda" else None),
+        stall_seconds=service.stall_seconds,
+        worker=claims.Worker(slot=slot, gpu=gpu),
+        discard=checkpoints.discard,
+        stalled=lambda: os._exit(Exit.STALLED),  # the main thread hangs: nothing gentler would end it
     )
+
+
+def _loop(
+    mine: claims.Claims, prepared: Prepared, checkpoints: Checkpoints, device: str, stop: threading.Event
+) -> None:
     while not stop.is_set():
         match mine.claim():
             case claims.Claim() as claim:
-                _work_on(claim, prepared, device, stop)
+                _work_on(claim, prepared, checkpoints, device, stop)
             case claims.Wait():
-                stop.wait(POLL_SECONDS)
+                stop.wait(POLL_SECONDS * random.uniform(0.5, 1.5))
             case claims.Finished():
-                break
+                mine.reap()
+                return
 
 
 class _Stopped(Exception):  # noqa: N818 (it was asked for)
@@ -127,52 +151,15 @@ def _unless(stop: threading.Event, progress: Progress | None) -> Progress:
     return tell
 
 
-def _work_on(claim: claims.Claim, prepared: Prepared, device: str, stop: threading.Event) -> None:
+def _work_on(
+    claim: claims.Claim, prepared: Prepared, checkpoints: Checkpoints, device: str, stop: threading.Event
+) -> None:
     try:
         with claim:
-            state = objective.run(claim, prepared, device=device, stop=stop.is_set)
+            state = objective.run(claim, prepared, checkpoints, device=device, stop=stop.is_set)
     except claims.ClaimLost:
         logger.warning("Trial %d was taken over by another worker; going on with the next one.", claim.trial.number)
         return
     if state == optuna.trial.TrialState.FAIL:
         reason = claim.trial.study.trials[claim.trial.number].user_attrs.get(claims.REASON)
         logger.warning("Trial %d is infeasible: %s", claim.trial.number, reason)
-
-
-@contextmanager
-def stopped_by_signals(stop: threading.Event, *, again: Handler = signal.SIG_DFL) -> Iterator[None]:
-    """Set `stop` on the first SIGINT or SIGTERM; a second one gets what `again` says: the process ends at once."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-        for number in signals:
-            signal.signal(number, again)
-
-    for number in signals:
-        signal.signal(number, ask)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def stopped_by_end_of_input(stop: threading.Event) -> None:
-    """Set `stop` when standard input ends, if `STOP_ON_EOF` asks for it: whoever started us has gone.
-
-    If the work has still not ended `STOP_SECONDS` later (the database may have gone, too), the process ends hard.
-    """
-    if os.environ.get(STOP_ON_EOF, "0") in {"", "0"}:
-        return
-
-    def listen() -> None:
-        with suppress(OSError):
-            while os.read(0, 1024):  # not sys.stdin: its lock would be held while the interpreter shuts down
-                pass
-        stop.set()
-        time.sleep(STOP_SECONDS)
-        os._exit(Exit.FAILED)
-
-    threading.Thread(target=listen, name="end of input", daemon=True).start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -17,13 +16,13 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
+from processes import PROCESSES
 
 from hpo import embedded, storage
-from hpo.claims import Claim, ClaimLost, Claims, Counts, Finished, Wait, Worker, count, workers
+from hpo.claims import Claim, ClaimLost, Claims, Counts, Finished, Reaper, Wait, Worker, count, workers
+from hpo.ledger import KEEP
 from hpo.sampler import seeded
 
-PROCESSES = multiprocessing.get_context("forkserver")  # each a fork of one process that has only done the imports
-PROCESSES.set_forkserver_preload(["hpo.claims", "hpo.sampler", "hpo.storage", "psycopg2"])
 IDENTITY = {"definition": {}, "definition_sha256": "d", "data_sha256": "a", "folds_sha256": "f", "code": "1"}
 
 
@@ -169,7 +168,8 @@ def test_who_lost_a_trial_cannot_write_into_it(claims: Any) -> None:
         lambda: old.trial.set_constraint("c", 1.0),
         lambda: old.finish(TrialState.COMPLETE, 9.0),
         lambda: old.finish(TrialState.FAIL, reason="r"),
-        lambda: old.guard().__enter__(),
+        lambda: old.announce("artifact"),
+        lambda: old.keep("artifact", "sha"),
     ):
         with pytest.raises(ClaimLost):
             write()
@@ -178,7 +178,7 @@ def test_who_lost_a_trial_cannot_write_into_it(claims: Any) -> None:
     assert (trial.state, trial.intermediate_values, trial.user_attrs, trial.params) == (
         TrialState.RUNNING,
         {1: 0.1},
-        {},
+        {"hpo:attempts": 2},
         {},
     )
     new.finish(TrialState.COMPLETE, 1.0)
@@ -315,7 +315,11 @@ def test_a_trial_that_kills_its_workers_ends_infeasible_and_counts(claims: Any) 
     until(lambda: isinstance(mine.claim(), Finished))
     (trial,) = mine.study.get_trials()
     assert trial.state == TrialState.FAIL
-    assert trial.user_attrs == {"hpo:outcome": "infeasible", "hpo:reason": "given up: its worker died 2 times"}
+    assert trial.user_attrs == {
+        "hpo:outcome": "infeasible",
+        "hpo:reason": "given up: its worker died or failed 2 times",
+        "hpo:attempts": 2,
+    }
     assert count(mine.study) == Counts(infeasible=1)
     with pytest.raises(ClaimLost):
         attempts[-1].finish(TrialState.COMPLETE, 1.0)
@@ -405,3 +409,122 @@ def test_what_was_drawn_before_a_kill_does_not_change_what_is_drawn_after(claims
     distribution = optuna.distributions.FloatDistribution(0, 1)
     frozen = broken.study.trials[resumed.number]
     assert broken.study.sampler.sample_independent(broken.study, frozen, "y", distribution) == y
+
+
+# ---- leaving, reaping, stalling -------------------------------------------------------------------------------------
+
+
+def test_an_exception_hands_the_trial_back_as_a_failed_attempt(claims: Any) -> None:
+    terms = {"budget": 1, "grace_seconds": 1000, "max_attempts": 2}
+    first, second = claims(**terms), claims(**terms)
+    for worker, attempt in ((first, 1), (second, 2)):
+        claim = claimed(worker)
+        assert claim.attempt == attempt
+        with pytest.raises(ZeroDivisionError), claim:
+            raise ZeroDivisionError
+    assert isinstance(first.claim(), Finished), "nobody waits for the grace"
+    (trial,) = first.study.get_trials()
+    assert trial.user_attrs["hpo:reason"] == "given up: its worker died or failed 2 times"
+
+
+def test_an_interruption_hands_the_trial_back_and_counts_no_attempt(claims: Any) -> None:
+    first, second = (claims(budget=1, grace_seconds=1000) for _ in range(2))
+    with pytest.raises(KeyboardInterrupt), claimed(first):
+        raise KeyboardInterrupt
+    assert claimed(second).attempt == 1
+
+
+def test_a_reaper_ends_a_hopeless_trial_while_everybody_is_busy(claims: Any) -> None:
+    poisoned, busy = (claims(grace_seconds=0.5, heartbeat_seconds=0.1, max_attempts=1) for _ in range(2))
+    claimed(poisoned)  # no heartbeat: as if killed
+    with claimed(busy) as mine, Reaper(busy):
+        until(lambda: count(busy.study).infeasible == 1, 5)
+        assert count(busy.study).running == 1
+        mine.finish(TrialState.COMPLETE, 1.0)
+
+
+def test_a_reaper_takes_no_trial_away_that_somebody_may_still_come_back_to(claims: Any) -> None:
+    cut_off, busy = (claims(grace_seconds=0.01) for _ in range(2))
+    mine = claimed(cut_off)
+    busy.reap()
+    mine.finish(TrialState.COMPLETE, 1.0)
+
+
+def rows(claims: Claims) -> list[Any]:
+    with claims.engine.connect() as connection:
+        return list(connection.execute(sa.text("SELECT checkpoint, pending FROM hpo_claims ORDER BY trial_id")))
+
+
+def test_every_artifact_that_may_exist_is_known_whenever_a_worker_is_killed(claims: Any) -> None:
+    gone: list[str] = []
+    mine = claims(budget=1, discard=lambda name: gone.append(name) or True)
+    claim = claimed(mine)
+    claim.announce("a")
+    assert rows(mine) == [(None, "a")]
+    claim.keep("a", "sha")
+    claim.announce("b")
+    assert rows(mine) == [("a", "b")]
+    for _ in range(2):  # its answer got lost: run twice
+        claim._write(KEEP, artifact="b", sha256="sha")
+    assert rows(mine) == [("b", "a")]
+    assert gone == []
+    claim.checkpoint, claim.pending = "b", "a"
+    claim.finish(TrialState.COMPLETE, 1.0)
+    assert sorted(gone) == ["a", "b"]
+    assert rows(mine) == []
+
+
+def test_who_takes_over_is_told_where_the_state_is(claims: Any) -> None:
+    first, second = claims(budget=1), claims(budget=1)
+    claim = claimed(first)
+    claim.announce("a")
+    claim.keep("a", "sha")
+    claim.announce("b")
+    claim.release()
+    again = claimed(second)
+    assert (again.checkpoint, again.checkpoint_sha256, again.pending) == ("a", "sha", "b")
+
+
+def test_a_reaper_removes_what_a_worker_killed_at_the_end_left(claims: Any) -> None:
+    gone: list[str] = []
+    reachable = False
+    mine = claims(budget=1, grace_seconds=0.01, discard=lambda name: reachable and (gone.append(name) or True))
+    claim = claimed(mine)
+    claim.announce("a")
+    claim.keep("a", "sha")
+    claim.finish(TrialState.COMPLETE, 1.0)
+    time.sleep(0.05)
+    mine.reap()
+    assert len(rows(mine)) == 1, "kept until the artifact is gone"
+    reachable = True
+    mine.reap()
+    assert (gone, rows(mine)) == (["a"], [])
+
+
+def test_a_trial_that_stalls_is_handed_back_as_failed(claims: Any) -> None:
+    stalled = threading.Event()
+    mine = claims(budget=1, stall_seconds=0.5, heartbeat_seconds=0.1, stalled=stalled.set)
+    other = claims(budget=1, grace_seconds=1000)
+    with claimed(mine) as claim:
+        for epoch in range(8):
+            claim.progress(0, epoch)
+            time.sleep(0.1)
+        assert not stalled.is_set(), "it moves"
+        assert stalled.wait(5)
+        assert claimed(other).attempt == 2
+        with pytest.raises(ClaimLost):
+            claim.progress(0, 9)
+
+
+def test_an_outage_is_no_stall(own_server: Any) -> None:
+    server, url = own_server
+    stalled = threading.Event()
+    mine = joined(url, budget=1, stall_seconds=1.0, heartbeat_seconds=0.1, stalled=stalled.set)
+    with claimed(mine) as claim:
+        server.stop()
+        time.sleep(1.5)
+        server.start()
+        until(lambda: workers(mine.engine, mine.study)[0]["heartbeat_age"] < 0.5)
+        assert not stalled.is_set()
+        claim.finish(TrialState.COMPLETE, 1.0)
+    mine.engine.dispose()

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from processes import PROCESSES
 
 from core.errors import UserError
 from hpo import embedded, rdb, storage
 from hpo.errors import Refused, StorageError
 
-PROCESSES = multiprocessing.get_context("forkserver")  # each a fork of one process that has only done the imports
-PROCESSES.set_forkserver_preload(["hpo.claims", "hpo.sampler", "hpo.storage", "psycopg2"])
 IDENTITY = {
     "definition": {"search": {"seed": 0}},
     "definition_sha256": "d" * 64,
@@ -179,6 +179,62 @@ def test_a_wrong_statement_is_not_repeated() -> None:
     assert len(calls) == 1
 
 
+class Pooler:
+    """Refuses session settings as pgbouncer does, and else passes bytes on to a Postgres."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = str(target)
+        self.refused = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=self._serve, args=(self._listener.accept()[0],), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client:
+            packet = client.recv(65536)
+            while packet[4:8] in {b"\x04\xd2\x16\x2f", b"\x04\xd2\x16\x30"}:  # TLS? GSS? no
+                client.sendall(b"N")
+                packet = client.recv(65536)
+            if b"\0options\0" in packet:
+                self.refused += 1
+                fields = b"SFATAL\0C08P01\0Munsupported startup parameter: options\0\0"
+                client.sendall(b"E" + (len(fields) + 4).to_bytes(4, "big") + fields)
+                return
+            with socket.socket(socket.AF_UNIX) as server, suppress(OSError):
+                server.connect(self._target)
+                server.sendall(packet)
+                back = threading.Thread(target=self._pump, args=(server, client), daemon=True)
+                back.start()
+                self._pump(client, server)
+                back.join()
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+
+def test_a_pooler_that_refuses_session_settings_will_do(database: str) -> None:
+    pooler = Pooler(Path(str(sa.make_url(database).query["host"])) / ".s.PGSQL.5432")
+    url = sa.make_url(database).set(host="127.0.0.1", port=pooler.port, query={})
+    opened = storage.open_storage(url.render_as_string(hide_password=False))
+    assert open_study(opened, default_parameters={"x": 0.5}).trials[0].system_attrs["fixed_params"] == {"x": 0.5}
+    assert pooler.refused == 1
+    storage.engine_of(opened).dispose()
+    pooler.close()
+
+
 # ---- study ----------------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +244,26 @@ def test_a_study_is_created_once_with_its_defaults_as_trial_0(opened: Any) -> No
     assert again._study_id == study._study_id
     assert [t.system_attrs["fixed_params"] for t in again.trials] == [{"x": 0.5}]
     assert storage.load_existing(opened, "s").user_attrs["hpo:identity"] == IDENTITY
+
+
+def test_a_commit_whose_answer_got_lost_queues_the_defaults_once(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = sa.engine.Connection._commit_impl
+    lost: list[int] = []
+
+    def once(connection: sa.Connection) -> None:
+        commit(connection)
+        if not lost and "hpo:identity" in connection.info.get("said", ""):
+            lost.append(1)
+            raise sa.exc.OperationalError("COMMIT", {}, Exception("server closed the connection"))
+
+    def listen(connection: Any, _: Any, __: Any, parameters: Any, *___: Any) -> None:
+        connection.info["said"] = str(parameters)
+
+    sa.event.listen(storage.engine_of(opened), "before_cursor_execute", listen)
+    monkeypatch.setattr(sa.engine.Connection, "_commit_impl", once)
+    study = open_study(opened, default_parameters={"x": 0.5})
+    assert lost
+    assert len(study.trials) == 1
 
 
 def test_what_differs_is_refused_by_name(opened: Any) -> None:

@@ -1,0 +1,62 @@
+"""`hpo status`: who works on what, and what was begun more than once."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from loop_tools import Counted, Slow, command, crew, study_of, tiny, until
+
+from hpo import storage
+from hpo.claims import workers
+
+pytestmark = pytest.mark.slow
+
+
+def asked(folder: Path, url: str, *arguments: str) -> str:
+    process = command(folder, url, "status", "tiny.toml", *arguments, COLUMNS="200")
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    return said
+
+
+def test_status_shows_workers_and_attempts(database: str, tmp_path: Path) -> None:
+    tiny(tmp_path, trials=3, grace=1, heartbeat=0.3)
+    done = Counted(tmp_path / "done")
+    arguments = ("worker", "tiny.toml", "--slot", "5", "--threads", "1")
+    with crew(tmp_path, database, 1, *arguments, before=[done, Slow(0.2)]) as (first,):
+        until(lambda: done.epochs >= 3, 60)
+        first.kill()
+    with crew(tmp_path, database, 1, *arguments, before=[done, Slow(0.5)]) as (second,):
+        study = study_of(database)
+        rows = until(lambda: (r := workers(storage.engine_of(study), study)) and r[0]["attempt"] == 2 and r, 60)
+        assert rows[0]["pid"] == second.pid
+        state = json.loads(asked(tmp_path, database, "--json"))
+        words = asked(tmp_path, database)
+        second.send(signal.SIGTERM)
+        assert second.end() == 0
+    assert set(state) >= {"study", "trials", "best", "workers", "attempts"}
+    assert set(state["trials"]) >= {"requested", "complete", "pruned", "failed", "infeasible", "running"}
+    assert (state["study"], state["trials"]["requested"], state["trials"]["running"]) == ("tiny", 3, 1)
+    (row,) = state["workers"]
+    assert (row["host"], row["pid"], row["slot"], row["gpu"]) == (socket.gethostname(), second.pid, 5, None)
+    assert (row["trial"], row["attempt"], row["released"]) == (0, 2, False)
+    assert {"stage", "epoch"} <= set(row)
+    assert 0 <= row["heartbeat_age"] < 20
+    assert state["attempts"] == {"0": 2}
+    assert "begun more than once: trial 0 (2 times)" in words
+    assert socket.gethostname() in words
+    assert "handed back" in asked(tmp_path, database)
+    storage.engine_of(study).dispose()
+
+
+def test_status_of_a_study_that_was_never_started_is_one_sentence(database: str, tmp_path: Path) -> None:
+    tiny(tmp_path)
+    process: subprocess.Popen[str] = command(tmp_path, database, "status", "tiny.toml")
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert said.startswith("hpo: There is no study 'tiny' in ")
