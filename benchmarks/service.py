@@ -125,16 +125,18 @@ def _one_of_ours(mine: claims.Claims, definition: StudyDefinition) -> None:
     claim = mine.claim()
     assert isinstance(claim, claims.Claim)
     with claim:
-        candidate = space.suggest(definition, claim.trial)
-        claim.trial.set_user_attr(objective.CONFIG, space.to_dict(candidate))
+        with claim.together():
+            candidate = space.suggest(definition, claim.trial)
+            claim.trial.set_user_attr(objective.CONFIG, space.to_dict(candidate))
         value = _score(claim.trial.params)
         stored = _attributes(Filled({}, value, [value] * EPOCHS))
         for folds_finished in (2, FOLDS):
             claim.trial.report(value, folds_finished)
             if folds_finished < FOLDS:
                 pruning.peers_at(claim.trial.study, claim.trial.number, folds_finished)
-        claim.trial.set_user_attr(objective.CV, stored[objective.CV])
-        claim.trial.set_user_attr(objective.CURVES, stored[objective.CURVES])
+        with claim.together():
+            claim.trial.set_user_attr(objective.CV, stored[objective.CV])
+            claim.trial.set_user_attr(objective.CURVES, stored[objective.CURVES])
         claim.finish(TrialState.COMPLETE, value)
 
 

@@ -28,7 +28,8 @@ def main() -> None:
             time.sleep(0.5)
             continue
         with got as claim:
-            space.suggest(definition, claim.trial)
+            with claim.together():
+                space.suggest(definition, claim.trial)
             time.sleep(seconds)
             claim.trial.report(0.5, 2)
             claim.trial.report(0.5, 5)

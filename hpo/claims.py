@@ -208,6 +208,10 @@ class Claim:
         if failed:
             logger.error("Trial %d failed (%s) and was handed back.", self.trial.number, type(error).__name__)
 
+    def together(self) -> AbstractContextManager[None]:
+        """A block whose parameters and attributes of the trial are written in one transaction when it ends."""
+        return backend(self.trial.study).together(self._key["trial"])
+
     def progress(self, stage: int, epoch: int) -> None:
         """Say how far the work is; the next heartbeat carries it, so this costs nothing. Raises `ClaimLost`."""
         self._progress = (stage, epoch)

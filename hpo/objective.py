@@ -44,9 +44,10 @@ def run(
         ClaimLost: another worker took the trial over.
         OutOfMemory: the trial is infeasible, and this process had better end: its memory is in pieces.
     """
-    candidate = space.suggest(prepared.definition, claim.trial)
-    config = space.to_dict(candidate)
-    claim.trial.set_user_attr(CONFIG, config)
+    with claim.together():
+        candidate = space.suggest(prepared.definition, claim.trial)
+        config = space.to_dict(candidate)
+        claim.trial.set_user_attr(CONFIG, config)
     try:
         cv = checkpoints.resumed(claim, config, lambda: _cross_validation(prepared, candidate, device))
         with closing(cv.epochs()) as events:
@@ -64,7 +65,6 @@ def run(
     except (torch.OutOfMemoryError, MemoryError) as error:
         _infeasible(claim, f"out of memory: {error}")
         raise OutOfMemory(f"Trial {claim.trial.number} ran out of memory and is infeasible.") from error
-    claim.trial.set_user_attr(CV, _summary(cv))
     return _end(claim, cv, TrialState.COMPLETE)
 
 
@@ -99,8 +99,12 @@ def _report(claim: Claim, prepared: Prepared, cv: CrossValidation) -> bool:
 
 
 def _end(claim: Claim, cv: CrossValidation, state: TrialState) -> TrialState:
-    claim.trial.set_user_attr(CURVES, cv.curves())
-    claim.finish(state, cv.summary().value if state == TrialState.COMPLETE else None)
+    summary = _summary(cv) if state == TrialState.COMPLETE else None
+    with claim.together():
+        claim.trial.set_user_attr(CURVES, cv.curves())
+        if summary is not None:
+            claim.trial.set_user_attr(CV, summary)
+    claim.finish(state, None if summary is None else summary["mean"])
     return state
 
 

@@ -12,18 +12,24 @@ over waits for the write to end, and later writes raise `ClaimLost`. No caller c
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
+from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import event, orm
+from sqlalchemy.dialects import postgresql
 
 from hpo.errors import StorageError
 
@@ -134,6 +140,14 @@ def _fenced(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[An
     return call
 
 
+@dataclass
+class _Batch:
+    """Rows for one trial, by table."""
+
+    trial_id: int
+    rows: dict[type[models.BaseModel], list[dict[str, Any]]] = field(default_factory=dict)
+
+
 class PatientStorage(RDBStorage):
     """`RDBStorage` that survives outages and writes only into trials that it may write into."""
 
@@ -168,10 +182,68 @@ class PatientStorage(RDBStorage):
     _get_trials = _patient(RDBStorage._get_trials)  # noqa: SLF001 (what Optuna's cache in front of us calls)
     _get_best_trial_id = _patient(RDBStorage._get_best_trial_id)  # noqa: SLF001
 
-    _set_trial_param = _patient(_fenced(RDBStorage._set_trial_param))  # noqa: SLF001
     set_trial_intermediate_value = _patient(_fenced(RDBStorage.set_trial_intermediate_value))
-    set_trial_user_attr = _patient(_fenced(RDBStorage.set_trial_user_attr))
-    set_trial_system_attr = _patient(_fenced(RDBStorage.set_trial_system_attr))
+
+    @contextmanager
+    def together(self, trial_id: int) -> Iterator[None]:
+        """Parameters and attributes of the trial set inside are written in one transaction at the end, all or none."""
+        batch = _Batch(trial_id)
+        self.writing.batch = batch
+        try:
+            yield
+        finally:
+            self.writing.batch = None
+        if batch.rows:
+            self._write(trial_id, batch)
+
+    def _set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+        previous_distribution: BaseDistribution | None,
+    ) -> None:
+        """As Optuna's; a parameter that this trial already has stays as it is."""
+        if previous_distribution is not None:
+            check_distribution_compatibility(previous_distribution, distribution)
+        row = {"param_name": param_name, "param_value": param_value_internal}
+        row["distribution_json"] = distribution_to_json(distribution)
+        self._set(trial_id, models.TrialParamModel, row)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:  # noqa: ANN401 (any JSON)
+        """As Optuna's."""
+        self._set(trial_id, models.TrialUserAttributeModel, {"key": key, "value_json": json.dumps(value)})
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:  # noqa: ANN401 (any JSON)
+        """As Optuna's."""
+        self._set(trial_id, models.TrialSystemAttributeModel, {"key": key, "value_json": json.dumps(value)})
+
+    def _set(self, trial_id: int, table: type[models.BaseModel], row: dict[str, Any]) -> None:
+        """Put a row into the open batch of the trial, or write it at once."""
+        batch: _Batch | None = getattr(self.writing, "batch", None)
+        together = batch is not None and batch.trial_id == trial_id
+        if batch is None or not together:
+            batch = _Batch(trial_id)
+        batch.rows.setdefault(table, []).append({"trial_id": trial_id, **row})
+        if not together:
+            self._write(trial_id, batch)
+
+    def _write(self, trial_id: int, batch: _Batch) -> None:
+        patiently(lambda: _fenced(PatientStorage._write_once)(self, trial_id, batch), self.patience_seconds)
+
+    def _write_once(self, trial_id: int, batch: _Batch) -> None:
+        with self.scoped_session() as session, session.begin():
+            trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session)
+            self.check_trial_is_updatable(trial_id, trial.state)
+            for table, rows in batch.rows.items():
+                insert = postgresql.insert(table)
+                if table is models.TrialParamModel:
+                    insert = insert.on_conflict_do_nothing(index_elements=["trial_id", "param_name"])
+                else:
+                    new = {"value_json": insert.excluded.value_json}
+                    insert = insert.on_conflict_do_update(index_elements=["trial_id", "key"], set_=new)
+                session.execute(insert, rows)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """As Optuna's; if an answer got lost, the trial that is found finished as told *was* finished by us."""

@@ -50,7 +50,7 @@ def test_quickstart_searches_what_its_file_says():
         "model.k_retrieved": "2 to 6",
         "model.temperature": "0.05 to 1.0 (log)",
         "training.accumulation_steps": "one of 1, 2, 4",
-        "training.learning_rate": "0.0003 to 0.03 (log)",
+        "training.learning_rate": "0.0003 to 0.01 (log)",
         "loss": "one of bce, weighted_bce, focal",
         "loss.pos_weight": "1.0 to 12.0 (log), where loss is weighted_bce",
         "loss.gamma": "0.0 to 4.0, where loss is focal",
