@@ -200,7 +200,8 @@ def _drive(
         console, joined, trials=budget, metric=definition.search.metric
     ) as view, supervisor.Workers(definition.path, url, trials=budget, slots=slots, say=view.say) as crew:  # fmt: skip
         while crew.alive() and not stop.wait(REFRESH_SECONDS):
-            view.update()
+            if view.update().finished >= budget:
+                break  # not waiting for a worker that has only just started
         view.update()
         if stop.is_set():
             view.say("stopping: the workers finish their epoch and hand their trials back; once more ends them at once")

@@ -120,8 +120,8 @@ class LiveView(AbstractContextManager["LiveView"]):
         """Print a line of a worker above the view."""
         self._console.print(Text(line), soft_wrap=True)
 
-    def update(self) -> None:
-        """Read the study and show it."""
+    def update(self) -> Counts:
+        """Read the study, show it, and return its trials by state."""
         from hpo.claims import count, workers
 
         counts = count(self._study)
@@ -134,6 +134,7 @@ class LiveView(AbstractContextManager["LiveView"]):
         else:
             held = workers(engine_of(self._study), self._study)
             self._live.update(self.drawn(counts, held), refresh=True)
+        return counts
 
     def _line(self, trial: FrozenTrial) -> str:
         best = export.best_trial(self._study, self._told)
@@ -145,7 +146,7 @@ class LiveView(AbstractContextManager["LiveView"]):
         """Four lines of at most the terminal's width."""
         speed = self._speed(counts.finished) or (["workers are starting"] if not counts.running else [])
         states = [f"{getattr(counts, name)} {name}" for name in ("complete", "pruned", "infeasible", "failed")]
-        states = [words for words in states if not words.startswith("0 ") or words == "0 pruned"]
+        states = [words for words in states if not words.startswith("0 ") or words in {"0 complete", "0 pruned"}]
         best = export.best_trial(self._study)
         value = f"{number(best.value)} (trial {best.number})" if best else "not known yet"
         floors = floors_in_words(self._metric, self._study.user_attrs.get(export.FLOORS))

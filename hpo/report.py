@@ -59,7 +59,7 @@ def result(best: Mapping[str, Any], where: str) -> RenderableType:
     failed = trials["infeasible"] + trials["failed"]
     table.add_row("trials", f"{trials['complete']} complete, {trials['pruned']} pruned, {failed} failed "
                   f"of {trials['requested']} asked for")  # fmt: skip
-    table.add_row("confirmed", "no: chosen and scored on the same folds, expect a little less")
+    table.add_row("confirmed", "no: scored where it was chosen, so expect a little less")
     table.add_row("written to", where)
     return table
 
@@ -81,8 +81,10 @@ def status(state: Mapping[str, Any]) -> RenderableType:
         lines.append(Text(f"begun more than once: {again}"))
     if not state["workers"]:
         return Group(*lines, Text("no worker at work"))
-    table = Table("trial", "attempt", "stage", "epoch", "since", "heartbeat", "slot", "GPU", box=box.SIMPLE_HEAD)
-    table.add_column("pid on host", overflow="fold")
+    table = _table("")
+    for heading in ("trial", "attempt", "stage", "epoch", "since", "heartbeat", "slot", "GPU"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("pid, host", overflow="fold")
     for row in state["workers"]:
         table.add_row(
             str(row["trial"]), str(row["attempt"]), str(row["stage"] + 1), str(row["epoch"]),
@@ -115,8 +117,9 @@ MOST_FOLDS = 10
 
 def _prevalence(criteria: Sequence[Mapping[str, Any]], *, holdout: bool) -> Table:
     folds = len(criteria[0]["folds"])
-    digits = 1 if folds <= 6 else 0
+    digits = 0 if 6 < folds <= MOST_FOLDS else 1
     table = _table("Positive posts: how many, and % of all, of folds 0 …, of the hold-out")
+    table.padding = (0, 1 if digits else 0)
     table.add_column("criterion", overflow="fold")
     listed = [f"{fold}" for fold in range(folds)] if folds <= MOST_FOLDS else ["min", "max"]
     for heading in ("posts", "all", *listed, *(["held"] if holdout else [])):
@@ -135,7 +138,7 @@ def _ends(shares: Sequence[float | None]) -> list[float | None]:
 
 def _table(title: str, *, show_header: bool = True) -> Table:
     return Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD if show_header else None,
+        title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD if show_header else None,
         show_header=show_header, show_edge=False, pad_edge=False, padding=(0, 1), collapse_padding=True,
     )  # fmt: skip
 

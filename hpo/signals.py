@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from hpo.errors import Exit
+
 Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
 STOP_ON_EOF = "HPO_STOP_ON_EOF"
 """Environment variable: set, the end of standard input asks a worker to stop as SIGTERM does."""
+STOP_SECONDS = 60.0
+"""How long a worker may take to end its epoch and hand its trial back, when whoever started it wants it to."""
 
 
 @contextmanager
@@ -37,7 +42,10 @@ def stopped_by_signals(stop: threading.Event, *, again: Handler = signal.SIG_DFL
 
 
 def stopped_by_end_of_input(stop: threading.Event) -> None:
-    """Set `stop` when standard input ends, if `STOP_ON_EOF` asks for it: whoever started us has gone."""
+    """Set `stop` when standard input ends, if `STOP_ON_EOF` asks for it: whoever started us has gone.
+
+    If the work has still not ended `STOP_SECONDS` later (the database may have gone, too), the process ends hard.
+    """
     if os.environ.get(STOP_ON_EOF, "0") in {"", "0"}:
         return
 
@@ -46,5 +54,7 @@ def stopped_by_end_of_input(stop: threading.Event) -> None:
             while os.read(0, 1024):  # not sys.stdin: its lock would be held while the interpreter shuts down
                 pass
         stop.set()
+        time.sleep(STOP_SECONDS)
+        os._exit(Exit.FAILED)
 
     threading.Thread(target=listen, name="end of input", daemon=True).start()

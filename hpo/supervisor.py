@@ -15,11 +15,9 @@ from types import TracebackType
 from typing import IO, Self
 
 from hpo.errors import Exit
-from hpo.signals import STOP_ON_EOF
+from hpo.signals import STOP_ON_EOF, STOP_SECONDS
 from hpo.slots import Slot
 
-STOP_SECONDS = 60.0
-"""How long a worker may take to end its epoch and hand its trial back."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 HEALTHY_SECONDS = 60.0
 """A worker that lived this long crashed by accident: its slot's next pause is short again."""

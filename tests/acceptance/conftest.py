@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from hpo import embedded
 
 ROOT = Path(__file__).parents[2]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -45,6 +48,8 @@ def start(tmp_path: Path, cache: Path) -> Iterator[Start]:
         if process.poll() is None:
             process.kill()
         process.communicate()
+    if (tmp_path / ".hpo").is_dir():  # as root the database lies elsewhere
+        shutil.rmtree(embedded._home(tmp_path / ".hpo"), ignore_errors=True)
 
 
 @pytest.fixture
@@ -53,7 +58,7 @@ def call(start: Start) -> Call:
 
     def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
         process = start(*arguments, **environment)
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=600)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return run

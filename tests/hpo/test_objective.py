@@ -1,0 +1,151 @@
+"""Where core's events meet an Optuna trial, on a real Postgres."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+from tiny import prepared
+
+from hpo import objective, pruning
+from hpo.checkpoints import Checkpoints, resolve
+from hpo.claims import OUTCOME, REASON, Claim, Claims, Finished, count, workers
+from hpo.export import CONFIG, CURVES, CV
+from hpo.preparation import Prepared
+from hpo.storage import engine_of
+from hpo.worker import join
+
+NEVER = lambda: False  # noqa: E731
+
+
+@pytest.fixture
+def claims(database: str, tmp_path: Path):
+    opened = []
+
+    def make(data: Prepared) -> Claims:
+        study = join(data.definition, data, database, trials=4)
+        opened.append(engine_of(study))
+        return Claims(engine_of(study), study, budget=4, heartbeat_seconds=5, grace_seconds=60, max_attempts=3)
+
+    yield make
+    for engine in opened:
+        engine.dispose()
+
+
+def run(claims: Claims, data: Prepared, stop: Callable[[], bool] = NEVER) -> tuple[TrialState | None, Claim]:
+    claim = claims.claim()
+    assert isinstance(claim, Claim)
+    with claim:
+        saved = Checkpoints(resolve(str(data.definition.path.parent / "artifacts")), every_seconds=0)
+        return objective.run(claim, data, saved, device="cpu", stop=stop), claim
+
+
+def test_a_complete_trial_reports_once_a_stage_at_the_folds_finished(claims, tmp_path):
+    data = prepared(tmp_path)
+    mine = claims(data)
+    state, claim = run(mine, data)
+    trial = mine.study.trials[0]
+    assert state == trial.state == TrialState.COMPLETE
+    assert list(trial.intermediate_values) == [1, 2, 3]
+    assert trial.user_attrs[CV]["mean"] == trial.value
+    assert len(trial.user_attrs[CV]["folds"]) == 3
+    assert sum(trial.user_attrs[CV]["folds"]) / 3 == pytest.approx(trial.value)
+    assert trial.user_attrs[CONFIG]["training"]["learning_rate"] == trial.params["training.learning_rate"]
+    assert [len(curve) for curve in trial.user_attrs[CURVES]["scores"]] == [trial.user_attrs[CV]["epochs"]] * 3
+    assert trial.params["training.learning_rate"] == 0.003  # trial 0 is the default configuration
+    assert workers(mine.engine, mine.study) == []
+    assert count(mine.study).complete == 1
+    assert claim.attempt == 1
+
+
+def test_a_hopeless_trial_is_pruned_after_the_stage(claims, tmp_path, monkeypatch):
+    asked = []
+
+    def peers(study, number, folds_finished):
+        asked.append(folds_finished)
+        return [0.0, 0.0] if folds_finished == 1 else [2.0, 2.0]  # 2 is better than any average precision
+
+    monkeypatch.setattr(pruning, "peers_at", peers)
+    data = prepared(tmp_path)
+    mine = claims(data)
+    state, _ = run(mine, data)
+    trial = mine.study.trials[0]
+    assert state == trial.state == TrialState.PRUNED
+    assert asked == list(trial.intermediate_values) == [1, 2]
+    assert CV not in trial.user_attrs
+    assert len(trial.user_attrs[CURVES]["scores"]) < 3 or trial.user_attrs[CURVES]["scores"][2] == []
+
+
+def test_no_trial_is_pruned_after_its_last_stage(claims, tmp_path, monkeypatch):
+    monkeypatch.setattr(pruning, "peers_at", lambda _study, _number, folds: [2.0, 2.0] if folds == 3 else [])
+    data = prepared(tmp_path)
+    assert run(claims(data), data)[0] == TrialState.COMPLETE
+
+
+def test_peers_are_the_other_trials_at_the_same_folds_pruned_ones_too(claims, tmp_path):
+    data = prepared(tmp_path)
+    mine = claims(data)
+    for number, values in enumerate([{1: 0.5}, {1: 0.6, 2: 0.7}]):
+        claim = mine.claim()
+        assert isinstance(claim, Claim)
+        assert claim.trial.number == number
+        for step, value in values.items():
+            claim.trial.report(value, step)
+        claim.finish(TrialState.PRUNED)
+    assert pruning.peers_at(mine.study, 2, 1) == [0.5, 0.6]
+    assert pruning.peers_at(mine.study, 2, 2) == [0.7]
+    assert pruning.peers_at(mine.study, 1, 1) == [0.5]
+    assert pruning.peers_at(mine.study, 2, 3) == []
+
+
+def test_a_trial_that_diverges_is_infeasible_not_pruned(claims, tmp_path):
+    data = prepared(tmp_path, epochs=30, learning_rate="1e30\nclip_norm = 0")
+    mine = claims(data)
+    state, _ = run(mine, data)
+    trial = mine.study.trials[0]
+    assert state == trial.state == TrialState.FAIL
+    assert trial.user_attrs[OUTCOME] == "infeasible"
+    assert trial.user_attrs[REASON].startswith("diverged: ")
+    assert (count(mine.study).infeasible, count(mine.study).finished) == (1, 1)
+
+
+def test_out_of_memory_is_infeasible(claims, tmp_path, monkeypatch):
+    def too_large(*_, **__):
+        raise MemoryError("no room for 7 GiB")
+
+    monkeypatch.setattr(objective, "CrossValidation", too_large)
+    data = prepared(tmp_path)
+    mine = claims(data)
+    with pytest.raises(objective.OutOfMemory, match="Trial 0 ran out of memory and is infeasible"):
+        run(mine, data)
+    assert (count(mine.study).infeasible, workers(mine.engine, mine.study)) == (1, [])
+    assert mine.study.trials[0].user_attrs[REASON] == "out of memory: no room for 7 GiB"
+
+
+def test_told_to_stop_the_trial_is_handed_back_and_goes_on_elsewhere(claims, tmp_path):
+    data = prepared(tmp_path)
+    mine = claims(data)
+    state, claim = run(mine, data, stop=lambda: True)
+    assert state is None
+    assert mine.study.trials[0].state == TrialState.RUNNING
+    assert [row["released"] for row in workers(mine.engine, mine.study)] == [True]
+    state, again = run(mine, data)
+    assert (state, again.trial.number, again.attempt) == (TrialState.COMPLETE, claim.trial.number, 1)
+
+
+def test_the_same_trial_twice_has_the_same_value(claims, tmp_path, fresh_database):
+    values = []
+    for _ in range(2):
+        data = prepared(tmp_path)
+        study = join(data.definition, data, fresh_database(), trials=2)
+        mine = Claims(engine_of(study), study, budget=2, heartbeat_seconds=5, grace_seconds=60, max_attempts=3)
+        run(mine, data)
+        run(mine, data)
+        assert isinstance(mine.claim(), Finished)
+        values.append([trial.value or trial.intermediate_values for trial in study.trials])
+        engine_of(study).dispose()
+    assert values[0] == values[1]
+    assert not any(isinstance(value, float) and math.isnan(value) for value in values[0])

@@ -1,0 +1,56 @@
+"""A tiny study without an encoder: made-up vectors in which a positive post has one chunk that shows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from core.chunks import chunk
+from core.models import EmbeddedCorpus
+from core.splits import split
+from hpo.definition import load
+from hpo.preparation import Prepared
+
+TOML = """
+name = "tiny"
+[data]
+source = "synthetic"
+posts = 60
+criteria = 2
+sentences_mean = 5
+[split]
+folds = 3
+stages = [1, 1, 1]
+holdout = 0.0
+[search]
+trials = 4
+pruner = {{ name = "same_folds", startup_trials = 2 }}
+[model]
+name = "iris"
+num_queries = 2
+hidden = 4
+[training]
+epochs = {epochs}
+patience = 1
+learning_rate = {learning_rate}
+"""
+
+
+def prepared(
+    folder: Path, *, epochs: int = 2, learning_rate: str = "{ low = 1e-3, high = 1e-1, log = true }"
+) -> Prepared:
+    path = folder / "tiny.toml"
+    path.write_text(TOML.format(epochs=epochs, learning_rate=learning_rate), encoding="utf-8")
+    definition = load(path, environ={})
+    corpus = definition.data.load(folder)
+    chunks = chunk(corpus.posts, definition.chunks)
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(len(chunks.texts), 8))
+    criteria = np.eye(2, 8)
+    for post, start in enumerate(chunks.offsets[:-1]):
+        vectors[start] += 4 * (corpus.labels[post] == 1) @ criteria
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    folds = split(corpus.groups, corpus.labels, definition.split, criteria=[each.name for each in corpus.criteria])
+    embedded = EmbeddedCorpus(vectors.astype(np.float32), chunks.offsets, criteria.astype(np.float32), corpus.labels)
+    return Prepared(definition, corpus, chunks, folds, {"all-MiniLM-L6-v2": embedded}, len(chunks.texts) + 2, 0)

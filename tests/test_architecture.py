@@ -1,0 +1,133 @@
+"""The shape of the project, as a test: who imports whom, what the command line offers, what is documented."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from hpo import cli
+from hpo.errors import Exit
+
+ROOT = Path(__file__).parents[1]
+
+VERBS = {
+    "validate": {"STUDY"},
+    "run": {"STUDY", "--workers", "--trials", "--out", "--storage"},
+    "worker": {"STUDY", "--trials", "--slots", "--per-gpu", "--threads", "--slot", "--storage", "--artifacts"},
+    "status": {"STUDY", "--storage", "--json"},
+    "export": {"STUDY", "--out", "-o", "--storage"},
+    "dashboard": {"[STUDY]", "--host", "--port", "--allow-changes", "--storage"},
+}
+"""Scripts depend on these: take none away, and write new ones into the README and the CHANGELOG."""
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_imports_point_one_way():
+    python("import sys; sys.argv = ['lint-imports', '--no-cache']; from importlinter.cli import lint_imports_command;"
+           "lint_imports_command()")  # fmt: skip
+
+
+def test_the_verbs_and_their_options():
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    offered = {
+        name: {
+            word
+            for parameter in command.params
+            for word in ([parameter.metavar] if parameter.param_type_name == "argument" else parameter.opts)
+        }
+        for name, command in commands.items()
+    }
+    assert offered == VERBS
+    assert all(command.help for command in commands.values())
+
+
+def test_help_waits_for_nothing_heavy():
+    heavy = python(
+        "import sys; sys.argv = ['hpo', '--help']\n"
+        "from hpo import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "names = ('torch', 'optuna', 'sqlalchemy', 'numpy', 'pandas', 'sklearn', 'transformers', 'pydantic')\n"
+        "print([name for name in names if name in sys.modules])"
+    ).splitlines()[-1]
+    assert heavy == "[]"
+
+
+def test_checking_a_study_file_waits_for_nothing_heavy():
+    heavy = python(
+        "import sys; from pathlib import Path; from hpo.definition import load\n"
+        "load(Path('studies/smoke.toml'))\n"
+        "print([name for name in ('torch', 'optuna', 'sqlalchemy', 'pandas', 'sklearn') if name in sys.modules])"
+    ).strip()
+    assert heavy == "[]"
+
+
+def test_a_worker_imports_no_more_than_it_needs():
+    heavy = python(
+        "import sys, hpo.worker, hpo.live, hpo.cli\n"
+        "names = ('transformers', 'sentence_transformers', 'optuna_dashboard', 'faiss', 'matplotlib')\n"
+        "print([name for name in names if name in sys.modules])"
+    ).strip()
+    assert heavy == "[]"
+
+
+def test_the_exit_codes_are_in_the_help():
+    for code in Exit:
+        assert re.search(rf"\b{int(code)} \w+", cli.EXIT_CODES), code
+
+
+def test_every_key_of_best_json_is_described():
+    schema = json.loads((ROOT / "docs" / "best.schema.json").read_text(encoding="utf-8"))
+    undescribed = [
+        place
+        for place, table in tables(schema, "")
+        for key, entry in table.items()
+        if not (entry.get("description") or entry.get("const") or "$ref" in entry or key in {"name", "repeats"})
+    ]
+    assert undescribed == []
+
+
+def tables(schema: Any, place: str) -> list[tuple[str, dict[str, Any]]]:
+    """Every `properties` table in a schema, with its place."""
+    if isinstance(schema, list):
+        return [found for entry in schema for found in tables(entry, place)]
+    if not isinstance(schema, dict):
+        return []
+    found = [(place, schema["properties"])] if isinstance(schema.get("properties"), dict) else []
+    return found + [inner for key, entry in schema.items() for inner in tables(entry, f"{place}.{key}")]
+
+
+def test_functions_are_short():
+    too_long = []
+    for path in [*ROOT.glob("core/**/*.py"), *ROOT.glob("hpo/**/*.py")]:
+        for function, lines in functions(path):
+            if lines > 60:
+                too_long.append(f"{path.relative_to(ROOT)}: {function} has {lines} lines")
+    assert too_long == []
+
+
+def functions(path: Path) -> list[tuple[str, int]]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return [
+        (node.name, (node.end_lineno or 0) - node.body[0].lineno + 1)
+        for node in ast.walk(tree)
+        if isinstance(node, kinds)
+    ]
+
+
+def test_every_module_says_what_it_is_for():
+    for path in [*ROOT.glob("core/**/*.py"), *ROOT.glob("hpo/**/*.py"), *ROOT.glob("tests/**/test_*.py")]:
+        assert path.read_text(encoding="utf-8").startswith('"""'), path
