@@ -69,9 +69,7 @@ class FoldStack:
         model, self.inputs = models.build(
             candidate.model, corpus, self._train, folds=self.which, seed=seed, device=device
         )
-        self._loss = losses.resolve(
-            candidate.loss, [torch.tensor(corpus.labels[part]) for part in self._train], device=device
-        )
+        self._loss = losses.resolve(candidate.loss, [self._labels[part] for part in self._train])
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=self.training.learning_rate, weight_decay=self.training.weight_decay
         )

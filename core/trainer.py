@@ -13,7 +13,7 @@ run that was interrupted after any epoch goes on to the same bits, in whatever p
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -137,14 +137,11 @@ class Trainer:
         seed: int = 0,
         progress: bool | None = None,
     ) -> None:
-        _check(
-            "gradient_accumulation_steps", gradient_accumulation_steps, gradient_accumulation_steps >= 1, "1 or more"
-        )
-        _check("amp_dtype", amp_dtype, amp_dtype in _AMP_DTYPES, " or ".join(_AMP_DTYPES))
-        _check("scheduler_interval", scheduler_interval, scheduler_interval in {"step", "epoch"}, "step or epoch")
-        _check("save", save, save in {"best", "every"}, "best or every")
-        patient = early_stopping_patience is None or early_stopping_patience >= 1
-        _check("early_stopping_patience", early_stopping_patience, patient, "1 or more, or None")
+        _check("gradient_accumulation_steps", gradient_accumulation_steps, 1)
+        _check("early_stopping_patience", early_stopping_patience, 1)
+        _choose("amp_dtype", amp_dtype, _AMP_DTYPES)
+        _choose("scheduler_interval", scheduler_interval, ("step", "epoch"))
+        _choose("save", save, ("best", "every"))
         self.model = model
         self.optimizer = optimizer
         self.loss_fn = loss_fn
@@ -169,9 +166,9 @@ class Trainer:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if gradient_checkpointing:
             _enable_gradient_checkpointing(model)
-        for module in (model, loss_fn):
-            if device is not None and isinstance(module, nn.Module):
-                module.to(self.device)
+        model.to(self.device)
+        if isinstance(loss_fn, nn.Module):  # its class weights are tensors, too
+            loss_fn.to(self.device)
 
     # ---- the stream ---------------------------------------------------------------------------------------------
 
@@ -448,9 +445,14 @@ def _finite(value: float) -> bool:
     return value - value == 0.0
 
 
-def _check(name: str, value: object, allowed: bool, what: str) -> None:
-    if not allowed:
-        raise ConfigError(f"{name} is {value!r}, but must be {what}")
+def _check(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ConfigError(f"{name} is {value!r}, but must be {least} or more")
+
+
+def _choose(name: str, value: str, allowed: Collection[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}, but must be {' or '.join(allowed)}")
 
 
 def _device_of(model: nn.Module) -> torch.device:

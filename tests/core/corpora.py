@@ -1,15 +1,43 @@
-"""Small embedded corpora made of arrays: what the tests of models, stacks and cross-validation train on."""
+"""Small embedded corpora made of arrays, and a small candidate: what the tests of core train on."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
+import torch
 
 from core.chunks import chunk
-from core.config import ChunksConfig
+from core.config import CandidateConfig, ChunksConfig, FocalConfig, IrisConfig, TrainingConfig
 from core.models import EmbeddedCorpus
 from core.seeding import numpy_generator
 from core.splits import Folds, kfold
 from core.synthetic import generate
+
+IRIS = IrisConfig(num_queries=2, k_retrieved=3, hidden=8, dropout=0.3)
+TRAINING = TrainingConfig(batch_size=8, learning_rate=1e-2, accumulation_steps=2, warmup_steps=3)
+
+
+def candidate(model=IRIS, loss=None, **training):
+    return CandidateConfig(model, replace(TRAINING, **training), loss or FocalConfig())
+
+
+def assert_same_bits(left, right):
+    assert type(left) is type(right) or isinstance(left, dict)
+    if isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same_bits(left[key], right[key])
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right)
+        for a, b in zip(left, right, strict=True):
+            assert_same_bits(a, b)
+    elif isinstance(left, torch.Tensor):
+        assert (left.dtype, left.shape) == (right.dtype, right.shape)
+        torch.testing.assert_close(left.detach(), right.detach(), rtol=0, atol=0, equal_nan=True)
+    elif isinstance(left, np.ndarray):
+        assert np.array_equal(np.asarray(left), np.asarray(right), equal_nan=True)
+    else:
+        assert left == right or left != left
 
 
 def unit(rows):

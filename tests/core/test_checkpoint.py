@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from corpora import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_stack import assert_same_bits
 
 from core.checkpoint import load_state, pack_state, save_state, unpack_state
 from core.errors import CheckpointError

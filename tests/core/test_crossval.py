@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from corpora import planted, uneven
-from test_stack import IRIS, assert_same_bits, candidate
+from corpora import IRIS, assert_same_bits, candidate, planted, uneven
 
 from core import metrics
 from core.checkpoint import pack_state, unpack_state

@@ -7,16 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from corpora import planted, uneven, unit
+from corpora import IRIS, TRAINING, assert_same_bits, candidate, planted, uneven, unit
 
 from core.config import (
     BCEConfig,
-    CandidateConfig,
     FocalConfig,
     IrisConfig,
     LinearConfig,
     LogitAdjustedConfig,
-    TrainingConfig,
     WeightedBCEConfig,
 )
 from core.errors import NonFiniteLossError
@@ -25,13 +23,6 @@ from core.models import EmbeddedCorpus
 from core.seeding import numpy_generator
 from core.splits import Folds
 from core.stack import FoldStack
-
-IRIS = IrisConfig(num_queries=2, k_retrieved=3, hidden=8, dropout=0.3)
-TRAINING = TrainingConfig(batch_size=8, learning_rate=1e-2, accumulation_steps=2, warmup_steps=3)
-
-
-def candidate(model=IRIS, loss=None, **training):
-    return CandidateConfig(model, replace(TRAINING, **training), loss or FocalConfig())
 
 
 def stack(which, config=None, corpus=None, folds=None, seed=0):
@@ -42,25 +33,6 @@ def stack(which, config=None, corpus=None, folds=None, seed=0):
 def state_of(stack):
     """Everything that training has made, as named tensors of a single fold's stack."""
     return copy.deepcopy(stack.state_dict())
-
-
-def assert_same_bits(left, right):
-    assert type(left) is type(right) or isinstance(left, dict)
-    if isinstance(left, dict):
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_same_bits(left[key], right[key])
-    elif isinstance(left, (list, tuple)):
-        assert len(left) == len(right)
-        for a, b in zip(left, right, strict=True):
-            assert_same_bits(a, b)
-    elif isinstance(left, torch.Tensor):
-        assert (left.dtype, left.shape) == (right.dtype, right.shape)
-        torch.testing.assert_close(left.detach(), right.detach(), rtol=0, atol=0, equal_nan=True)
-    elif isinstance(left, np.ndarray):
-        assert np.array_equal(np.asarray(left), np.asarray(right), equal_nan=True)
-    else:
-        assert left == right or left != left
 
 
 # ---- fused is one after the other -------------------------------------------------------------------------------
@@ -175,6 +147,15 @@ def test_every_training_post_is_seen_once_an_epoch():
     for place, fold in enumerate((0, 2)):
         assert set(seen[place]) == set(folds.train(fold))
         assert pairs[place] == 3 * len(folds.train(fold))
+
+
+def test_posts_meet_other_company_in_every_epoch():
+    trained = stack([0])
+    plans = []
+    for _ in range(2):
+        plans.append({tuple(sorted(part.tolist())) for part in trained._plan(0, trained._train[0])})
+        trained.advance()
+    assert len(plans[0] & plans[1]) <= 1
 
 
 def test_the_last_short_window_is_a_step_of_its_own():

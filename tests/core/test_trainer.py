@@ -488,10 +488,14 @@ def test_evaluation_is_the_mean_over_all_labelled_items_without_dropout():
     labels = LABELS.clone()
     labels[3:9] = -1
     trained = trainer(network(dropout=0.5))
+    trained.model.train()
     found = [trained.evaluate(batches(size, labels=labels), metrics.f1_from_logits) for size in (8, 44)]
     assert found[0].loss == pytest.approx(found[1].loss, abs=1e-6)
     np.testing.assert_allclose(found[0].logits, found[1].logits, atol=1e-6)
     np.testing.assert_array_equal(found[0].labels, labels[:44].numpy())
+    with torch.no_grad():  # dropout off: one row at a time says the same
+        one_by_one = [trained.model.eval()(row).numpy() for row in INPUTS[:44]]
+    np.testing.assert_allclose(found[0].logits, np.concatenate(one_by_one), atol=1e-6)
     expected = BCELoss()(torch.from_numpy(found[0].logits), labels[:44]).item()
     assert found[0].loss == pytest.approx(expected, abs=1e-6)
     assert found[0].metric == metrics.f1_from_logits(found[0].labels, found[0].logits)
