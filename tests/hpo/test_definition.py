@@ -485,7 +485,7 @@ def test_shipped_studies_name_the_schema_for_editors(path):
 
 
 def test_exit_codes():
-    assert [int(code) for code in Exit] == [0, 1, 2, 3, 4, 130]
+    assert [int(code) for code in Exit] == [0, 1, 2, 3, 4, 75, 76, 130]
     for exception, code in (
         (DefinitionError("x"), Exit.USAGE),
         (DataError("posts.csv", ["x"]), Exit.USAGE),
