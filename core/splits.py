@@ -37,7 +37,6 @@ Labels = NDArray[np.int8]
 
 _TARGET_STEP = 2.0**-6  # targets and weights are multiples of these: their products add up exactly in float64
 _WEIGHT_STEP = 2.0**-20
-_NOTHING_THERE = 2.0**30  # one (part, column) with too little outweighs any imbalance
 _EXCHANGE_CANDIDATES = 256  # different count vectors of a part that are tried in exchanges
 _STARTS = 8  # orders of dealing that are tried; the best result counts
 
@@ -336,7 +335,7 @@ class _Dealing:
         for group in order[np.argsort(-rarity[order], kind="stable")]:
             pull = (2 * self.excess * self.weight) @ self.counts[group] + self.squares[group]
             wanted = (self.having < self.need) @ self.has[group]
-            self._put(int(group), int(np.argmin(pull - _NOTHING_THERE * wanted)))
+            self._put(int(group), int(np.argmin(np.where(wanted == wanted.max(), pull, np.inf))))
 
     def improve(self) -> None:
         """Move and exchange groups until no single step helps."""
@@ -353,26 +352,28 @@ class _Dealing:
         self.having[part] += self.has[group]
 
     def _prices(self, rows: Index | slice, parts: Sequence[int] | slice) -> tuple[Floats, Floats]:
-        """Return what the objective gains when groups leave and when they join parts, both [rows, parts]."""
+        """Return what the objective gains when groups leave and when they join parts, both [2, rows, parts].
+
+        Shortage and χ² stay apart on the first axis: one number for both would round χ² off, and a step that helps
+        only by rounding can be taken for ever.
+        """
         linear = self.counts[rows] @ (2 * self.excess * self.weight)[parts].T
-        leave, join = self.squares[rows][:, parts] - linear, self.squares[rows][:, parts] + linear
-        lacking, just_enough = self.having < self.need, self.having <= self.need
-        if just_enough.any():
-            leave = leave + _NOTHING_THERE * (self.has[rows] @ just_enough[parts].T.astype(np.float64))
-            join = join - _NOTHING_THERE * (self.has[rows] @ lacking[parts].T.astype(np.float64))
+        squares, has = self.squares[rows][:, parts], self.has[rows]
+        lacking, just_enough = self.having[parts] < self.need[parts], self.having[parts] <= self.need[parts]
+        leave = np.stack([has @ just_enough.T.astype(np.float64), squares - linear])
+        join = np.stack([-(has @ lacking.T.astype(np.float64)), squares + linear])
         return leave, join
 
     def _best_move(self) -> bool:
         """Make the one move that helps most; say whether there was one."""
         leave, join = self._prices(slice(None), slice(None))
         every = np.arange(len(self.part))
-        change = leave[every, self.part][:, None] + join
-        change[every, self.part] = 0
-        group, part = divmod(int(np.argmin(change)), change.shape[1])
-        if change[group, part] >= -_WEIGHT_STEP:
-            return False
-        self._put(group, part)
-        return True
+        change = leave[:, every, self.part][:, :, None] + join
+        change[:, every, self.part] = 0
+        best = _best(change)
+        if best is not None:
+            self._put(*best)
+        return best is not None
 
     def _best_exchanges(self) -> bool:
         """Make, for every two parts, the exchange of two groups that helps most; say whether there was one."""
@@ -384,25 +385,36 @@ class _Dealing:
         theirs, their_price = self._candidates(b, a)
         if not (ours.size and theirs.size):
             return False
-        both = 2 * (self.counts[ours] * (self.weight[a] + self.weight[b])) @ self.counts[theirs].T
-        change = our_price[:, None] + their_price - both
+        change = our_price[:, :, None] + their_price[:, None]
         tight = (self.having == self.need)[[a, b]].sum(axis=0)
-        if tight.any():  # what both groups have stays where it is
-            change -= _NOTHING_THERE * ((self.has[ours] * tight) @ self.has[theirs].T)
-        first, second = divmod(int(np.argmin(change)), change.shape[1])
-        if change[first, second] >= -_WEIGHT_STEP:
-            return False
-        self._put(int(ours[first]), b)
-        self._put(int(theirs[second]), a)
-        return True
+        change[0] -= (self.has[ours] * tight) @ self.has[theirs].T  # what both groups have stays where it is
+        change[1] -= 2 * (self.counts[ours] * (self.weight[a] + self.weight[b])) @ self.counts[theirs].T
+        best = _best(change)
+        if best is not None:
+            self._put(int(ours[best[0]]), b)
+            self._put(int(theirs[best[1]]), a)
+        return best is not None
 
     def _candidates(self, part: int, other: int) -> tuple[Index, Floats]:
-        """Return one group of each kind in a part and its price of moving to the other; the cheapest if many."""
+        """Return one group of each kind in a part and its price of moving to the other, [2, groups].
+
+        The cheapest if there are many.
+        """
         members = np.flatnonzero(self.part == part)
         members = members[np.sort(np.unique(self.kind[members], return_index=True)[1])]
         leave, join = self._prices(members, [part, other])
-        price = leave[:, 0] + join[:, 1]
+        price = leave[:, :, 0] + join[:, :, 1]
         if len(members) > _EXCHANGE_CANDIDATES:
-            cheapest = np.argsort(price, kind="stable")[:_EXCHANGE_CANDIDATES]
-            members, price = members[cheapest], price[cheapest]
+            cheapest = np.lexsort((price[1], price[0]))[:_EXCHANGE_CANDIDATES]
+            members, price = members[cheapest], price[:, cheapest]
         return members, price
+
+
+def _best(change: Floats) -> tuple[int, int] | None:
+    """Return row and column of the change [2, rows, columns] that helps most, shortage first; None if none helps."""
+    shortage, imbalance = change
+    least = shortage.min()
+    imbalance = np.where(shortage == least, imbalance, np.inf)
+    row, column = divmod(int(np.argmin(imbalance)), imbalance.shape[1])
+    helps = least < 0 or (least == 0 and imbalance[row, column] < -_WEIGHT_STEP)
+    return (row, column) if helps else None

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage or a wrong file, 3 storage out of reach, "
-    "4 refused (this is not what the study was started with), 130 interrupted."
+    "4 refused (this is not what the study was started with), 75 out of memory and 76 stood still (start the worker "
+    "again, as --slots does), 130 interrupted."
 )
 
 app = typer.Typer(

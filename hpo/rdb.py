@@ -83,7 +83,9 @@ def passing(error: BaseException | None) -> bool:
         return passing(error.__cause__)
     if isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated:
         return True
-    return isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError | sa.exc.TimeoutError)
+    # PendingRollbackError: Optuna caught the loss of the connection, took it for something else, and went on with it.
+    lost = sa.exc.OperationalError | sa.exc.InterfaceError | sa.exc.TimeoutError | sa.exc.PendingRollbackError
+    return isinstance(error, lost)
 
 
 def patiently(call: Callable[[], T], patience_seconds: float) -> T:

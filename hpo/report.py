@@ -90,8 +90,7 @@ def status(state: Mapping[str, Any]) -> RenderableType:
             str(row["trial"]), str(row["attempt"]), str(row["stage"] + 1), str(row["epoch"]),
             duration(row["held_seconds"]),
             "handed back" if row["released"] else f"{row['heartbeat_age']:.0f} s ago",
-            str(row["slot"]), row["gpu"] or "–",
-            f"{row['pid']} {row['host']}",
+            str(row["slot"]), row["gpu"] or "–", f"{row['pid']} {row['host']}",
         )  # fmt: skip
     return Group(*lines, table)
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import socket
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +39,8 @@ PATIENCE_SECONDS = 600.0
 """How long a worker waits for a database that went away."""
 CONNECT_SECONDS = 8
 """How long opening a storage may take before it counts as out of reach."""
+BUSY_SECONDS = 60.0
+"""How long opening a storage waits for a server that answers that it is starting, stopping or full."""
 STATEMENT_MILLISECONDS = 60_000
 
 Direction = Literal["minimize", "maximize"]
@@ -46,6 +50,7 @@ Differences = Callable[[dict[str, Any], dict[str, Any]], list[str]]
 _SCHEMES = ("postgres", "postgresql", "postgresql+psycopg2")
 _READY = "SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass('hpo_claims') AND attname = 'pending'"
 _POOLER = "unsupported startup parameter"
+_BUSY = ("too many clients", "remaining connection slots", "starting up", "shutting down", "not yet accepting")
 _NAMES = {"data_sha256": "the data", "folds_sha256": "the folds", "code": "the code version"}
 
 
@@ -129,15 +134,7 @@ def open_storage(url: str, *, patience_seconds: float = PATIENCE_SECONDS) -> Bas
     _quiet()
     url = normalised(url)
     options = _engine_options(sa.make_url(url))
-    try:
-        ready = _probe(url, options)
-    except StorageError as error:
-        if _POOLER not in str(error):
-            raise
-        # A pooler in between (pgbouncer) refuses settings at the start of a session. We can do without: whatever
-        # depends on the time zone says so itself, and the time-out is the server's then.
-        del options["connect_args"]["options"]
-        ready = _probe(url, options)
+    ready = _ready(url, options)
 
     def opened(tables: bool) -> PatientStorage:
         return rdb.PatientStorage(
@@ -228,6 +225,23 @@ def _probe(url: str, options: Mapping[str, Any]) -> bool:
         ) from error
     finally:
         engine.dispose()
+
+
+def _ready(url: str, options: dict[str, Any]) -> bool:
+    """As `_probe`, but patient with a server that is there and busy, and content with a pooler's terms."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            return _probe(url, options)
+        except StorageError as error:
+            if _POOLER in str(error) and "options" in options["connect_args"]:
+                # A pooler in between (pgbouncer) refuses settings at the start of a session. We can do without:
+                # whatever depends on the time zone says so itself, and the time-out is the server's then.
+                del options["connect_args"]["options"]
+            elif time.monotonic() > deadline or not any(words in str(error) for words in _BUSY):
+                raise
+            else:
+                time.sleep(random.uniform(0.5, 1.5))
 
 
 def _quiet() -> None:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 VERBS = {
     "validate": {"STUDY"},
     "run": {"STUDY", "--workers", "--trials", "--out", "--storage"},
-    "worker": {"STUDY", "--trials", "--threads", "--slot", "--storage"},
+    "worker": {"STUDY", "--trials", "--slots", "--per-gpu", "--threads", "--slot", "--storage", "--artifacts"},
     "status": {"STUDY", "--storage", "--json"},
     "export": {"STUDY", "--out", "-o", "--storage"},
     "dashboard": {"[STUDY]", "--host", "--port", "--allow-changes", "--storage"},

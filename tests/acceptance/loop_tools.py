@@ -24,7 +24,9 @@ from typing import Any
 import optuna
 from processes import PROCESSES
 
+from core.errors import UserError
 from hpo import storage
+from hpo.claims import workers
 from hpo.export import CONFIG, CURVES, CV
 
 TINY = """
@@ -310,6 +312,26 @@ class Raising:
 
 def study_of(url: str, name: str = "tiny") -> optuna.Study:
     return storage.load_existing(storage.open_storage(url), name)
+
+
+def started(url: str, seconds: float = 120) -> optuna.Study:
+    """The study, as soon as a worker has made it."""
+    opened = storage.open_storage(url)
+
+    def known() -> optuna.Study | None:
+        with suppress(UserError):
+            return storage.load_existing(opened, "tiny")
+        return None
+
+    found: optuna.Study = until(known, seconds, "the study")
+    return found
+
+
+def at_work(url: str, ready: Callable[[list[dict[str, Any]]], Any], seconds: float = 120) -> optuna.Study:
+    """The study, as soon as the rows of those who hold a trial are as they should be."""
+    study = started(url, seconds)
+    until(lambda: ready(workers(storage.engine_of(study), study)), seconds, "workers at work")
+    return study
 
 
 def outcomes(study: optuna.Study) -> dict[int, str]:

@@ -221,14 +221,18 @@ def test_a_killed_run_leaves_no_worker_behind(start, long_study, database):
     assert all(row["released"] for row in held(database))
 
 
-def test_workers_that_all_fail_end_the_run_with_their_words(start, long_study, database):
-    run = start("run", long_study, "--workers", "2", "--trials", "2", "--storage", database)
+def test_a_killed_worker_is_replaced_and_workers_that_all_fail_end_the_run(start, long_study, database):
+    run = start("run", long_study, "--workers", "2", "--trials", "2", "--storage", database, HPO_GRACE_SECONDS="21")
     at_work = until(lambda: len(rows := held(database)) == 2 and rows)
-    for row in at_work:
+    os.kill(at_work[0]["pid"], signal.SIGKILL)
+    first = {row["pid"] for row in at_work}
+    now = until(lambda: len(rows := held(database)) == 2 and {row["pid"] for row in rows} - first and rows)
+    long_study.unlink()  # whoever comes now fails
+    for row in now:
         os.kill(row["pid"], signal.SIGKILL)
     out, err = run.communicate(timeout=300)
-    assert run.returncode == 1
+    assert run.returncode == 2
     assert re.fullmatch(
-        r"hpo: no worker is left, and 0 of 2 trials are finished: a worker was killed by signal 9 .*\n", err
+        r"hpo: no worker is left, and 0 of 2 trials are finished: a worker ended with exit code 2 .*\n", err
     )
-    assert out.count("was killed by signal 9") == 2
+    assert out.count("was killed by signal 9") == 3

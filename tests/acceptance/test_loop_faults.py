@@ -113,7 +113,8 @@ def test_connections_are_killed_every_second_for_a_minute(database: str, server:
         while time.monotonic() < end:
             killed += connection.execute(kill, {"name": sa.make_url(database).database}).scalar_one()
             time.sleep(1)
-        assert all(worker.alive() for worker in four)
+        for worker in four:
+            assert worker.alive(), worker.said
         for worker in four:
             worker.send(signal.SIGTERM)
         finished(four)
@@ -277,7 +278,8 @@ def test_a_worker_that_differs_refuses_and_says_what_differs(
     with crew(tmp_path, database, 1) as (worker,):
         assert worker.end() == 4
         assert told in worker.said
-        assert worker.said.count("\n") == 1, "one sentence"
+        lines = [line for line in worker.said.splitlines() if not line.startswith("embedding with ")]
+        assert len(lines) == 1, "one sentence"
     assert (outcomes(study), study_of(database).user_attrs) == before
     storage.engine_of(study).dispose()
 

@@ -14,6 +14,7 @@ from loop_tools import (
     Moment,
     Slow,
     artifacts,
+    at_work,
     command,
     crew,
     outcomes,
@@ -164,8 +165,7 @@ def test_a_second_signal_ends_at_once(database: str, tmp_path: Path) -> None:
     tiny(tmp_path)
     done = Counted(tmp_path / "done")
     with crew(tmp_path, database, 1, before=[Slow(60), done]) as (worker,):
-        study = until(lambda: _known(database))
-        until(lambda: workers(storage.engine_of(study), study))
+        study = at_work(database, bool)
         worker.send(signal.SIGTERM)
         time.sleep(0.3)
         assert worker.alive(), "it ends its epoch"
@@ -174,20 +174,12 @@ def test_a_second_signal_ends_at_once(database: str, tmp_path: Path) -> None:
         storage.engine_of(study).dispose()
 
 
-def _known(url: str) -> Any:
-    try:
-        return study_of(url)
-    except Exception:  # noqa: BLE001 (not there yet)
-        return None
-
-
 def test_the_command_itself_drains(database: str, tmp_path: Path) -> None:
     """The same, without a forked stand-in: `python -m hpo worker`, as a person or a pod runs it."""
     tiny(tmp_path, epochs=2000, grace=1000, heartbeat=0.2)
     process = command(tmp_path, database, "worker", "tiny.toml", "--trials", "1")
     try:
-        study = until(lambda: _known(database), 60)
-        until(lambda: any(row["epoch"] for row in workers(storage.engine_of(study), study)), 60)
+        study = at_work(database, lambda rows: any(row["epoch"] for row in rows))
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=10)
     finally:

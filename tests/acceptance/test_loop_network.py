@@ -14,8 +14,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-import sqlalchemy as sa
-from loop_tools import artifacts, study_of, tiny, until
+from loop_tools import artifacts, started, tiny, until
 
 from hpo import embedded, storage
 from hpo.claims import Counts, count, workers
@@ -122,16 +121,16 @@ def test_two_machines_finish_one_study_though_the_link_is_cut(
     running = [machine.worker(tmp_path, port, shared) for machine in machines]
     near, far = machines
     try:
-        study = until(lambda: _known(url), 120, "the study")
+        study = started(url)
         engine = storage.engine_of(study)
 
-        def at_work() -> set[str]:
+        def active() -> set[str]:
             return {row["host"] for row in workers(engine, study) if row["epoch"] and row["heartbeat_age"] < 2}
 
-        until(lambda: at_work() == {near.name, far.name}, 120, "both machines at work")
+        until(lambda: active() == {near.name, far.name}, 120, "both machines at work")
         far.cut()
         cut = time.monotonic()
-        until(lambda: at_work() == {near.name}, 20)
+        until(lambda: active() == {near.name}, 20)
         time.sleep(max(0.0, STUDY["grace"] + 3 - (time.monotonic() - cut)))
         far.restore()
         for process in running:
@@ -141,17 +140,11 @@ def test_two_machines_finish_one_study_though_the_link_is_cut(
     finally:
         for process in running:
             process.kill()
-            process.wait()
+            said, _ = process.communicate()
+            print(said)
     assert count(study) == Counts(complete=STUDY["trials"])
     assert [len(trial.user_attrs["hpo:curves"]["scores"]) for trial in study.trials] == [3] * STUDY["trials"]
     assert artifacts(tmp_path) == []
     for machine in machines:
         assert list((tmp_path / machine.name / "cache" / "embeddings").iterdir()), "each machine embedded for itself"
     engine.dispose()
-
-
-def _known(url: str) -> object:
-    try:
-        return study_of(url)
-    except (Exception, sa.exc.SQLAlchemyError):  # noqa: BLE001 (not there yet)
-        return None

@@ -6,14 +6,14 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from loop_tools import artifacts, command, study_of, tiny, until
+from loop_tools import artifacts, at_work, command, study_of, tiny, until
 
 from core.errors import UserError
 from hpo import slots, storage
@@ -106,21 +106,11 @@ def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
         return []
 
 
-def at_work(url: str, many: int) -> Any:
-    """Wait until so many workers have ended an epoch, and return the study."""
-
-    def ready() -> Any:
-        try:
-            study = study_of(url)
-        except Exception:  # noqa: BLE001 (not there yet)
-            return None
-        rows = workers(storage.engine_of(study), study)
-        if sum(row["epoch"] > 0 and not row["released"] for row in rows) >= many:
-            return study
-        storage.engine_of(study).dispose()
-        return None
-
-    return until(ready, 120, "workers at work")
+def busy(many: int) -> Callable[[list[dict[str, Any]]], bool]:
+    """So many living workers have ended an epoch."""
+    return lambda rows: (
+        sum(row["epoch"] > 0 and not row["released"] and psutil.pid_exists(row["pid"]) for row in rows) >= many
+    )
 
 
 @pytest.mark.slow
@@ -145,11 +135,11 @@ def test_every_worker_sees_its_own_gpu_and_finds_its_end(two_gpus: Path, databas
 def test_a_crashed_worker_is_started_again_and_a_term_drains_all(database: str, tmp_path: Path) -> None:
     tiny(tmp_path, trials=4, epochs=3000, grace=2, heartbeat=0.3, checkpoint=0.3)
     with supervised(tmp_path, database, "--slots", "2") as parent:
-        study = at_work(database, 2)
+        study = at_work(database, busy(2))
         first = children(parent)
         first[0].kill()
         until(lambda: len(now := children(parent)) == 2 and first[0] not in now and now, 60, "another in its place")
-        at_work(database, 2)
+        at_work(database, busy(2))
         parent.send_signal(signal.SIGTERM)
         asked = time.monotonic()
         said, _ = parent.communicate(timeout=20)
@@ -166,7 +156,7 @@ def test_a_crashed_worker_is_started_again_and_a_term_drains_all(database: str, 
 def test_a_second_term_ends_all_at_once(database: str, tmp_path: Path) -> None:
     tiny(tmp_path, trials=4, epochs=3000, heartbeat=0.3)
     with supervised(tmp_path, database, "--slots", "2") as parent:
-        study = at_work(database, 2)
+        study = at_work(database, busy(2))
         crew = children(parent)
         for child in crew:
             child.suspend()  # hangs: would never drain
@@ -184,7 +174,7 @@ def test_a_second_term_ends_all_at_once(database: str, tmp_path: Path) -> None:
 def test_workers_hand_back_when_their_parent_is_killed(database: str, tmp_path: Path) -> None:
     tiny(tmp_path, trials=4, epochs=3000, heartbeat=0.3, grace=1000)
     with supervised(tmp_path, database, "--slots", "2") as parent:
-        study = at_work(database, 2)
+        study = at_work(database, busy(2))
         crew = children(parent)
         parent.kill()
         psutil.wait_procs(crew, timeout=20)

@@ -235,6 +235,22 @@ def test_a_pooler_that_refuses_session_settings_will_do(database: str) -> None:
     pooler.close()
 
 
+def test_a_server_that_is_starting_or_full_is_waited_for(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe, said = (
+        storage._probe,
+        ["FATAL: the database system is starting up", "FATAL: sorry, too many clients already"],
+    )
+
+    def busy(*args: Any) -> bool:
+        if said:
+            raise StorageError(said.pop())
+        return probe(*args)
+
+    monkeypatch.setattr(storage, "_probe", busy)
+    storage.engine_of(storage.open_storage(database)).dispose()
+    assert said == []
+
+
 # ---- study ----------------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,7 @@ def test_another_revision_is_another_cache(encoder, root, tmp_path):
     shutil.copytree(encoder.folder, changed)
     assert locate(str(changed)).revision == encoder.revision  # a copy is the same encoder ...
     save_encoder(tmp_path / "other", seed=1)
-    other = locate(str(tmp_path / "other"))
+    other = replace(locate(str(tmp_path / "other")), name=encoder.name)
     assert other.revision != encoder.revision  # ... other weights are another
     second = embed(TEXTS, other, root=root)
     assert second.computed == len(TEXTS)

@@ -142,6 +142,16 @@ def test_the_home_case_is_balanced_to_one(seed):
     assert np.abs(np.bincount(found.assignment) - 1484 / 5).max() <= 1
 
 
+@pytest.mark.parametrize("seed", [5, 174])
+def test_it_always_ends(seed):
+    """Small groups, few of them: where shortage and imbalance in one float once went round in circles."""
+    source = np.random.default_rng(seed)
+    posts, parts, most, criteria = (int(source.integers(*ends)) for ends in ((6, 61), (2, 5), (4, 21), (1, 5)))
+    groups = [f"g{number}" for number in source.integers(0, most, posts)]
+    labels = source.choice((-1, 0, 1), size=(posts, criteria)).astype(np.int8)
+    assert set(partition(groups, labels, [1] * parts, seed)) == set(range(parts))
+
+
 def test_groups_of_uneven_size_are_balanced():
     """Stated bound: with groups of 1 to 9 posts, within 2 positives and 2 posts of the target."""
     source = np.random.default_rng(0)

@@ -13,6 +13,7 @@ from tiny import prepared
 
 from core.errors import UserError
 from hpo import export, objective
+from hpo.checkpoints import Checkpoints, resolve
 from hpo.claims import Claim, Claims
 from hpo.storage import engine_of
 from hpo.worker import join
@@ -77,7 +78,8 @@ def test_an_export_and_a_status_of_a_real_study(database, tmp_path):
     before = export.status(study)
     assert (before["trials"]["running"], before["best"], len(before["workers"])) == (1, None, 1)
     with claim:
-        objective.run(claim, data, device="cpu", stop=lambda: False)
+        saved = Checkpoints(resolve(str(tmp_path / "artifacts")), every_seconds=5)
+        objective.run(claim, data, saved, device="cpu", stop=lambda: False)
     best = export.best(study)
     export.write_json(best, tmp_path / "best.json")
     read = json.loads((tmp_path / "best.json").read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from tiny import prepared
 
 from hpo import objective, pruning
+from hpo.checkpoints import Checkpoints, resolve
 from hpo.claims import OUTCOME, REASON, Claim, Claims, Finished, count, workers
 from hpo.export import CONFIG, CURVES, CV
 from hpo.preparation import Prepared
@@ -38,7 +39,8 @@ def run(claims: Claims, data: Prepared, stop: Callable[[], bool] = NEVER) -> tup
     claim = claims.claim()
     assert isinstance(claim, Claim)
     with claim:
-        return objective.run(claim, data, device="cpu", stop=stop), claim
+        saved = Checkpoints(resolve(str(data.definition.path.parent / "artifacts")), every_seconds=0)
+        return objective.run(claim, data, saved, device="cpu", stop=stop), claim
 
 
 def test_a_complete_trial_reports_once_a_stage_at_the_folds_finished(claims, tmp_path):
@@ -117,7 +119,9 @@ def test_out_of_memory_is_infeasible(claims, tmp_path, monkeypatch):
     monkeypatch.setattr(objective, "CrossValidation", too_large)
     data = prepared(tmp_path)
     mine = claims(data)
-    assert run(mine, data)[0] == TrialState.FAIL
+    with pytest.raises(objective.OutOfMemory, match="Trial 0 ran out of memory and is infeasible"):
+        run(mine, data)
+    assert (count(mine.study).infeasible, workers(mine.engine, mine.study)) == (1, [])
     assert mine.study.trials[0].user_attrs[REASON] == "out of memory: no room for 7 GiB"
 
 

@@ -88,7 +88,7 @@ def test_a_status_with_workers():
         "attempt": 1, "stage": 1, "epoch": 39, "released": False, "heartbeat_age": 3.2, "held_seconds": 75.0,
     }  # fmt: skip
     state = {
-        "study": "quickstart", "metric": "average_precision", "workers": [worker],
+        "study": "quickstart", "metric": "average_precision", "workers": [worker], "attempts": {"3": 2},
         "trials": {"requested": 40, "finished": 12, "complete": 8, "pruned": 4, "infeasible": 0, "failed": 0,
                    "running": 1},
         "best": {"value": 0.4971, "trial": 3, "params": {}}, "floors": {"linear": 0.4589, "mean_prevalence": 0.2},
