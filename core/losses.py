@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
@@ -434,7 +435,7 @@ def _constant(value: Parameter) -> Tensor:
 
 
 def _tensor(labels: Labels) -> Tensor:
-    return labels if isinstance(labels, Tensor) else torch.as_tensor(labels)
+    return labels if isinstance(labels, Tensor) else torch.tensor(np.asarray(labels))
 
 
 def _class_counts(labels: Labels) -> tuple[int, int]:
