@@ -312,7 +312,7 @@ def status(
     from hpo.storage import load_existing, open_storage, resolve
 
     definition = _define(study)
-    with resolve(storage) as url:
+    with resolve(storage, create=False) as url:
         state = export.status(load_existing(open_storage(url), definition.name))
     if as_json:
         print(json.dumps(state, indent=2, sort_keys=True, allow_nan=False))
@@ -332,7 +332,7 @@ def export_(
 
     definition = _define(study)
     export.check_writable(out)
-    with resolve(storage) as url:
+    with resolve(storage, create=False) as url:
         best = export.best(load_existing(open_storage(url), definition.name))
     export.write_json(best, out)
     _console().print(report.result(best, str(out)))
@@ -354,7 +354,7 @@ def dashboard(
 
     pages.check_exposure(host)
     definition = _define(study) if study is not None else None
-    with resolve(storage) as url:
+    with resolve(storage, create=False) as url:
         opened = open_storage(url)
         if definition is not None:
             load_existing(opened, definition.name)

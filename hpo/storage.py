@@ -58,11 +58,12 @@ _NAMES = {"data_sha256": "the data", "folds_sha256": "the folds", "code": "the c
 
 
 @contextmanager
-def resolve(url: str | None = None, *, folder: Path | None = None) -> Iterator[str]:
+def resolve(url: str | None = None, *, folder: Path | None = None, create: bool = True) -> Iterator[str]:
     """Yield the storage's URL, ready for `open_storage`, for as long as it is used.
 
     `url` is `--storage`; without it `HPO_STORAGE` counts, and without that the embedded Postgres under `.hpo/` of
-    `folder` (the current one): it runs while at least one process is inside this context.
+    `folder` (the current one): it runs while at least one process is inside this context. Who only reads does not
+    `create` it: looking in the wrong folder leaves nothing behind, and a `UserError` says so.
     """
     given = url or os.environ.get("HPO_STORAGE")
     if given:
@@ -70,7 +71,13 @@ def resolve(url: str | None = None, *, folder: Path | None = None) -> Iterator[s
         return
     from hpo import embedded
 
-    with embedded.serve(folder or Path.cwd()) as address:
+    place = folder or Path.cwd()
+    if not create and not (place / embedded.FOLDER).exists():
+        raise UserError(
+            f"There is no {embedded.FOLDER} folder in {place}, so no study was run here: go where it was run, or name "
+            "its storage with --storage (HPO_STORAGE)."
+        )
+    with embedded.serve(place) as address:
         yield address
 
 

@@ -253,3 +253,11 @@ def test_an_encoder_of_a_hub_that_cannot_be_reached(tmp_path, network):
     assert done.returncode == 2
     assert 'encoder "nobody/no-such-encoder"' in one_sentence(done.stderr)
     assert "use all-MiniLM-L6-v2" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["status", "export", "dashboard"])
+def test_who_only_reads_leaves_nothing_behind_in_the_wrong_folder(hpo: Call, tmp_path: Path, verb: str) -> None:
+    code, said = hpo(verb, str(ROOT / "studies" / "smoke.toml"))
+    assert code == 2
+    assert "no .hpo folder" in one_sentence(said)
+    assert [path.name for path in tmp_path.iterdir()] == ["best.json"]
