@@ -42,11 +42,10 @@ def run(
 
     Raises:
         ClaimLost: another worker took the trial over.
-        OutOfMemory: the trial is infeasible, and this process had better end: its memory is in pieces.
+        OutOfMemory: the trial has ended as infeasible, and this process had better end, too.
     """
     candidate = space.suggest(prepared.definition, claim.trial)
-    config = space.to_dict(candidate)
-    claim.trial.set_user_attr(CONFIG, config)
+    claim.trial.set_user_attr(CONFIG, config := space.to_dict(candidate))
     try:
         cv = checkpoints.resumed(claim, config, lambda: _cross_validation(prepared, candidate, device))
         with closing(cv.epochs()) as events:
@@ -62,8 +61,7 @@ def run(
     except NonFiniteLossError as error:
         return _infeasible(claim, f"diverged: {error}")
     except (torch.OutOfMemoryError, MemoryError) as error:
-        _infeasible(claim, f"out of memory: {error}")
-        raise OutOfMemory(f"Trial {claim.trial.number} ran out of memory and is infeasible.") from error
+        raise _out_of_memory(claim, error) from error
     claim.trial.set_user_attr(CV, _summary(cv))
     return _end(claim, cv, TrialState.COMPLETE)
 
@@ -107,6 +105,11 @@ def _end(claim: Claim, cv: CrossValidation, state: TrialState) -> TrialState:
 def _infeasible(claim: Claim, reason: str) -> TrialState:
     claim.finish(TrialState.FAIL, reason=reason)
     return TrialState.FAIL
+
+
+def _out_of_memory(claim: Claim, error: BaseException) -> OutOfMemory:
+    _infeasible(claim, f"out of memory: {error}")
+    return OutOfMemory(f"Trial {claim.trial.number} ran out of memory and is infeasible.")
 
 
 def _summary(cv: CrossValidation) -> dict[str, Any]:
