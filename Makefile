@@ -23,7 +23,7 @@ demo: install  ## run the quickstart study on real text, two workers, to best.js
 	$(BIN)/hpo run studies/quickstart.toml --workers 2 --out best.json
 
 test: install  ## run every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist worksteal
 
 lint: install  ## style, types and the import contracts
 	$(BIN)/ruff format --check .

@@ -42,7 +42,7 @@ def run(
 
     Raises:
         ClaimLost: another worker took the trial over.
-        OutOfMemory: the trial is infeasible, and this process had better end: its memory is in pieces.
+        OutOfMemory: the trial has ended as infeasible, and this process had better end, too.
     """
     with claim.together():
         candidate = space.suggest(prepared.definition, claim.trial)
@@ -63,8 +63,7 @@ def run(
     except NonFiniteLossError as error:
         return _infeasible(claim, f"diverged: {error}")
     except (torch.OutOfMemoryError, MemoryError) as error:
-        _infeasible(claim, f"out of memory: {error}")
-        raise OutOfMemory(f"Trial {claim.trial.number} ran out of memory and is infeasible.") from error
+        raise _out_of_memory(claim, error) from error
     return _end(claim, cv, TrialState.COMPLETE)
 
 
@@ -111,6 +110,11 @@ def _end(claim: Claim, cv: CrossValidation, state: TrialState) -> TrialState:
 def _infeasible(claim: Claim, reason: str) -> TrialState:
     claim.finish(TrialState.FAIL, reason=reason)
     return TrialState.FAIL
+
+
+def _out_of_memory(claim: Claim, error: BaseException) -> OutOfMemory:
+    _infeasible(claim, f"out of memory: {error}")
+    return OutOfMemory(f"Trial {claim.trial.number} ran out of memory and is infeasible.")
 
 
 def _summary(cv: CrossValidation) -> dict[str, Any]:

@@ -84,17 +84,16 @@ def work(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         prepared = prepare(definition, device=device, progress=_unless(stop, progress))
-    except _Stopped:
-        return Exit.DONE
-    checkpoints = Checkpoints(store, every_seconds=definition.service.checkpoint_seconds)
-    gpu = os.environ.get(VISIBLE) if device == "cuda" else None
-    mine = _claims(definition, join(definition, prepared, url, trials=trials), trials, slot, gpu, checkpoints)
-    try:
+        study = join(definition, prepared, url, trials=trials)
+        checkpoints = Checkpoints(store, every_seconds=definition.service.checkpoint_seconds)
+        mine = _claims(definition, study, trials, slot, device, checkpoints)
         with claims.Reaper(mine):
             _loop(mine, prepared, checkpoints, device, stop)
     except objective.OutOfMemory as error:
         logger.warning("%s This process ends to free what it holds; start it again, as --slots does.", error)
         return Exit.MEMORY
+    except _Stopped:
+        pass
     return Exit.DONE
 
 
@@ -103,10 +102,11 @@ def _claims(
     study: optuna.Study,
     trials: int,
     slot: int,
-    gpu: str | None,
+    device: str,
     checkpoints: Checkpoints,
 ) -> claims.Claims:
     service = definition.service
+    gpu = os.environ.get(VISIBLE) if device == "cuda" else None
     return claims.Claims(
         engine_of(study),
         study,

@@ -58,6 +58,15 @@ def fresh_database(server: str, template: str) -> Iterator[Callable[[], str]]:
         _administer(server, f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
+@pytest.fixture(scope="module")
+def database_of_module(server: str, template: str) -> Iterator[str]:
+    """The URL of a database that the tests of a module share, with all tables."""
+    name = f"test_{uuid4().hex}"
+    _administer(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    yield _at(server, name)
+    _administer(server, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
 @pytest.fixture
 def database(fresh_database: Callable[[], str]) -> str:
     """The URL of a database of the test's own, with all tables."""

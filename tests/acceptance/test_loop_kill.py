@@ -33,21 +33,16 @@ WHOLE = TRIALS * 2 * EPOCHS  # two stages
 
 
 @pytest.fixture(scope="module")
-def undisturbed(server: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
+def undisturbed(database_of_module: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     """What one worker that nobody disturbs leaves behind."""
-    from conftest import _administer, _at
-
     folder = tmp_path_factory.mktemp("undisturbed")
     tiny(folder)
-    _administer(server, f'CREATE DATABASE "undisturbed" TEMPLATE "{template}"')
-    url = _at(server, "undisturbed")
     counted = Counted(folder / "epochs")
-    with crew(folder, url, 1, before=counted) as (worker,):
+    with crew(folder, database_of_module, 1, before=counted) as (worker,):
         assert worker.end() == 0
-    study = study_of(url)
+    study = study_of(database_of_module)
     found = outcomes(study)
     storage.engine_of(study).dispose()
-    _administer(server, 'DROP DATABASE "undisturbed" WITH (FORCE)')
     assert counted.epochs == WHOLE
     assert artifacts(folder) == []
     assert len(found) == TRIALS
