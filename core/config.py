@@ -106,6 +106,9 @@ class TokenConfig:
     """What stands for a window: the mean of its tokens' states, or the state of the first token ([CLS])."""
     learning_rate_factor: Positive = 0.01
     """The encoder learns with this share of `learning_rate`, the new head with all of it."""
+    head_epochs: Annotated[int, Interval(ge=0)] = 1
+    """Epochs at the start in which only the new head learns: an untrained head would spoil the pretrained weights
+    (Kumar et al., ICLR 2022)."""
     dropout: Share = 0.1
     """Of the head; the encoder has its own."""
     freeze_layers: Annotated[int, Interval(ge=0, le=1000)] = 0

@@ -50,13 +50,16 @@ class Token(nn.Module):
         self.dropout = FoldDropout(config.dropout)
         self._seed: tuple[int | str, ...] = (seed, "dropout", fold, 0)
         self._passes = 0
+        self._head_alone = config.head_epochs > 0
         # a frozen weight is known from its file: neither checkpoints nor a trained model hold it
         self.register_state_dict_post_hook(_drop_frozen)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_forgive_frozen)  # type: ignore[no-untyped-call]
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Logits `[1, width, criteria]` of a batch of posts."""
-        with self._own_randomness(batch.ids.device):
+        resting = self.training and self._head_alone
+        self.encoder.train(self.training and not resting)
+        with self._own_randomness(batch.ids.device), torch.set_grad_enabled(torch.is_grad_enabled() and not resting):
             states = torch.cat([self._read(batch, at) for at in range(0, len(batch.ids), SEQUENCES)])
         # unit vectors, as frozen embeddings are: the head then learns at the rate that heads learn at elsewhere
         states = self.dropout(functional.normalize(states, dim=-1)[None])[0]
@@ -97,8 +100,9 @@ class Token(nn.Module):
             yield
 
     def reseed(self, keys: Sequence[tuple[int | str, ...]]) -> None:
-        """Seed all dropout for the coming epoch."""
+        """Seed all dropout for the coming epoch, whose number is the last part of the key."""
         (self._seed,) = keys
+        self._head_alone = int(self._seed[-1]) < self.config.head_epochs
         self._passes = 0
         self.dropout.reseed(keys)
 

@@ -49,7 +49,7 @@ FOLDS = Folds(np.arange(POSTS) % 3, 3)
 def candidate(training=None, **model):
     settings = {"batch_size": 8, "learning_rate": 0.01, **(training or {})}
     return CandidateConfig(
-        TokenConfig(**{"max_length": 24, "stride": 10, "learning_rate_factor": 0.1, **model}),
+        TokenConfig(**{"max_length": 24, "stride": 10, "learning_rate_factor": 0.1, "head_epochs": 0, **model}),
         TrainingConfig(**settings),
         BCEConfig(),
     )
@@ -163,6 +163,24 @@ def test_frozen_layers_stay_and_are_not_saved(corpus):
     np.testing.assert_array_equal(other.validate()[0][0], stack.validate()[0][0])
     with pytest.raises(ConfigError, match=r"freeze_layers is 3, but .* has 2 layers"):
         untrained(corpus, freeze_layers=3)
+
+
+def test_the_head_learns_alone_at_first(corpus):
+    stack = FoldStack(corpus, FOLDS, [0], candidate(head_epochs=1), seed=0)
+    changed = []
+    for _ in range(2):
+        before = {name: value.clone() for name, value in stack.trainer.model.named_parameters()}
+        stack.advance()
+        now = dict(stack.trainer.model.named_parameters())
+        changed.append({name for name, value in before.items() if not torch.equal(value, now[name])})
+        if len(changed) == 1:
+            saved = unpack_state(pack_state(stack.state_dict()))
+    assert changed[0] == {"head", "bias"}
+    assert changed[1] == set(before)
+    resumed = FoldStack(corpus, FOLDS, [0], candidate(head_epochs=1), seed=0)
+    resumed.load_state_dict(saved)
+    resumed.advance()
+    np.testing.assert_array_equal(resumed.validate()[0][0], stack.validate()[0][0])
 
 
 def test_a_truly_missing_weight_is_still_told(corpus):
