@@ -295,7 +295,7 @@ def test_a_worker_with_another_data_file_refuses(database: str, tmp_path: Path) 
     path = tiny(tmp_path, trials=1, epochs=1)
     path.write_text(
         path.read_text().replace(
-            'source = "synthetic"\nposts = 60\ncriteria = 2\nseed = 0', 'source = "pairs"\npath = "posts.csv"'
+            'source = "synthetic"\nposts = 60\ncriteria = 2\nsentences_mean = 4\nseed = 0', 'source = "pairs"\npath = "posts.csv"'
         )
     )
     with crew(tmp_path, database, 1) as (worker,):
