@@ -35,6 +35,7 @@ name = "{name}"
 source = "synthetic"
 posts = 60
 criteria = 2
+sentences_mean = 4
 seed = {data_seed}
 [split]
 folds = 3

@@ -293,11 +293,9 @@ def test_a_worker_with_another_data_file_refuses(database: str, tmp_path: Path) 
     table = tmp_path / "posts.csv"
     table.write_text("\n".join(rows))
     path = tiny(tmp_path, trials=1, epochs=1)
-    path.write_text(
-        path.read_text().replace(
-            'source = "synthetic"\nposts = 60\ncriteria = 2\nseed = 0', 'source = "pairs"\npath = "posts.csv"'
-        )
-    )
+    made_up = 'source = "synthetic"\nposts = 60\ncriteria = 2\nsentences_mean = 4\nseed = 0'
+    assert made_up in path.read_text()
+    path.write_text(path.read_text().replace(made_up, 'source = "pairs"\npath = "posts.csv"'))
     with crew(tmp_path, database, 1) as (worker,):
         assert worker.end() == 0, worker.said
     study = study_of(database)

@@ -76,7 +76,7 @@ class Machine:
         )  # fmt: skip
 
 
-STUDY = {"trials": 8, "epochs": 120, "grace": 3, "heartbeat": 0.5, "checkpoint": 0.2}
+STUDY = {"trials": 6, "epochs": 80, "grace": 3, "heartbeat": 0.5, "checkpoint": 0.2}
 
 
 @pytest.fixture
