@@ -15,8 +15,8 @@ import optuna
 
 from benchmarks.service import databases
 from hpo.definition import load
+from hpo.slots import usable_cores
 from hpo.storage import engine_of, open_storage, open_study
-from hpo.supervisor import usable_cores
 
 SLEEP_SECONDS = 2.0
 SLEEPERS = 64

@@ -10,6 +10,7 @@ import numpy as np
 
 from core.chunks import share_within
 from core.crossval import CrossValidation
+from core.models import folds_fuse
 from hpo import space
 from hpo.definition import StudyDefinition
 from hpo.fields import Choices, Range
@@ -99,11 +100,13 @@ def probe_epoch(prepared: Prepared) -> float:
     """
     definition = prepared.definition
     candidate = space.suggest(definition, _default_trial(definition))
+    count = prepared.folds.count
+    together = folds_fuse(candidate.model)  # else one fold is enough to know what the others take
     cv = CrossValidation(
         prepared.readable(candidate.model),
         prepared.folds,
         candidate,
-        stages=(prepared.folds.count,),
+        stages=(count,) if together else (1,) * count,
         metric=definition.search.metric,
         criteria=prepared.criteria,
         seed=definition.search.seed,
@@ -115,7 +118,7 @@ def probe_epoch(prepared: Prepared) -> float:
         if sum(took) > PROBE_SECONDS:
             break
         started = time.perf_counter()
-    return min(took)
+    return min(took) * (1 if together else count)
 
 
 def _default_trial(definition: StudyDefinition) -> Any:  # noqa: ANN401 (Optuna is imported late)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -53,11 +54,13 @@ class Prepared:
 
     def identity(self) -> dict[str, Any]:
         """What all workers of the study must have in common."""
+        revisions = "\n".join(f"{name} {encoder.revision}" for name, encoder in sorted(self.encoders.items()))
         return {
             "definition": self.definition.canonical(),
             "definition_sha256": self.definition.sha256(),
             "data_sha256": self.corpus.fingerprint(),
             "folds_sha256": self.folds.fingerprint(self.corpus.post_ids),
+            "encoders_sha256": hashlib.sha256(revisions.encode()).hexdigest(),
             "code": version(DISTRIBUTION),
         }
 

@@ -51,7 +51,12 @@ _SCHEMES = ("postgres", "postgresql", "postgresql+psycopg2")
 _READY = "SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass('hpo_claims') AND attname = 'pending'"
 _POOLER = "unsupported startup parameter"
 _BUSY = ("too many clients", "remaining connection slots", "starting up", "shutting down", "not yet accepting")
-_NAMES = {"data_sha256": "the data", "folds_sha256": "the folds", "code": "the code version"}
+_NAMES = {
+    "data_sha256": "the data",
+    "folds_sha256": "the folds",
+    "encoders_sha256": "the encoder's weights",
+    "code": "the code version",
+}
 
 
 # ---- where it is ----------------------------------------------------------------------------------------------------
