@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -48,10 +47,8 @@ def workers_2() -> dict[str, float]:
             running = [subprocess.Popen(command, env=environment) for _ in range(count)]
             assert [process.wait() for process in running] == [0] * count
             trials = optuna.load_study(study_name=path.stem, storage=url).trials
-            starts = sorted(trial.datetime_start for trial in trials if trial.datetime_start)[count:]
             ends = sorted(trial.datetime_complete for trial in trials if trial.datetime_complete)[count - 1 :]
             # from the first end (all workers are warm) to the last
-            assert starts
             pace[count] = (len(ends) - 1) / (ends[-1] - ends[0]).total_seconds()
     return {"scaling.workers_2": pace[2] / pace[1]}
 
@@ -90,7 +87,6 @@ def memory() -> dict[str, float]:
         command = [sys.executable, "-c", code, sys.executable, "-m", "hpo", "worker", str(path), "--threads", "1"]
         said = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout
     kibibytes = int(said.split()[-1])
-    assert resource.getpagesize() > 0
     return {"memory.worker_gib": kibibytes / 2**20}
 
 

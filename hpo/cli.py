@@ -139,13 +139,13 @@ def run(
 ) -> None:
     """Create or continue the study on this machine, watch it, and export the best parameters."""
     from hpo import export, report
-    from hpo.storage import open_storage, resolve
+    from hpo.storage import engine_of, open_storage, resolve
 
     definition = _define(study)
     export.check_writable(out)
     console = _console()
     with resolve(storage) as url:
-        open_storage(url)  # a wrong URL is found before minutes of embedding
+        engine_of(open_storage(url)).dispose()  # a wrong URL is found before minutes of embedding
         joined = _join(definition, url, trials or definition.search.trials, console)
         code = _drive(console, definition, url, joined, trials or definition.search.trials, workers)
         if code == Exit.DONE or export.best_trial(joined) is not None:

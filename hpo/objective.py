@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from optuna.trial import TrialState
 
-from core.config import CandidateConfig
 from core.crossval import CrossValidation
 from core.errors import NonFiniteLossError
 from core.metrics import METRICS
@@ -49,7 +48,7 @@ def run(
         config = space.to_dict(candidate)
         claim.trial.set_user_attr(CONFIG, config)
     try:
-        cv = checkpoints.resumed(claim, config, lambda: _cross_validation(prepared, candidate, device))
+        cv = checkpoints.resumed(claim, config, lambda: prepared.cross_validation(candidate, device=device))
         with closing(cv.epochs()) as events:
             for event in events:
                 claim.progress(event.stage, event.epoch)
@@ -65,19 +64,6 @@ def run(
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _out_of_memory(claim, error) from error
     return _end(claim, cv, TrialState.COMPLETE)
-
-
-def _cross_validation(prepared: Prepared, candidate: CandidateConfig, device: str) -> CrossValidation:
-    return CrossValidation(
-        prepared.readable(candidate.model),
-        prepared.folds,
-        candidate,
-        stages=prepared.definition.split.stage_sizes(),
-        metric=prepared.definition.search.metric,
-        criteria=prepared.criteria,
-        seed=prepared.definition.search.seed,
-        device=device,
-    )
 
 
 def _report(claim: Claim, prepared: Prepared, cv: CrossValidation) -> bool:

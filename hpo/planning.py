@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from core.chunks import share_within
-from core.crossval import CrossValidation
 from core.models import folds_fuse
 from hpo import space
 from hpo.definition import StudyDefinition
@@ -102,15 +101,7 @@ def probe_epoch(prepared: Prepared) -> float:
     candidate = space.suggest(definition, _default_trial(definition))
     count = prepared.folds.count
     together = folds_fuse(candidate.model)  # else one fold is enough to know what the others take
-    cv = CrossValidation(
-        prepared.readable(candidate.model),
-        prepared.folds,
-        candidate,
-        stages=(count,) if together else (1,) * count,
-        metric=definition.search.metric,
-        criteria=prepared.criteria,
-        seed=definition.search.seed,
-    )
+    cv = prepared.cross_validation(candidate, stages=(count,) if together else (1,) * count)
     took: list[float] = []
     started = time.perf_counter()
     for _ in islice(cv.epochs(), PROBE_EPOCHS):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -14,7 +14,8 @@ import numpy.typing as npt
 from core import metrics
 from core.bags import mean_embeddings
 from core.chunks import Chunks, chunk
-from core.config import DEFAULT_ENCODER, MODELS, ModelConfig
+from core.config import DEFAULT_ENCODER, MODELS, CandidateConfig, ModelConfig
+from core.crossval import CrossValidation
 from core.data import Corpus
 from core.embeddings import embed
 from core.encoders import Encoder, locate
@@ -85,6 +86,27 @@ class Prepared:
             "linear_folds": per_fold,
             **metrics.floors(self.corpus.labels, self.folds.assignment),
         }
+
+    def cross_validation(
+        self, candidate: CandidateConfig, *, stages: Sequence[int] | None = None, device: str = "cpu"
+    ) -> CrossValidation:
+        """A candidate at its start, on the study's folds and with its seed.
+
+        Args:
+            candidate: what is trained.
+            stages: folds trained in lock-step, in order; left out, the study's own.
+            device: where it trains.
+        """
+        return CrossValidation(
+            self.readable(candidate.model),
+            self.folds,
+            candidate,
+            stages=stages or self.definition.split.stage_sizes(),
+            metric=self.definition.search.metric,
+            criteria=self.criteria,
+            seed=self.definition.search.seed,
+            device=device,
+        )
 
     def score(self, probabilities: npt.NDArray[Any], fold: int) -> float:
         """The study's metric on one fold's validation posts, of predictions `[posts, criteria]`."""

@@ -161,5 +161,5 @@ def _work_on(
         logger.warning("Trial %d was taken over by another worker; going on with the next one.", claim.trial.number)
         return
     if state == optuna.trial.TrialState.FAIL:
-        reason = claim.trial.study.trials[claim.trial.number].user_attrs.get(claims.REASON)
+        reason = claim.trial.user_attrs.get(claims.REASON)
         logger.warning("Trial %d is infeasible: %s", claim.trial.number, reason)

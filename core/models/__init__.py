@@ -108,6 +108,8 @@ def build(
 ) -> tuple[nn.Module, Inputs]:
     """The model of `folds`, stacked, and what it reads.
 
+    The module is a `Model`, the rest of what it is called with comes from its `Inputs`.
+
     Args:
         config: which model.
         corpus: what it reads of the posts, and the labels.

@@ -10,7 +10,7 @@ import pytest
 from optuna.trial import TrialState
 from tiny import prepared
 
-from hpo import objective, pruning
+from hpo import objective, preparation, pruning
 from hpo.checkpoints import Checkpoints, resolve
 from hpo.claims import OUTCOME, REASON, Claim, Claims, Finished, count, workers
 from hpo.export import CONFIG, CURVES, CV
@@ -116,7 +116,7 @@ def test_out_of_memory_is_infeasible(claims, tmp_path, monkeypatch):
     def too_large(*_, **__):
         raise MemoryError("no room for 7 GiB")
 
-    monkeypatch.setattr(objective, "CrossValidation", too_large)
+    monkeypatch.setattr(preparation, "CrossValidation", too_large)
     data = prepared(tmp_path)
     mine = claims(data)
     with pytest.raises(objective.OutOfMemory, match="Trial 0 ran out of memory and is infeasible"):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from tiny import prepared
 
-from hpo import planning
+from hpo import planning, preparation
 
 
 def test_a_plan(tmp_path, monkeypatch):
@@ -37,6 +37,6 @@ def test_the_probe_is_the_fastest_of_a_few_epochs(tmp_path, monkeypatch):
     ticks = iter([0.0, 5.0, 10.0, 12.0, 20.0, 23.0, 30.0])  # epochs of 5, 2 and 3 seconds
     monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     monkeypatch.setattr(
-        planning, "CrossValidation", lambda *_, **__: type("Cv", (), {"epochs": lambda _: iter("abc")})()
+        preparation, "CrossValidation", lambda *_, **__: type("Cv", (), {"epochs": lambda _: iter("abc")})()
     )
     assert planning.probe_epoch(data) == 2.0
