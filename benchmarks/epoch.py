@@ -128,29 +128,30 @@ def bare_products(given: Case) -> Callable[[], None]:
 
 
 def _products(width: int, length: float, hidden: int) -> Callable[[bool], None]:
-    reads = CRITERIA * QUERIES
-    chunks = torch.randn(FOLDS, round(width * length), DIM)
-    projection = torch.randn(FOLDS, DIM, reads + hidden)
-    projected = torch.randn(FOLDS, round(width * length), reads + hidden)
-    weights = torch.randn(FOLDS * width, reads, round(length))
-    values = torch.randn(FOLDS * width, round(length), hidden)
-    read = torch.randn(FOLDS * width, reads, hidden)
-    flat = torch.randn(FOLDS, width * reads, hidden)
+    """The products of `core.models.iris` on one batch of random numbers; with or without those of the gradient."""
+    reads, rows, each = CRITERIA * QUERIES, round(width * length), round(length)
+    chunks = torch.randn(FOLDS, rows, DIM)
+    projection, projected = torch.randn(FOLDS, DIM, reads + hidden), torch.randn(FOLDS, rows, reads + hidden)
+    layer, values = torch.randn(FOLDS, hidden, hidden), torch.randn(FOLDS, rows, hidden)
+    weights, means = torch.randn(FOLDS * width, each, reads), torch.randn(FOLDS * width, each, CRITERIA)
+    of_posts = torch.randn(FOLDS * width, each, hidden)
+    inner, read = torch.randn(FOLDS * width, reads, hidden), torch.randn(FOLDS * width, CRITERIA, hidden)
     pooled = torch.randn(FOLDS, width * CRITERIA, hidden)
-    layer = torch.randn(FOLDS, hidden, hidden)
 
     def products(backward: bool) -> None:
         chunks @ projection
-        weights @ values
-        flat @ layer
+        values @ layer
+        weights.mT @ of_posts
+        means.mT @ of_posts
         pooled @ layer
         if backward:
             chunks.mT @ projected  # no gradient flows into frozen embeddings
-            read @ values.mT
-            weights.mT @ read
-            for rows in (flat, pooled):
-                rows @ layer.mT
-                rows.mT @ rows
+            for given in (values, pooled):
+                given @ layer.mT
+                given.mT @ given
+            for attention, found in ((weights, inner), (means, read)):
+                of_posts @ found.mT
+                attention @ found
 
     return products
 

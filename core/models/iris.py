@@ -71,39 +71,50 @@ class Iris(nn.Module):
 
     def forward(self, bag: Bag) -> Tensor:
         """Logits `[folds, width, criteria]` of a bag of posts."""
-        weights, values = self.attend(bag)
-        read = weights @ values  # [folds, width, criteria * queries, hidden]
-        return self._head(read)
-
-    def _project(self, bag: Bag) -> tuple[Tensor, Tensor]:
-        """Similarities `[folds, width, criteria * queries, length]` and values `[folds, width, length, hidden]`."""
-        folds, width, length, dim = bag.embeddings.shape
-        queries = functional.normalize(self.queries, dim=-1).flatten(1, 2)
-        # one pass over the chunks for similarities and values together
-        both = torch.cat([queries.mT, self.value], dim=-1)
-        projected = (bag.embeddings.view(folds, width * length, dim) @ both).view(folds, width, length, -1)
-        similarity, values = projected.split([queries.shape[1], self.config.hidden], dim=-1)
-        similarity = similarity.transpose(2, 3).masked_fill(~bag.present[:, :, None], -math.inf)
-        return similarity, values
+        weights, values = self._attend(bag)
+        return self._head(weights, values)
 
     def attend(self, bag: Bag) -> tuple[Tensor, Tensor]:
-        """Attention `[folds, width, criteria * queries, length]`, zero outside the top k, and the values."""
-        similarity, values = self._project(bag)
-        k = min(self.config.k_retrieved, similarity.shape[-1])
-        if k == similarity.shape[-1]:
-            return torch.softmax(similarity / self.config.temperature, dim=-1), values
-        top = similarity.topk(k, dim=-1, sorted=False)
-        weights = torch.softmax(top.values / self.config.temperature, dim=-1)
-        return torch.zeros_like(similarity).scatter(-1, top.indices, weights), values
+        """Attention `[folds, width, criteria * queries, length]`, zero outside the top k, and the values.
 
-    def _head(self, read: Tensor) -> Tensor:
-        """Per-query MLP with residual, mean over the queries, LayerNorm, logit."""
-        folds, width = read.shape[:2]
-        flat = read.flatten(1, 2)  # [folds, width * criteria * queries, hidden]
-        inner = torch.relu(torch.baddbmm(self.inner_bias[:, None], flat, self.inner))
-        # The outer layer is linear, so the mean over the queries may come before it: a query's worth of work for all.
-        apart = (folds, width * self.criteria, self.config.num_queries, -1)
-        pooled = torch.baddbmm(flat.view(apart).mean(2), inner.view(apart).mean(2), self.outer)
+        Values are `[folds, width, length, hidden]`. Chunks as similar as the k-th are read, too, so that the order of a
+        post's chunks never matters.
+        """
+        weights, values = self._attend(bag)
+        return weights.mT, values
+
+    def _attend(self, bag: Bag) -> tuple[Tensor, Tensor]:
+        """As `attend`, but `[folds, width, length, criteria * queries]`: as the matrix product leaves them."""
+        folds, width, length, dim = bag.embeddings.shape
+        queries = functional.normalize(self.queries, dim=-1).flatten(1, 2) / self.config.temperature
+        # one pass over the chunks for scores and values together
+        both = torch.cat([queries.mT, self.value], dim=-1)
+        projected = (bag.embeddings.view(folds, width * length, dim) @ both).view(folds, width, length, -1)
+        scores, values = projected.split([queries.shape[1], self.config.hidden], dim=-1)
+        with torch.no_grad():  # what is read has no gradient, only how much of it
+            barred = torch.zeros_like(bag.present, dtype=scores.dtype).masked_fill(~bag.present, -math.inf)[..., None]
+            if self.config.k_retrieved < length:
+                allowed = scores + barred
+                least = kth_largest(allowed, self.config.k_retrieved)
+                barred = torch.where(allowed < least[:, :, None], -math.inf, barred)
+        return torch.softmax(scores + barred, dim=2), values
+
+    def _head(self, weights: Tensor, values: Tensor) -> Tensor:
+        """Per-query MLP with residual, mean over the queries, LayerNorm, logit.
+
+        Everything linear is done where there is least of it. With attention weights A of a query (they add up to 1) and
+        values V of the chunks, the inner layer of what it reads is A (V W + b), and a post has fewer chunks than
+        queries; the mean over the queries may come before the outer layer and, in the residual, before reading.
+        """
+        folds, width, length, hidden = values.shape
+        queries = self.config.num_queries
+        chunks = values.view(folds, width * length, hidden)
+        inner_values = torch.baddbmm(self.inner_bias[:, None], chunks, self.inner).view_as(values)
+        inner = torch.relu_(weights.mT @ inner_values)  # [folds, width, criteria * queries, hidden]
+        inner = inner.view(folds, width * self.criteria, queries, hidden).sum(2)
+        of_criteria = weights.unflatten(3, (self.criteria, queries)).mean(4)
+        read = (of_criteria.mT @ values).flatten(1, 2)  # [folds, width * criteria, hidden]
+        pooled = torch.baddbmm(read, inner, self.outer, alpha=1 / queries)
         pooled = functional.layer_norm(pooled, pooled.shape[-1:]).view(folds, width, self.criteria, -1)
         pooled = pooled * self.scale[:, None, None] + self.shift[:, None, None]
         kept: Tensor = self.dropout(pooled)
@@ -118,3 +129,21 @@ class Iris(nn.Module):
         queries = functional.normalize(self.queries, dim=-1)
         overlap = queries @ queries.mT - torch.eye(self.config.num_queries, device=queries.device)
         return self.config.diversity_weight * overlap.square().sum((-1, -2)).mean(-1)
+
+
+INSERTED = 8
+"""Up to this k the k-th largest is found by insertion on a CPU, where `topk` takes four times as long."""
+
+
+def kth_largest(scores: Tensor, k: int) -> Tensor:
+    """The k-th largest along the third axis: `[folds, width, length, n]` to `[folds, width, n]`, with `k <= length`."""
+    if k > INSERTED or scores.device.type != "cpu":
+        return scores.topk(k, dim=2).values[:, :, -1]
+    largest: list[Tensor] = []  # from the largest down, of the chunks so far
+    for scored in scores.unbind(2):
+        falling = scored
+        for place, kept in enumerate(largest):
+            largest[place], falling = torch.maximum(kept, falling), torch.minimum(kept, falling)
+        if len(largest) < k:
+            largest.append(falling)
+    return largest[-1]
