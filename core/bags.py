@@ -47,7 +47,7 @@ class ChunkBags:
     def batch(self, posts: npt.NDArray[np.int64]) -> Bag:
         """The bags of `posts` int64 `[folds, width]`."""
         length = int(self.lengths[posts].max())
-        index = torch.from_numpy(posts).to(self.offsets.device)
+        index = torch.from_numpy(posts).to(self.offsets.device, non_blocking=True)
         start = self.offsets[index]
         count = self.offsets[index + 1] - start
         step = torch.arange(length, device=start.device)
@@ -71,7 +71,7 @@ class MeanBags:
 
     def batch(self, posts: npt.NDArray[np.int64]) -> Tensor:
         """The means of `posts` int64 `[folds, width]`, as float32 `[folds, width, dim]`."""
-        return self.means[torch.from_numpy(posts).to(self.means.device)]
+        return self.means[torch.from_numpy(posts).to(self.means.device, non_blocking=True)]
 
 
 def mean_embeddings(embeddings: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

@@ -377,7 +377,7 @@ def resolve(
         case FocalConfig(gamma=gamma, alpha=alpha):
             return partial(focal, gamma=gamma, alpha=alpha)
         case AsymmetricConfig(gamma_pos=gamma_pos, gamma_neg=gamma_neg, clip=clip):
-            return partial(asymmetric, gamma_pos=gamma_pos, gamma_neg=gamma_neg, clip=clip)
+            return partial(asymmetric, gamma_pos=gamma_pos, gamma_neg=gamma_neg, clip=_constant(clip).to(where))
         case LogitAdjustedConfig(tau=tau):
             return partial(logit_adjusted_bce, log_odds=per_fold(map(compute_log_odds, labels_per_fold)), tau=tau)
     raise ConfigError(f"no loss is known for {config!r}")

@@ -28,11 +28,11 @@ def numpy_generator(*parts: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(stable_seed(*parts)))
 
 
-def torch_generator(*parts: int | str) -> torch.Generator:
-    """A CPU torch generator seeded by `stable_seed(*parts)`; draws are moved to the device that needs them."""
+def torch_generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator on `device`, seeded by `stable_seed(*parts)`; what it draws depends on the kind of device."""
     import torch
 
-    return torch.Generator().manual_seed(stable_seed(*parts))
+    return torch.Generator(device).manual_seed(stable_seed(*parts))
 
 
 @contextmanager

@@ -166,10 +166,10 @@ class FoldStack:
             [np.pad(part[o], (0, length - len(part)), mode="edge") for part, o in zip(posts, order, strict=True)]
         )
         chunks = [
-            self.trainer.predict(self.inputs.batch(rows[:, at : at + EVALUATION_POSTS])).cpu()
+            self.trainer.predict(self.inputs.batch(rows[:, at : at + EVALUATION_POSTS]))
             for at in range(0, length, EVALUATION_POSTS)
         ]
-        ordered = torch.cat(chunks, dim=1).numpy()
+        ordered = torch.cat(chunks, dim=1).cpu().numpy()
         result = []
         for fold, (part, o) in enumerate(zip(posts, order, strict=True)):
             logits = np.empty((len(part), ordered.shape[-1]), dtype=np.float32)
@@ -199,7 +199,7 @@ class FoldStack:
             # padding reads the first post of its own batch, and counts nothing
             readable = np.where(posts >= 0, posts, posts[:, :1])
             for piece in np.array_split(np.arange(self.width), self.pieces):
-                index = torch.from_numpy(posts[:, piece]).to(self._labels.device)
+                index = torch.from_numpy(posts[:, piece]).to(self._labels.device, non_blocking=True)
                 targets = torch.where(index[..., None] >= 0, self._labels[index.clamp(min=0)], -1)
                 yield Batch(self.inputs.batch(readable[:, piece]), targets, (targets >= 0).sum((1, 2)).float())
 

@@ -75,8 +75,8 @@ def clip_whole(parameters: Sequence[nn.Parameter], max_norm: float) -> None:
 def clip_each_fold(parameters: Sequence[nn.Parameter], max_norm: float) -> None:
     """Clip every fold by its own norm: parameters `[folds, ...]` are independent models."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0).sqrt()
-    scale = (max_norm / norm.clamp(min=1e-12)).clamp(max=1.0)
+    norms = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients])
+    scale = (max_norm / torch.linalg.vector_norm(norms, dim=0).clamp(min=1e-12)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
 
@@ -183,7 +183,7 @@ class Trainer:
         with seeded(self.seed, "epoch", self.epoch), _memory_errors_named():
             _reseed_loader(batches, stable_seed(self.seed, "loader", self.epoch), self.epoch)
             mean = self._epoch(batches)
-        losses = tuple(float(value) for value in mean.reshape(-1))  # the epoch's only wait for the device
+        losses = tuple(mean.reshape(-1).tolist())  # the epoch's only wait for the device
         if not all(map(_finite, losses)):
             raise NonFiniteLossError
         self.epoch += 1
@@ -216,10 +216,10 @@ class Trainer:
         for batch in window:
             share = batch.weight / window_weight.clamp(min=1)
             loss = self.loss_fn(self._logits(batch), batch.targets) * share
-            self.scaler.scale(loss.sum()).backward()
             mean += loss.detach()
-        if self.penalty is not None and (penalty := self.penalty().sum()).requires_grad:
-            self.scaler.scale(penalty).backward()
+            if self.penalty is not None and batch is window[-1]:
+                loss = loss + self.penalty()
+            self.scaler.scale(loss.sum()).backward()
         self._update()
         return mean
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hpo.definition import StudyDefinition
+    from hpo.preparation import Prepared
     from hpo.slots import Slot
 
 EXIT_CODES = (
@@ -146,8 +147,9 @@ def run(
     console = _console()
     with resolve(storage) as url:
         engine_of(open_storage(url)).dispose()  # a wrong URL is found before minutes of embedding
-        joined = _join(definition, url, trials or definition.search.trials, console)
-        code = _drive(console, definition, url, joined, trials or definition.search.trials, workers)
+        budget = trials or definition.search.trials
+        joined, prepared = _join(definition, url, budget, console)
+        code = _drive(console, definition, url, joined, prepared, budget, workers)
         if code == Exit.DONE or export.best_trial(joined) is not None:
             best = export.best(joined)
             export.write_json(best, out)
@@ -156,9 +158,9 @@ def run(
         raise typer.Exit(code)
 
 
-def _join(definition: StudyDefinition, url: str, budget: int, console: Console) -> Study:
-    """Prepare the study's data, create or join it, and say what there is to beat."""
-    from hpo import export, live, report
+def _join(definition: StudyDefinition, url: str, budget: int, console: Console) -> tuple[Study, Prepared]:
+    """Prepare the study's data and create or join it."""
+    from hpo import live
     from hpo.preparation import prepare
     from hpo.worker import join
 
@@ -172,10 +174,7 @@ def _join(definition: StudyDefinition, url: str, budget: int, console: Console) 
         f"{definition.name}: {len(prepared.corpus)} posts; {prepared.texts} texts, {prepared.computed} embedded now, "
         f"{reused} from the cache"
     )
-    joined = join(definition, prepared, url, trials=budget)
-    metric = definition.search.metric
-    console.print(f"to beat: {metric} {report.floors_in_words(metric, joined.user_attrs.get(export.FLOORS))}")
-    return joined
+    return join(definition, prepared, url, trials=budget), prepared
 
 
 def _drive(
@@ -183,23 +182,33 @@ def _drive(
     definition: StudyDefinition,
     url: str,
     joined: Study,
+    prepared: Prepared,
     budget: int,
     workers: int | None,
 ) -> int:
-    """Start the workers and watch until the budget is spent; returns the exit code."""
-    from hpo import claims, live, supervisor
+    """Start the workers, say what there is to beat, and watch until the budget is spent; returns the exit code."""
+    from hpo import claims, export, live, report, supervisor
     from hpo.signals import stopped_by_signals
     from hpo.slots import plan
+    from hpo.worker import measure_floors
+
+    def say_floors() -> None:
+        measure_floors(joined, prepared)
+        metric = definition.search.metric
+        console.print(f"to beat: {metric} {report.floors_in_words(metric, joined.user_attrs.get(export.FLOORS))}")
 
     left = budget - (done := claims.count(joined).finished)
     if left <= 0:
+        say_floors()
         console.print(f"nothing to do: {budget} trials were asked for and {done} are finished")
         return Exit.DONE
     slots = plan(min(workers or len(plan(None)), left), per_gpu=workers or 1)
     stop = threading.Event()
-    with stopped_by_signals(stop, again=signal.default_int_handler), live.LiveView(
-        console, joined, trials=budget, metric=definition.search.metric
-    ) as view, supervisor.Workers(definition.path, url, trials=budget, slots=slots, say=view.say) as crew:  # fmt: skip
+    view = live.LiveView(console, joined, trials=budget, metric=definition.search.metric)
+    with stopped_by_signals(stop, again=signal.default_int_handler), supervisor.Workers(
+        definition.path, url, trials=budget, slots=slots, say=view.say
+    ) as crew, view:  # fmt: skip
+        say_floors()  # takes about as long as the workers take to start
         while crew.alive() and not stop.wait(REFRESH_SECONDS):
             if view.update().finished >= budget:
                 break  # not waiting for a worker that has only just started

@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 LOCKS = 0x68706F
 """First key of our advisory locks; the second is a study's id, or 0 for creating tables and studies."""
+FLOORS_LOCKS = LOCKS + 1
+"""The same for measuring a study's floors, which takes seconds and keeps nobody from anything else."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds
 
 metadata = sa.MetaData()

@@ -198,6 +198,15 @@ def lock(connection: Connection, study_id: int = 0) -> None:
     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(rdb.LOCKS, study_id)))
 
 
+def try_lock(connection: Connection, study_id: int) -> bool:
+    """Take the lock under which a study's floors are measured, until the transaction ends; False if another has it."""
+    import sqlalchemy as sa
+
+    from hpo import rdb
+
+    return bool(connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(rdb.FLOORS_LOCKS, study_id))))
+
+
 def _engine_options(url: URL) -> dict[str, Any]:
     given = url.query.get("options", "")
     settings = f"-c TimeZone=UTC -c statement_timeout={STATEMENT_MILLISECONDS}"

@@ -16,10 +16,12 @@ from hpo.checkpoints import ArtifactStore, Checkpoints
 from hpo.definition import StudyDefinition, differences
 from hpo.errors import Exit
 from hpo.export import FLOORS, REQUESTED
+from hpo.ledger import study_id
 from hpo.preparation import Prepared, Progress, prepare
+from hpo.rdb import patiently
 from hpo.sampler import seeded
 from hpo.slots import VISIBLE
-from hpo.storage import Direction, engine_of, open_storage, open_study
+from hpo.storage import Direction, backend, engine_of, open_storage, open_study, try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ POLL_SECONDS = 0.5
 
 
 def join(definition: StudyDefinition, prepared: Prepared, url: str, *, trials: int) -> optuna.Study:
-    """Create the study or join it, with its floors measured and its budget noted.
+    """Create the study or join it, with its budget noted.
 
     Raises:
         Refused: the study was started with something else.
@@ -45,12 +47,21 @@ def join(definition: StudyDefinition, prepared: Prepared, url: str, *, trials: i
         sampler=seeded(definition.search.sampler, definition.search.seed),
         differences=differences,
     )
-    known = study.user_attrs
-    if FLOORS not in known:
-        study.set_user_attr(FLOORS, prepared.floors())
-    if trials > known.get(REQUESTED, 0):
+    if trials > study.user_attrs.get(REQUESTED, 0):
         study.set_user_attr(REQUESTED, trials)
     return study
+
+
+def measure_floors(study: optuna.Study, prepared: Prepared) -> None:
+    """Note in the study what there is to beat, unless it is known or somebody else is at it: it takes seconds."""
+
+    def measure() -> None:
+        with engine_of(study).begin() as connection:  # a lock that is gone with its process
+            if try_lock(connection, study_id(study)) and FLOORS not in study.user_attrs:
+                study.set_user_attr(FLOORS, prepared.floors())
+
+    if FLOORS not in study.user_attrs:
+        patiently(measure, backend(study).patience_seconds)
 
 
 def work(
@@ -87,8 +98,10 @@ def work(
         study = join(definition, prepared, url, trials=trials)
         checkpoints = Checkpoints(store, every_seconds=definition.service.checkpoint_seconds)
         mine = _claims(definition, study, trials, slot, device, checkpoints)
+        measure_floors(study, prepared)
         with claims.Reaper(mine):
             _loop(mine, prepared, checkpoints, device, stop)
+        measure_floors(study, prepared)  # who was at it may have been killed
     except objective.OutOfMemory as error:
         logger.warning("%s This process ends to free what it holds; start it again, as --slots does.", error)
         return Exit.MEMORY

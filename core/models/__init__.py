@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -140,15 +141,30 @@ def build(
 
 
 def reader(config: ModelConfig, corpus: Readable, device: torch.device | str = "cpu") -> Inputs:
-    """What the model reads of a corpus: that it trains on, or one that it is to predict."""
+    """What the model reads of a corpus: that it trains on, or one that it is to predict.
+
+    Embeddings are moved to a device once, whatever number of models read them there.
+    """
     match config, corpus:
         case IrisConfig() | AbmilConfig(), EmbeddedCorpus():
-            return ChunkBags(corpus.embeddings, corpus.offsets, device)
+            return _resident(corpus, ChunkBags, device)
         case LinearConfig(), EmbeddedCorpus():
-            return MeanBags(corpus.embeddings, corpus.offsets, device)
+            return _resident(corpus, MeanBags, device)
         case TokenConfig(), TextCorpus():
             return TokenPosts(corpus.encoder, corpus.posts, corpus.criteria, config, device)
     raise TypeError(f"{config.name} does not read a {type(corpus).__name__}")
+
+
+_RESIDENT: WeakKeyDictionary[EmbeddedCorpus, dict[tuple[type, str], ChunkBags | MeanBags]] = WeakKeyDictionary()
+"""What lies on a device, for as long as its corpus is in use."""
+
+
+def _resident(corpus: EmbeddedCorpus, kind: type[ChunkBags | MeanBags], device: torch.device | str) -> Inputs:
+    kept = _RESIDENT.setdefault(corpus, {})
+    place = (kind, str(device))
+    if place not in kept:
+        kept[place] = kind(corpus.embeddings, corpus.offsets, device)
+    return kept[place]
 
 
 def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:

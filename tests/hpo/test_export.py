@@ -15,8 +15,8 @@ from core.errors import UserError
 from hpo import export, objective
 from hpo.checkpoints import Checkpoints, resolve
 from hpo.claims import Claim, Claims
-from hpo.storage import engine_of
-from hpo.worker import join
+from hpo.storage import engine_of, try_lock
+from hpo.worker import join, measure_floors
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "best.schema.json").read_text(encoding="utf-8"))
 
@@ -70,6 +70,7 @@ def test_the_best_trial_among_some():
 def test_an_export_and_a_status_of_a_real_study(database, tmp_path):
     data = prepared(tmp_path)
     study = join(data.definition, data, database, trials=2)
+    measure_floors(study, data)
     with pytest.raises(UserError, match="has no complete trial yet"):
         export.best(study)
     mine = Claims(engine_of(study), study, budget=2, heartbeat_seconds=5, grace_seconds=60, max_attempts=3)
@@ -111,3 +112,15 @@ def test_writing_leaves_nothing_else_behind(tmp_path):
     export.write_json({"b": "é", "a": 1}, path)
     assert path.read_text(encoding="utf-8") == '{\n  "a": 1,\n  "b": "é"\n}\n'
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_floors_are_measured_by_one_and_not_waited_for(database, tmp_path):
+    data = prepared(tmp_path)
+    study = join(data.definition, data, database, trials=2)
+    with engine_of(study).begin() as busy:
+        assert try_lock(busy, study._study_id)
+        measure_floors(study, data)
+        assert export.FLOORS not in study.user_attrs
+    measure_floors(study, data)  # who was at it is gone
+    assert study.user_attrs[export.FLOORS] == data.floors()
+    engine_of(study).dispose()

@@ -145,10 +145,11 @@ def test_the_live_view_is_five_lines_with_everything_in_them(database, tmp_path)
     from tiny import prepared
 
     from hpo.storage import engine_of
-    from hpo.worker import join
+    from hpo.worker import join, measure_floors
 
     data = prepared(tmp_path)
     study = join(data.definition, data, database, trials=4)
+    measure_floors(study, data)
     view = live.LiveView(Console(file=io.StringIO(), width=80), study, trials=40, metric="average_precision")
     held = [{"trial": n, "held_seconds": 3.0, "stage": 1, "epoch": 7 * (n % 2)} for n in range(30)]
     text = drawn(view.drawn(Counts(complete=7, pruned=5, running=2), held))
