@@ -18,7 +18,7 @@ from core.metrics import score
 from core.models import EmbeddedCorpus, prior_log_odds
 from core.sources import SyntheticSource
 from core.splits import Folds, split
-from core.stack import FoldStack
+from core.stack import Stack, make_stack
 
 HOME_POSTS = 1484
 DIM, CRITERIA, QUERIES = 384, 10, 8
@@ -63,17 +63,17 @@ def seconds(work: Callable[[], None], repeats: int) -> float:
 
 def fused(given: Case) -> Callable[[], None]:
     """Our epoch: train and validate all folds as one model."""
-    stack = FoldStack(given.corpus, given.folds, range(FOLDS), CANDIDATE, seed=0)
+    stack = make_stack(given.corpus, given.folds, range(FOLDS), CANDIDATE, seed=0)
     return lambda: _epoch(stack, given)
 
 
 def plain(given: Case) -> Callable[[], None]:
-    """Our epoch with a stack per fold."""
-    stacks = [FoldStack(given.corpus, given.folds, [fold], CANDIDATE, seed=0) for fold in range(FOLDS)]
-    return lambda: [_epoch(stack, given) for stack in stacks] and None
+    """Our epoch with a model per fold."""
+    stack = make_stack(given.corpus, given.folds, range(FOLDS), CANDIDATE, seed=0, fuse=False)
+    return lambda: _epoch(stack, given)
 
 
-def _epoch(stack: FoldStack, given: Case) -> None:
+def _epoch(stack: Stack, given: Case) -> None:
     stack.advance()
     logits, _ = stack.validate()
     for fold, part in zip(stack.which, logits, strict=True):

@@ -88,6 +88,7 @@ class CrossValidation:
         criteria: the criteria's names, for the report.
         seed: seed of weights, batches and dropout.
         device: where it trains.
+        fuse: train the folds of a stage as one batched model where the model allows it.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class CrossValidation:
         criteria: Sequence[str],
         seed: int,
         device: torch.device | str = "cpu",
+        fuse: bool = True,
     ) -> None:
         assert sum(stages) == folds.count
         self.corpus = corpus
@@ -112,7 +114,7 @@ class CrossValidation:
         self._stages = [
             _Stage(
                 number,
-                make_stack(corpus, folds, range(end - size, end), candidate, seed=seed, device=device),
+                make_stack(corpus, folds, range(end - size, end), candidate, seed=seed, device=device, fuse=fuse),
             )
             for number, (size, end) in enumerate(zip(stages, map(int, ends), strict=True))
         ]

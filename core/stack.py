@@ -69,9 +69,13 @@ def make_stack(
     *,
     seed: int,
     device: torch.device | str = "cpu",
+    fuse: bool = True,
 ) -> Stack:
-    """The folds `which` as one batched model where the model fuses, else as a row of models; see `FoldStack`."""
-    if models.folds_fuse(candidate.model):
+    """The folds `which` as one batched model where the model fuses, else as a row of models; see `FoldStack`.
+
+    Without `fuse` it is a row in any case: slower, and what the fused folds are compared with.
+    """
+    if fuse and models.folds_fuse(candidate.model):
         return FoldStack(corpus, folds, which, candidate, seed=seed, device=device)
     return FoldRow([FoldStack(corpus, folds, [fold], candidate, seed=seed, device=device) for fold in which])
 

@@ -10,6 +10,7 @@ from corpora import IRIS, assert_same_bits, candidate, planted, uneven
 
 from core import metrics
 from core.checkpoint import pack_state, unpack_state
+from core.config import AbmilConfig, LinearConfig
 from core.crossval import CrossValidation, CvEpoch
 from core.models import EmbeddedCorpus
 from core.stopping import best_index, is_stale
@@ -19,10 +20,10 @@ NAMES = ("a", "b", "c")
 CONFIG = candidate(epochs=8, patience=2, learning_rate=3e-2)
 
 
-def crossval(stages=(1, 2), config=CONFIG, corpus=None, metric="average_precision", seed=0):
+def crossval(stages=(1, 2), config=CONFIG, corpus=None, metric="average_precision", seed=0, fuse=True):
     corpus = corpus or planted()
     return CrossValidation(
-        corpus, uneven(corpus), config, stages=stages, metric=metric, criteria=NAMES, seed=seed, device="cpu"
+        corpus, uneven(corpus), config, stages=stages, metric=metric, criteria=NAMES, seed=seed, device="cpu", fuse=fuse
     )
 
 
@@ -90,6 +91,24 @@ def test_stages_follow_one_another_and_catch_up():
         assert [event.epoch for event in events if event.stage == stage] == list(range(1, lengths[stage] + 1))
     assert list(cv.epochs()) == []
     assert {len(curve) for curves in cv.curves().values() for curve in curves} == set(lengths.values())
+
+
+@pytest.mark.parametrize(
+    "model", [IRIS, AbmilConfig(hidden=8, attention_hidden=4), LinearConfig()], ids=lambda m: m.name
+)
+def test_fused_folds_are_plain_folds(model):
+    """Losses and scores of every epoch, and so every decision: when a stage stops, which epoch is best."""
+    config = replace(CONFIG, model=model, training=replace(CONFIG.training, epochs=20))
+    fused, plain = (crossval((1, 2), config, planted(unlabelled=0.1), fuse=fuse) for fuse in (True, False))
+    ours, reference = list(fused.epochs()), list(plain.epochs())
+    numbers = ("train_loss", "validation_loss", "scores")
+    for event, expected in zip(ours, reference, strict=True):
+        assert (event.stage, event.epoch, event.stage_ended) == (expected.stage, expected.epoch, expected.stage_ended)
+        for name in numbers:
+            assert getattr(event, name) == pytest.approx(getattr(expected, name), abs=1e-4), (event.epoch, name)
+    assert len({event.epoch for event in ours if event.stage_ended}) == 2  # one stage stopped early, and caught up
+    assert fused.summary().best_epoch == plain.summary().best_epoch
+    assert fused.summary().threshold == pytest.approx(plain.summary().threshold, abs=1e-4)
 
 
 def test_a_stage_stops_by_its_own_mean():
