@@ -41,6 +41,8 @@ TARGETS = {
     "scaling.workers_2": ("trials a second with two workers over one", "≥ 1.7"),
     "scaling.sleeping_64_loss": ("throughput that 64 workers with 2 s trials lose", "< 0.10"),
     "memory.worker_gib": ("largest resident memory of a worker, GiB", "< 1.5"),
+    "startup.help_seconds": ("`hpo --help`, seconds", "< 0.3"),
+    "startup.worker_seconds": ("a worker that joins a study of the home case's size, seconds", "< 3"),
     "study.home_vs_script": ("a study of the home case's size: times faster than a plain script", "≥ 5"),
     "study.quickstart_vs_script": ("the quickstart: times faster than a plain script", "≥ 2"),
     "study.home_minus_script": ("re-scored winner minus the script's, home case's size", "≥ -0.01"),

@@ -1,4 +1,4 @@
-"""(d) From one worker to two on real trials, and to 64 workers on trials that only sleep; (e) memory of a worker."""
+"""(d) From one worker to two on real trials, to 64 workers on trials that only sleep; (e) a worker's memory and start."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def _study(folder: Path, name: str, trials: int) -> Path:
     """The study of the home case's size with equal work in every trial: random points, no pruning, fixed epochs."""
     text = HOME.read_text()
     text = text.replace('name = "home"', f'name = "{name}"')
-    text = text.replace("trials = 40", f'trials = {trials}\nsampler = "random"\npruner = {{ name = "none" }}')
+    text = re.sub(
+        r"trials = .*\npruner = .*", f'trials = {trials}\nsampler = "random"\npruner = {{ name = "none" }}', text
+    )
     text = re.sub(r"epochs = \d+\npatience = \d+", "epochs = 4\npatience = 4", text)
     path = folder / f"{name}.toml"
     path.write_text(text)
@@ -90,9 +92,27 @@ def memory() -> dict[str, float]:
     return {"memory.worker_gib": kibibytes / 2**20}
 
 
+def startup(rounds: int = 5) -> dict[str, float]:
+    """Seconds until `hpo --help` has answered, and until a further worker has joined a finished study and left it."""
+    found = {}
+    with databases() as fresh, tempfile.TemporaryDirectory() as folder:
+        path = _study(Path(folder), "startup", 1)
+        environment = {**os.environ, "HPO_STORAGE": fresh("startup")}
+        worker = [sys.executable, "-m", "hpo", "worker", str(path), "--threads", "1"]
+        for name, command in (("help", [sys.executable, "-m", "hpo", "--help"]), ("worker", worker)):
+            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)  # the worker's: the study
+            taken = []
+            for _ in range(rounds):
+                started = time.perf_counter()
+                subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+                taken.append(time.perf_counter() - started)
+            found[f"startup.{name}_seconds"] = sorted(taken)[rounds // 2]
+    return found
+
+
 def measure() -> dict[str, float]:
     """All of it."""
     assert usable_cores() >= 2, "two workers need two cores"
     started = time.perf_counter()
-    found = workers_2() | sleeping_64() | memory()
+    found = workers_2() | sleeping_64() | memory() | startup()
     return found | {"scaling.seconds": time.perf_counter() - started}

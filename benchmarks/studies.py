@@ -29,7 +29,7 @@ from hpo.preparation import Prepared, prepare
 
 STUDIES = {"home": Path(__file__).with_name("home.toml"), "quickstart": Path("studies/quickstart.toml")}
 PROCESSES = 2
-FRESH_SEEDS = (101, 102, 103)
+FRESH_SEEDS = (101, 102, 103, 104, 105)
 
 
 def measure(which: tuple[str, ...] = ("home", "quickstart")) -> dict[str, float]:
