@@ -1,4 +1,4 @@
-"""(d) From one worker to two on real trials, to 64 workers on trials that only sleep; (e) a worker's memory and start."""
+"""(d) From one worker to two on real trials, to 64 on trials that only sleep; (e) memory and start-up of a worker."""
 
 from __future__ import annotations
 
