@@ -1,0 +1,80 @@
+"""Optuna's trials read in one statement, where `RDBStorage` needs seven and its object mapper.
+
+What comes out equals what Optuna reads, to the last attribute (`tests/contract/test_rdb.py` compares). Only what costs
+time is left out: distributions, which are values, are parsed once and shared by all trials that have them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Collection
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.distributions import json_to_distribution
+from optuna.trial import FrozenTrial, TrialState
+
+_READ = """
+SELECT t.trial_id, t.number, t.state::text AS state, t.datetime_start, t.datetime_complete,
+  (SELECT json_agg(json_build_array(v.value, v.value_type) ORDER BY v.objective)
+   FROM trial_values v WHERE v.trial_id = t.trial_id) AS outcome,
+  (SELECT json_agg(json_build_array(p.param_name, p.param_value, p.distribution_json) ORDER BY p.param_id)
+   FROM trial_params p WHERE p.trial_id = t.trial_id) AS parameters,
+  (SELECT json_agg(json_build_array(i.step, i.intermediate_value, i.intermediate_value_type)
+                   ORDER BY i.trial_intermediate_value_id)
+   FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id) AS reports,
+  (SELECT json_agg(json_build_array(u.key, u.value_json) ORDER BY u.trial_user_attribute_id)
+   FROM trial_user_attributes u WHERE u.trial_id = t.trial_id) AS user_attributes,
+  (SELECT json_agg(json_build_array(s.key, s.value_json) ORDER BY s.trial_system_attribute_id)
+   FROM trial_system_attributes s WHERE s.trial_id = t.trial_id) AS system_attributes
+FROM trials t WHERE
+"""
+_ONE = sa.text(f"{_READ} t.trial_id = :trial")
+_SEVERAL = sa.text(
+    f"{_READ} t.study_id = :study AND (t.trial_id > :after OR t.trial_id = ANY(:known)) ORDER BY t.trial_id"
+)
+_SPECIAL = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
+
+_distribution = functools.lru_cache(maxsize=4096)(json_to_distribution)
+
+
+def one(connection: sa.Connection, trial_id: int) -> FrozenTrial | None:
+    """Read a trial; None if there is none with this id."""
+    row = connection.execute(_ONE, {"trial": trial_id}).first()
+    return None if row is None else _frozen(row)
+
+
+def several(connection: sa.Connection, study_id: int, known: Collection[int], after: int) -> list[FrozenTrial]:
+    """Read the trials of a study whose ids are among `known` or greater than `after`, in the order of their ids."""
+    rows = connection.execute(_SEVERAL, {"study": study_id, "known": list(known), "after": after})
+    return [_frozen(row) for row in rows]
+
+
+def _frozen(row: sa.Row[Any]) -> FrozenTrial:
+    parameters = [(name, value, _distribution(words)) for name, value, words in row.parameters or ()]
+    return FrozenTrial(
+        number=row.number,
+        state=TrialState[row.state],
+        value=None,
+        values=[_number(*pair) for pair in row.outcome] if row.outcome else None,
+        datetime_start=_local(row.datetime_start),
+        datetime_complete=_local(row.datetime_complete),
+        params={name: distribution.to_external_repr(float(value)) for name, value, distribution in parameters},
+        distributions={name: distribution for name, _, distribution in parameters},
+        user_attrs={key: json.loads(value) for key, value in row.user_attributes or ()},
+        system_attrs={key: json.loads(value) for key, value in row.system_attributes or ()},
+        intermediate_values={step: _number(value, kind) for step, value, kind in row.reports or ()},
+        trial_id=row.trial_id,
+    )
+
+
+def _number(value: float | None, kind: str) -> float:
+    """What Optuna stores in two columns, because not every database takes infinities; JSON has made 1.0 a 1."""
+    return _SPECIAL[kind] if value is None else float(value)
+
+
+def _local(utc: datetime | None) -> datetime | None:
+    return None if utc is None else utc.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
