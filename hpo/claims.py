@@ -258,15 +258,20 @@ class Claim:
         told = dict(attributes or {})
         if state == TrialState.FAIL:
             told |= {OUTCOME: INFEASIBLE, REASON: reason or "no reason given"}
+        artifacts = [artifact for artifact in (self.checkpoint, self.pending) if artifact]
+        values = None if value is None else [float(value)]
+        study = self.trial.study
+        study.sampler.after_trial(study, self._told, state, values)  # as `Study.tell` does
         try:
-            backend(self.trial.study).end(self._key["trial"], state, None if value is None else [float(value)], told)
+            # The claim is what remembers artifacts: without any it can go at once.
+            backend(study).end(self._key["trial"], state, values, told, drop_claim=not artifacts)
         except ClaimLost:
             self.lost.set()
             raise
         except UpdateFinishedTrialError as error:
             raise ClaimLost(f"Trial {self.trial.number} was ended by somebody else.") from error
         self._over.set()
-        if all(self._discard(artifact) for artifact in (self.checkpoint, self.pending) if artifact):
+        if artifacts and all(self._discard(artifact) for artifact in artifacts):
             self._end(ledger.DROP)  # else a reaper tries again
 
     def release(self) -> None:

@@ -27,7 +27,7 @@ SELECT t.trial_id, t.number, t.state::text AS state, t.datetime_start, t.datetim
                    ORDER BY i.trial_intermediate_value_id)
    FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id) AS reports,
   (SELECT json_agg(json_build_array(u.key, u.value_json) ORDER BY u.trial_user_attribute_id)
-   FROM trial_user_attributes u WHERE u.trial_id = t.trial_id) AS user_attributes,
+   FROM trial_user_attributes u WHERE u.trial_id = t.trial_id AND u.key <> ALL(:without)) AS user_attributes,
   (SELECT json_agg(json_build_array(s.key, s.value_json) ORDER BY s.trial_system_attribute_id)
    FROM trial_system_attributes s WHERE s.trial_id = t.trial_id) AS system_attributes
 FROM trials t WHERE
@@ -41,15 +41,21 @@ _SPECIAL = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
 _distribution = functools.lru_cache(maxsize=4096)(json_to_distribution)
 
 
-def one(connection: sa.Connection, trial_id: int) -> FrozenTrial | None:
-    """Read a trial; None if there is none with this id."""
-    row = connection.execute(_ONE, {"trial": trial_id}).first()
+def one(connection: sa.Connection, trial_id: int, without: Collection[str] = ()) -> FrozenTrial | None:
+    """Read a trial; None if there is none with this id. User attributes `without` are left out."""
+    row = connection.execute(_ONE, {"trial": trial_id, "without": list(without)}).first()
     return None if row is None else _frozen(row)
 
 
-def several(connection: sa.Connection, study_id: int, known: Collection[int], after: int) -> list[FrozenTrial]:
-    """Read the trials of a study whose ids are among `known` or greater than `after`, in the order of their ids."""
-    rows = connection.execute(_SEVERAL, {"study": study_id, "known": list(known), "after": after})
+def several(
+    connection: sa.Connection, study_id: int, known: Collection[int], after: int, without: Collection[str] = ()
+) -> list[FrozenTrial]:
+    """Read the trials of a study whose ids are among `known` or greater than `after`, in the order of their ids.
+
+    User attributes `without` are left out.
+    """
+    asked = {"study": study_id, "known": list(known), "after": after, "without": list(without)}
+    rows = connection.execute(_SEVERAL, asked)
     return [_frozen(row) for row in rows]
 
 

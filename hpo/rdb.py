@@ -21,7 +21,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -79,6 +79,7 @@ _STATE_IF_MINE = sa.text("""
 SELECT t.state::text FROM hpo_claims c JOIN trials t USING (trial_id)
 WHERE c.trial_id = :trial AND c.owner = :owner AND NOT c.released FOR SHARE OF c
 """)
+_DROP = sa.text("DELETE FROM hpo_claims WHERE trial_id = :trial AND owner = :owner")
 _END = sa.text(f"""
 UPDATE trials SET state = :state, datetime_complete = {NOW} WHERE trial_id = :trial AND state IN ('RUNNING', 'WAITING')
 """)  # noqa: S608 (a constant)
@@ -141,6 +142,7 @@ class _Batch:
     trial_id: int
     rows: dict[type[models.BaseModel], dict[str | int, dict[str, Any]]] = field(default_factory=dict)
     ends: TrialState | None = None
+    drops_claim: bool = False
     attempts: int = 0
 
     def add(self, table: type[models.BaseModel], key: str | int, **columns: Any) -> None:  # noqa: ANN401 (any column)
@@ -174,10 +176,18 @@ class PatientStorage(RDBStorage):
     """`RDBStorage` that survives outages and writes only into trials that it may write into."""
 
     def __init__(
-        self, url: str, *, patience_seconds: float, engine_kwargs: dict[str, Any], skip_table_creation: bool
+        self,
+        url: str,
+        *,
+        patience_seconds: float,
+        engine_kwargs: dict[str, Any],
+        skip_table_creation: bool,
+        without: Collection[str] = (),
     ) -> None:
         super().__init__(url, engine_kwargs, skip_table_creation=skip_table_creation)
         self.patience_seconds = patience_seconds
+        self.without = without
+        """User attributes of trials that are not read."""
         self.fences: dict[int, str] = {}
         """Claimed trials and the owner under which this process claimed them."""
         self._open = threading.local()
@@ -199,7 +209,7 @@ class PatientStorage(RDBStorage):
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """As Optuna's."""
-        found = self._read(lambda connection: frozen.one(connection, trial_id))
+        found = self._read(lambda connection: frozen.one(connection, trial_id, self.without))
         if found is None:
             raise KeyError(models.NOT_FOUND_MSG)
         return found
@@ -212,9 +222,8 @@ class PatientStorage(RDBStorage):
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
         """As Optuna's: what the cache in front of us asks for."""
-        found = self._read(
-            lambda connection: frozen.several(connection, study_id, included_trial_ids, trial_id_greater_than)
-        )
+        known, after = included_trial_ids, trial_id_greater_than
+        found = self._read(lambda connection: frozen.several(connection, study_id, known, after, self.without))
         if not found:
             self.get_study_name_from_id(study_id)  # raises KeyError if there is no such study
         return [trial for trial in found if states is None or trial.state in states]
@@ -292,14 +301,16 @@ class PatientStorage(RDBStorage):
         state: TrialState,
         values: Sequence[float] | None = None,
         attributes: Mapping[str, Any] | None = None,
+        *,
+        drop_claim: bool = False,
     ) -> None:
-        """Write a trial's end with its values and user attributes, all or none.
+        """Write a trial's end with its values and user attributes, and drop our claim if asked to; all or none.
 
         Raises:
             UpdateFinishedTrialError: it has ended before, by somebody else.
             ClaimLost: another worker has taken the trial over.
         """
-        batch = _Batch(trial_id, ends=state)
+        batch = _Batch(trial_id, ends=state, drops_claim=drop_claim)
         for objective, each in enumerate(values or ()):
             value, kind = models.TrialValueModel.value_to_stored_repr(each)
             batch.add(models.TrialValueModel, objective, value=value, value_type=kind)
@@ -307,7 +318,7 @@ class PatientStorage(RDBStorage):
             batch.add(models.TrialUserAttributeModel, key, value_json=json.dumps(attribute))
         try:
             self._write(batch)
-        except UpdateFinishedTrialError:
+        except (UpdateFinishedTrialError, ClaimLost):
             stored = self.get_trial(trial_id)
             as_told = stored.state == state and stored.values == (list(values) if values else None)
             if batch.attempts == 1 or not as_told:  # else it was us, and the answer got lost
@@ -353,5 +364,7 @@ class PatientStorage(RDBStorage):
             told = connection.execute(_END, {"trial": batch.trial_id, "state": batch.ends.name})
             if not told.rowcount:
                 raise UpdateFinishedTrialError(f"Trial {batch.trial_id} was ended by somebody else meanwhile.")
+        if batch.drops_claim:
+            connection.execute(_DROP, {"trial": batch.trial_id, "owner": self.fences[batch.trial_id]})
         for table, rows in batch.rows.items():
             connection.execute(_UPSERTS[table], list(rows.values()))
