@@ -36,7 +36,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from hpo import ledger
 from hpo.ledger import INFEASIBLE, OUTCOME, REASON, Counts, Held, Worker, count, workers
-from hpo.rdb import LONGEST_PAUSE, SHORTEST_PAUSE, ClaimLost, patiently
+from hpo.rdb import DROP, LONGEST_PAUSE, SHORTEST_PAUSE, ClaimLost, patiently
 from hpo.storage import backend, lock
 
 __all__ = ["REASON", "Claim", "ClaimLost", "Claims", "Counts", "Finished", "Reaper", "Wait", "Worker", "count", "workers"]  # fmt: skip  # noqa: E501
@@ -117,7 +117,8 @@ class Claims:
             return got
         backend(self.study).fences[got.trial_id] = owner
         # As `Study.ask` does: the sampler sees the study as it is now, and Optuna's cache learns of the trial.
-        self.study._thread_local.cached_all_trials = self.study.get_trials(deepcopy=False)  # noqa: SLF001 (no public way)
+        trials = self.study.get_trials(deepcopy=False)
+        self.study._thread_local.cached_all_trials = trials  # noqa: SLF001 (no public way)
         trial = Trial(self.study, got.trial_id)
         logger.info("Claimed trial %d.", trial.number, extra={"action": "claimed", "attempt": got.attempt})
         return Claim(self.engine, trial, owner, got, self.terms, discard=self.discard, stalled=self.stalled)
@@ -134,7 +135,7 @@ class Claims:
         for row in rows:
             if all(self.discard(row[column]) for column in ("checkpoint", "pending") if row[column]):
                 with self.engine.begin() as connection:
-                    connection.execute(sa.text(ledger.DROP), {"trial": row["trial"], "owner": row["owner"]})
+                    connection.execute(sa.text(DROP), {"trial": row["trial"], "owner": row["owner"]})
 
     def _decide(self, owner: str) -> Held | Wait | Finished:
         study = ledger.study_id(self.study)
@@ -218,7 +219,7 @@ class Claim:
 
     def reported(self, step: int) -> bool:
         """Whether this or an earlier worker has reported at this step; nobody else can since the trial is ours."""
-        return step in self._told.intermediate_values
+        return step in self._known.intermediate_values
 
     def announce(self, artifact: str) -> None:
         """Note an artifact that is about to be written for the trial. Raises `ClaimLost`."""
@@ -261,7 +262,7 @@ class Claim:
         artifacts = [artifact for artifact in (self.checkpoint, self.pending) if artifact]
         values = None if value is None else [float(value)]
         study = self.trial.study
-        study.sampler.after_trial(study, self._told, state, values)  # as `Study.tell` does
+        study.sampler.after_trial(study, self._known, state, values)  # as `Study.tell` does
         try:
             # The claim is what remembers artifacts: without any it can go at once.
             backend(study).end(self._key["trial"], state, values, told, drop_claim=not artifacts)
@@ -271,8 +272,9 @@ class Claim:
         except UpdateFinishedTrialError as error:
             raise ClaimLost(f"Trial {self.trial.number} was ended by somebody else.") from error
         self._over.set()
+        self._known.user_attrs.update(told)
         if artifacts and all(self._discard(artifact) for artifact in artifacts):
-            self._end(ledger.DROP)  # else a reaper tries again
+            self._end(DROP)  # else a reaper tries again
 
     def release(self) -> None:
         """Hand the trial back: the next worker that asks gets it, and no attempt is counted."""
@@ -284,13 +286,13 @@ class Claim:
         return backend(self.trial.study).patience_seconds
 
     @property
-    def _told(self) -> FrozenTrial:
+    def _known(self) -> FrozenTrial:
         """What this worker knows of its trial."""
         return self.trial._cached_frozen_trial  # noqa: SLF001 (no public way)
 
     def _last_report(self) -> float | None:
-        step = self._told.last_step
-        value = None if step is None else self._told.intermediate_values[step]
+        step = self._known.last_step
+        value = None if step is None else self._known.intermediate_values[step]
         return None if value is None or math.isnan(value) else value
 
     def _write(self, statement: str, **values: str) -> None:

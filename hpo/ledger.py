@@ -70,7 +70,6 @@ UPDATE hpo_claims SET checkpoint = :artifact, checkpoint_sha256 = :sha256,
        pending = CASE WHEN checkpoint IS NOT DISTINCT FROM :artifact THEN pending ELSE checkpoint END
 WHERE {_MINE}
 """  # noqa: S608
-DROP = "DELETE FROM hpo_claims WHERE trial_id = :trial AND owner = :owner"
 # A worker killed between finishing a trial and dropping its claim left the row, and maybe artifacts, behind.
 _LEFTOVERS = """
 SELECT c.trial_id AS trial, c.owner, c.checkpoint, c.pending FROM hpo_claims c JOIN trials t USING (trial_id)

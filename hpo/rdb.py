@@ -9,7 +9,7 @@ into it begins by locking the claim's row and checking the owner, on the same co
 over waits for the write to end, and later writes raise `ClaimLost`. No caller can forget it: there is one way to write.
 
 *Few round trips.* Optuna reads trials in seven statements through its object mapper and asks again before every
-write, which is most of what a short trial costs. Here trials are read in one statement (`hpo.frozen`), and whatever is
+write, which is most of what a short trial costs. Here trials are read in one statement (`hpo.rows`), and whatever is
 written together (`together`, `end`) is written in one transaction. The tables, and what stands in them, are Optuna's.
 """
 
@@ -23,7 +23,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
@@ -32,10 +31,10 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.dialects import postgresql
 
-from hpo import frozen
+from hpo import rows
 from hpo.errors import StorageError
+from hpo.rows import Batch
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -79,7 +78,7 @@ _STATE_IF_MINE = sa.text("""
 SELECT t.state::text FROM hpo_claims c JOIN trials t USING (trial_id)
 WHERE c.trial_id = :trial AND c.owner = :owner AND NOT c.released FOR SHARE OF c
 """)
-_DROP = sa.text("DELETE FROM hpo_claims WHERE trial_id = :trial AND owner = :owner")
+DROP = "DELETE FROM hpo_claims WHERE trial_id = :trial AND owner = :owner"
 _END = sa.text(f"""
 UPDATE trials SET state = :state, datetime_complete = {NOW} WHERE trial_id = :trial AND state IN ('RUNNING', 'WAITING')
 """)  # noqa: S608 (a constant)
@@ -135,43 +134,6 @@ def _patient(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[A
     return call
 
 
-@dataclass
-class _Batch:
-    """What is to be written into a trial in one transaction: rows by table and key, and its state if that ends it."""
-
-    trial_id: int
-    rows: dict[type[models.BaseModel], dict[str | int, dict[str, Any]]] = field(default_factory=dict)
-    ends: TrialState | None = None
-    drops_claim: bool = False
-    attempts: int = 0
-
-    def add(self, table: type[models.BaseModel], key: str | int, **columns: Any) -> None:  # noqa: ANN401 (any column)
-        """Put a row in; it takes the place of one with the same key."""
-        row = {"trial_id": self.trial_id, _KEYS[table]: key, **columns}
-        self.rows.setdefault(table, {})[key] = row
-
-
-def _upsert(table: type[models.BaseModel]) -> sa.Insert:
-    """Insert rows of a trial. One that is there already gets the new values; a parameter stays as it is."""
-    insert, target = postgresql.insert(table), ["trial_id", _KEYS[table]]
-    if table is models.TrialParamModel:
-        return insert.on_conflict_do_nothing(index_elements=target)
-    identity = {*target, *(column.name for column in insert.table.primary_key)}
-    new = {column.name: column for column in insert.excluded if column.name not in identity}
-    return insert.on_conflict_do_update(index_elements=target, set_=new)
-
-
-_KEYS: dict[type[models.BaseModel], str] = {
-    models.TrialParamModel: "param_name",
-    models.TrialUserAttributeModel: "key",
-    models.TrialSystemAttributeModel: "key",
-    models.TrialValueModel: "objective",
-    models.TrialIntermediateValueModel: "step",
-}
-"""Optuna's tables of what belongs to a trial, and what tells their rows of one trial apart."""
-_UPSERTS = {table: _upsert(table) for table in _KEYS}
-
-
 class PatientStorage(RDBStorage):
     """`RDBStorage` that survives outages and writes only into trials that it may write into."""
 
@@ -209,7 +171,7 @@ class PatientStorage(RDBStorage):
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """As Optuna's."""
-        found = self._read(lambda connection: frozen.one(connection, trial_id, self.without))
+        found = self._read(lambda connection: rows.one(connection, trial_id, self.without))
         if found is None:
             raise KeyError(models.NOT_FOUND_MSG)
         return found
@@ -223,7 +185,7 @@ class PatientStorage(RDBStorage):
     ) -> list[FrozenTrial]:
         """As Optuna's: what the cache in front of us asks for."""
         known, after = included_trial_ids, trial_id_greater_than
-        found = self._read(lambda connection: frozen.several(connection, study_id, known, after, self.without))
+        found = self._read(lambda connection: rows.several(connection, study_id, known, after, self.without))
         if not found:
             self.get_study_name_from_id(study_id)  # raises KeyError if there is no such study
         return [trial for trial in found if states is None or trial.state in states]
@@ -242,13 +204,13 @@ class PatientStorage(RDBStorage):
     @contextmanager
     def together(self, trial_id: int) -> Iterator[None]:
         """What is written into the trial inside is written in one transaction at the end, all or none."""
-        batch = self._open.batch = _Batch(trial_id)
+        batch = self._open.batch = Batch(trial_id)
         try:
             yield
         finally:
             self._open.batch = None
-        if batch.rows:
-            self._write(batch)
+        if batch:
+            self._write(trial_id, batch.write)
 
     def _set_trial_param(
         self,
@@ -310,39 +272,49 @@ class PatientStorage(RDBStorage):
             UpdateFinishedTrialError: it has ended before, by somebody else.
             ClaimLost: another worker has taken the trial over.
         """
-        batch = _Batch(trial_id, ends=state, drops_claim=drop_claim)
+        batch = Batch(trial_id)
         for objective, each in enumerate(values or ()):
             value, kind = models.TrialValueModel.value_to_stored_repr(each)
             batch.add(models.TrialValueModel, objective, value=value, value_type=kind)
         for key, attribute in (attributes or {}).items():
             batch.add(models.TrialUserAttributeModel, key, value_json=json.dumps(attribute))
+        sent = False
+
+        def finish(connection: sa.Connection) -> None:
+            nonlocal sent
+            if not connection.execute(_END, {"trial": trial_id, "state": state.name}).rowcount:
+                raise UpdateFinishedTrialError(f"Trial {trial_id} was ended by somebody else meanwhile.")
+            batch.write(connection)
+            if drop_claim:
+                connection.execute(sa.text(DROP), {"trial": trial_id, "owner": self.fences[trial_id]})
+            sent = True
+
         try:
-            self._write(batch)
+            self._write(trial_id, finish)
         except (UpdateFinishedTrialError, ClaimLost):
             stored = self.get_trial(trial_id)
             as_told = stored.state == state and stored.values == (list(values) if values else None)
-            if batch.attempts == 1 or not as_told:  # else it was us, and the answer got lost
+            if not sent or not as_told:  # else it was us, and the answer got lost
                 raise
 
     @contextmanager
-    def _batch(self, trial_id: int) -> Iterator[_Batch]:
+    def _batch(self, trial_id: int) -> Iterator[Batch]:
         """The open batch of the trial, or one that is written at once."""
-        batch: _Batch | None = getattr(self._open, "batch", None)
+        batch: Batch | None = getattr(self._open, "batch", None)
         if batch is not None and batch.trial_id == trial_id:
             yield batch
         else:
-            batch = _Batch(trial_id)
+            batch = Batch(trial_id)
             yield batch
-            self._write(batch)
+            self._write(trial_id, batch.write)
 
-    def _write(self, batch: _Batch) -> None:
-        """Write a batch, for as long as it takes; it may be written twice."""
+    def _write(self, trial_id: int, write: Callable[[sa.Connection], None]) -> None:
+        """Write into a trial in one transaction, for as long as it takes; it may be written twice."""
 
         def once() -> None:
-            batch.attempts += 1
             with self.engine.begin() as connection:
-                self._admit(connection, batch.trial_id)
-                self._insert(connection, batch)
+                self._admit(connection, trial_id)
+                write(connection)
 
         patiently(once, self.patience_seconds)
 
@@ -358,13 +330,3 @@ class PatientStorage(RDBStorage):
             if state is None:
                 raise ClaimLost
         self.check_trial_is_updatable(trial_id, TrialState[state])
-
-    def _insert(self, connection: sa.Connection, batch: _Batch) -> None:
-        if batch.ends is not None:
-            told = connection.execute(_END, {"trial": batch.trial_id, "state": batch.ends.name})
-            if not told.rowcount:
-                raise UpdateFinishedTrialError(f"Trial {batch.trial_id} was ended by somebody else meanwhile.")
-        if batch.drops_claim:
-            connection.execute(_DROP, {"trial": batch.trial_id, "owner": self.fences[batch.trial_id]})
-        for table, rows in batch.rows.items():
-            connection.execute(_UPSERTS[table], list(rows.values()))

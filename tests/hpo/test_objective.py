@@ -113,10 +113,11 @@ def test_peers_are_the_other_trials_at_the_same_folds_pruned_ones_too(claims, tm
 def test_a_trial_that_diverges_is_infeasible_not_pruned(claims, tmp_path):
     data = prepared(tmp_path, epochs=30, learning_rate="1e30\nclip_norm = 0")
     mine = claims(data)
-    state, _ = run(mine, data)
+    state, claim = run(mine, data)
     trial = mine.study.trials[0]
     assert state == trial.state == TrialState.FAIL
     assert trial.user_attrs[OUTCOME] == "infeasible"
+    assert claim.trial.user_attrs[REASON] == trial.user_attrs[REASON], "for whoever has it in hand"
     assert trial.user_attrs[REASON].startswith("diverged: ")
     assert (count(mine.study).infeasible, count(mine.study).finished) == (1, 1)
 
