@@ -111,7 +111,7 @@ def ours(url: str, stored: int) -> float:
     """Seconds per trial of our loop: claim, configuration, two stage reports, attributes, end."""
     definition = load(DEFINITION)
     study = open_study(
-        open_storage(url), "ours", direction="maximize", identity=_identity(definition),
+        open_storage(url, without=(objective.CURVES,)), "ours", direction="maximize", identity=_identity(definition),
         sampler=seeded("tpe", seed=0),
     )  # fmt: skip
     fill(engine_of(study), study._study_id, drawn(stored, space.distributions(definition)), attributes=True)
@@ -131,13 +131,13 @@ def _one_of_ours(mine: claims.Claims, definition: StudyDefinition) -> None:
         value = _score(claim.trial.params)
         stored = _attributes(Filled({}, value, [value] * EPOCHS))
         for folds_finished in (2, FOLDS):
-            claim.trial.report(value, folds_finished)
+            if not claim.reported(folds_finished):
+                claim.trial.report(value, folds_finished)
             if folds_finished < FOLDS:
-                pruning.peers_at(claim.trial.study, claim.trial.number, folds_finished)
-        with claim.together():
-            claim.trial.set_user_attr(objective.CV, stored[objective.CV])
-            claim.trial.set_user_attr(objective.CURVES, stored[objective.CURVES])
-        claim.finish(TrialState.COMPLETE, value)
+                peers = pruning.peers_at(claim.trial.study, claim.trial.number, folds_finished)
+                pruning.is_hopeless(value, peers, percentile=50, startup_trials=5, higher_is_better=True)
+        attributes = {objective.CURVES: stored[objective.CURVES], objective.CV: stored[objective.CV]}
+        claim.finish(TrialState.COMPLETE, value, attributes=attributes)
 
 
 def theirs(url: str, stored: int) -> float:

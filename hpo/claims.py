@@ -23,7 +23,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -32,12 +32,11 @@ from typing import Any, Self
 import optuna
 import sqlalchemy as sa
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import Trial, TrialState
-from sqlalchemy import orm
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from hpo import ledger
 from hpo.ledger import INFEASIBLE, OUTCOME, REASON, Counts, Held, Worker, count, workers
-from hpo.rdb import LONGEST_PAUSE, SHORTEST_PAUSE, ClaimLost, patiently, still_mine
+from hpo.rdb import DROP, LONGEST_PAUSE, SHORTEST_PAUSE, ClaimLost, patiently
 from hpo.storage import backend, lock
 
 __all__ = ["REASON", "Claim", "ClaimLost", "Claims", "Counts", "Finished", "Reaper", "Wait", "Worker", "count", "workers"]  # fmt: skip  # noqa: E501
@@ -118,8 +117,8 @@ class Claims:
             return got
         backend(self.study).fences[got.trial_id] = owner
         # As `Study.ask` does: the sampler sees the study as it is now, and Optuna's cache learns of the trial.
-        self.study._thread_local.cached_all_trials = None  # noqa: SLF001 (no public way)
-        self.study.get_trials(deepcopy=False)
+        trials = self.study.get_trials(deepcopy=False)
+        self.study._thread_local.cached_all_trials = trials  # noqa: SLF001 (no public way)
         trial = Trial(self.study, got.trial_id)
         logger.info("Claimed trial %d.", trial.number, extra={"action": "claimed", "attempt": got.attempt})
         return Claim(self.engine, trial, owner, got, self.terms, discard=self.discard, stalled=self.stalled)
@@ -127,32 +126,30 @@ class Claims:
     def reap(self) -> None:
         """End what has had all its attempts, and tidy up after workers that were killed while they finished."""
         study, grace = ledger.study_id(self.study), self.terms.grace_seconds
-        with orm.Session(self.engine) as session, session.begin():
-            connection = session.connection()
+        with self.engine.begin() as connection:
             lock(connection, study)
             for left in ledger.hopeless(connection, study, grace, self.terms.max_attempts):
-                ledger.give_up(session, left)
+                ledger.give_up(connection, left)
         with self.engine.connect() as connection:
             rows = ledger.leftovers(connection, study, grace)
         for row in rows:
             if all(self.discard(row[column]) for column in ("checkpoint", "pending") if row[column]):
                 with self.engine.begin() as connection:
-                    connection.execute(sa.text(ledger.DROP), {"trial": row["trial"], "owner": row["owner"]})
+                    connection.execute(sa.text(DROP), {"trial": row["trial"], "owner": row["owner"]})
 
     def _decide(self, owner: str) -> Held | Wait | Finished:
         study = ledger.study_id(self.study)
-        with orm.Session(self.engine) as session, session.begin():
-            connection = session.connection()
+        with self.engine.begin() as connection:
             lock(connection, study)
             if held := ledger.held_by(connection, owner):
                 return held
             while left := ledger.left_behind(connection, study, self.terms.grace_seconds):
                 if left.next_attempt <= self.terms.max_attempts:
                     return ledger.hold(connection, study, left.trial_id, owner, left.next_attempt, self.worker)
-                ledger.give_up(session, left)
+                ledger.give_up(connection, left)
             counts = ledger.counted(connection, study)
             if counts.finished + counts.running < self.budget:
-                return ledger.hold(connection, study, ledger.started(session, study), owner, 1, self.worker)
+                return ledger.hold(connection, study, ledger.started(connection, study), owner, 1, self.worker)
             return Wait(counts) if counts.running else Finished(counts)
 
 
@@ -221,8 +218,8 @@ class Claim:
             raise ClaimLost
 
     def reported(self, step: int) -> bool:
-        """Whether this or an earlier worker has reported at this step."""
-        return step in self.trial.storage.get_trial(self._key["trial"]).intermediate_values
+        """Whether this or an earlier worker has reported at this step; nobody else can since the trial is ours."""
+        return step in self._known.intermediate_values
 
     def announce(self, artifact: str) -> None:
         """Note an artifact that is about to be written for the trial. Raises `ClaimLost`."""
@@ -236,23 +233,48 @@ class Claim:
         if self.pending and self._discard(self.pending):
             self.pending = None
 
-    def finish(self, state: TrialState, value: float | None = None, *, reason: str | None = None) -> None:
-        """Tell the trial's end: COMPLETE with its value, PRUNED, or FAIL, which means infeasible for the `reason`."""
+    def finish(
+        self,
+        state: TrialState,
+        value: float | None = None,
+        *,
+        attributes: Mapping[str, Any] | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Tell the trial's end, and what is known of it then, in one transaction.
+
+        Args:
+            state: COMPLETE with its value, PRUNED, or FAIL, which means infeasible.
+            value: of a complete trial; a pruned one has what it reported last, as Optuna has it.
+            attributes: user attributes of the trial.
+            reason: why it is infeasible.
+
+        Raises:
+            ClaimLost: another worker took the trial over, or somebody else ended it.
+        """
         if state == TrialState.COMPLETE and (value is None or math.isnan(value)):
             raise ValueError(f"A complete trial needs a value, not {value}: end it as infeasible (FAIL, reason=...).")
-        patiently(self._check, self._patience)
+        if state == TrialState.PRUNED:
+            value = self._last_report()
+        told = dict(attributes or {})
+        if state == TrialState.FAIL:
+            told |= {OUTCOME: INFEASIBLE, REASON: reason or "no reason given"}
+        artifacts = [artifact for artifact in (self.checkpoint, self.pending) if artifact]
+        values = None if value is None else [float(value)]
+        study = self.trial.study
+        study.sampler.after_trial(study, self._known, state, values)  # as `Study.tell` does
         try:
-            if state == TrialState.FAIL:
-                self.trial.set_user_attr(REASON, reason or "no reason given")
-                self.trial.set_user_attr(OUTCOME, INFEASIBLE)
-            self.trial.study.tell(self.trial, value, state)
-        except (ValueError, UpdateFinishedTrialError) as error:
-            if self.trial.storage.get_trial(self._key["trial"]).state.is_finished():
-                raise ClaimLost(f"Trial {self.trial.number} was ended by somebody else.") from error
+            # The claim is what remembers artifacts: without any it can go at once.
+            backend(study).end(self._key["trial"], state, values, told, drop_claim=not artifacts)
+        except ClaimLost:
+            self.lost.set()
             raise
+        except UpdateFinishedTrialError as error:
+            raise ClaimLost(f"Trial {self.trial.number} was ended by somebody else.") from error
         self._over.set()
-        if all(self._discard(artifact) for artifact in (self.checkpoint, self.pending) if artifact):
-            self._end(ledger.DROP)  # else a reaper tries again
+        self._known.user_attrs.update(told)
+        if artifacts and all(self._discard(artifact) for artifact in artifacts):
+            self._end(DROP)  # else a reaper tries again
 
     def release(self) -> None:
         """Hand the trial back: the next worker that asks gets it, and no attempt is counted."""
@@ -263,13 +285,15 @@ class Claim:
     def _patience(self) -> float:
         return backend(self.trial.study).patience_seconds
 
-    def _check(self) -> None:
-        try:
-            with self._engine.begin() as connection:
-                still_mine(connection, self._key["trial"], self._key["owner"])
-        except ClaimLost:
-            self.lost.set()
-            raise
+    @property
+    def _known(self) -> FrozenTrial:
+        """What this worker knows of its trial."""
+        return self.trial._cached_frozen_trial  # noqa: SLF001 (no public way)
+
+    def _last_report(self) -> float | None:
+        step = self._known.last_step
+        value = None if step is None else self._known.intermediate_values[step]
+        return None if value is None or math.isnan(value) else value
 
     def _write(self, statement: str, **values: str) -> None:
         def once() -> int:

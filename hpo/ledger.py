@@ -11,16 +11,12 @@ import logging
 import os
 import socket
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 import optuna
 import sqlalchemy as sa
-from optuna.storages._rdb import models  # Optuna's tables: a trial and its claim are made in one transaction
-from optuna.trial import TrialState
-from sqlalchemy import orm
 
-from hpo.rdb import patiently
+from hpo.rdb import NOW, patiently
 from hpo.storage import backend, engine_of
 
 logger = logging.getLogger(__name__)
@@ -61,6 +57,7 @@ VALUES (:trial, :study, :owner, :host, :pid, :slot, :gpu, clock_timestamp(), clo
 ON CONFLICT (trial_id) DO UPDATE SET owner = excluded.owner, host = excluded.host, pid = excluded.pid,
     slot = excluded.slot, gpu = excluded.gpu, claimed_at = excluded.claimed_at, heartbeat = excluded.heartbeat,
     attempt = excluded.attempt, released = false
+RETURNING trial_id, attempt, checkpoint, checkpoint_sha256, pending
 """
 _MINE = "trial_id = :trial AND owner = :owner AND NOT released"
 BEAT = f"UPDATE hpo_claims SET heartbeat = clock_timestamp(), stage = :stage, epoch = :epoch WHERE {_MINE}"  # noqa: S608
@@ -73,7 +70,6 @@ UPDATE hpo_claims SET checkpoint = :artifact, checkpoint_sha256 = :sha256,
        pending = CASE WHEN checkpoint IS NOT DISTINCT FROM :artifact THEN pending ELSE checkpoint END
 WHERE {_MINE}
 """  # noqa: S608
-DROP = "DELETE FROM hpo_claims WHERE trial_id = :trial AND owner = :owner"
 # A worker killed between finishing a trial and dropping its claim left the row, and maybe artifacts, behind.
 _LEFTOVERS = """
 SELECT c.trial_id AS trial, c.owner, c.checkpoint, c.pending FROM hpo_claims c JOIN trials t USING (trial_id)
@@ -84,11 +80,27 @@ _NOTE = """
 INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (:trial, :key, :value)
 ON CONFLICT (trial_id, key) DO UPDATE SET value_json = excluded.value_json
 """
+# Only a failed trial's attributes are looked at: a study has thousands of others.
 _COUNT = """
-SELECT CASE WHEN t.state = 'FAIL' AND a.value_json = '"infeasible"' THEN 'INFEASIBLE' ELSE t.state::text END, count(*)
-FROM trials t LEFT JOIN trial_user_attributes a ON a.trial_id = t.trial_id AND a.key = 'hpo:outcome'
-WHERE t.study_id = :study GROUP BY 1
+SELECT CASE WHEN t.state = 'FAIL' AND EXISTS (
+         SELECT 1 FROM trial_user_attributes a
+         WHERE a.trial_id = t.trial_id AND a.key = 'hpo:outcome' AND a.value_json = '"infeasible"'
+       ) THEN 'INFEASIBLE' ELSE t.state::text END, count(*)
+FROM trials t WHERE t.study_id = :study GROUP BY 1
 """
+# What `Study.ask` does first, in our transaction. Optuna numbers trials under this lock; scripts may be adding some.
+_NUMBERING = "SELECT 1 FROM studies WHERE study_id = :study FOR UPDATE"
+_QUEUED = f"""
+UPDATE trials SET state = 'RUNNING', datetime_start = {NOW} WHERE trial_id = (
+    SELECT trial_id FROM trials WHERE study_id = :study AND state = 'WAITING'
+    ORDER BY number LIMIT 1 FOR UPDATE SKIP LOCKED)
+RETURNING trial_id
+"""  # noqa: S608 (a constant)
+_NEW = f"""
+INSERT INTO trials (number, study_id, state, datetime_start)
+SELECT count(*), :study, 'RUNNING', {NOW} FROM trials WHERE study_id = :study RETURNING trial_id
+"""  # noqa: S608 (a constant)
+_GIVE_UP = f"UPDATE trials SET state = 'FAIL', datetime_complete = {NOW} WHERE trial_id = :trial RETURNING number"  # noqa: S608 (a constant)
 _WORKERS = """
 SELECT c.host, c.pid, c.slot, c.gpu, t.number AS trial, c.attempt, c.stage, c.epoch, c.released,
        c.checkpoint IS NOT NULL AS checkpointed,
@@ -204,11 +216,9 @@ def hold(connection: sa.Connection, study: int, trial_id: int, owner: str, attem
     """Make `owner` the one who works on the trial; where its state is saved stays as it was."""
     who = {"host": worker.host, "pid": worker.pid, "slot": worker.slot, "gpu": worker.gpu}
     what = {"trial": trial_id, "study": study, "owner": owner, "attempt": attempt}
-    connection.execute(sa.text(_HOLD), {**who, **what})
+    held = Held(*connection.execute(sa.text(_HOLD), {**who, **what}).one())
     if attempt > 1:
         note(connection, trial_id, ATTEMPTS, attempt)
-    held = held_by(connection, owner)
-    assert held is not None
     return held
 
 
@@ -217,43 +227,23 @@ def note(connection: sa.Connection, trial_id: int, key: str, value: object) -> N
     connection.execute(sa.text(_NOTE), {"trial": trial_id, "key": key, "value": json.dumps(value)})
 
 
-def started(session: orm.Session, study: int) -> int:
-    """Take a queued trial, or make one: what `Study.ask` does first, but in the caller's transaction."""
-    # Optuna numbers trials under this lock; scripts beside us may be adding some.
-    models.StudyModel.find_or_raise_by_id(study, session, for_update=True)
-    queued = (
-        sa.select(models.TrialModel)
-        .where(models.TrialModel.study_id == study, models.TrialModel.state == TrialState.WAITING)
-        .order_by(models.TrialModel.number)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-    trial: models.TrialModel | None = session.scalars(queued).first()
-    if trial is None:
-        trial = models.TrialModel(study_id=study, number=None)
-        trial.state = TrialState.RUNNING
-        session.add(trial)
-        session.flush()
-        trial.number = trial.count_past_trials(session)
-    trial.state = TrialState.RUNNING
-    trial.datetime_start = datetime.now().astimezone()
-    session.flush()
-    return int(trial.trial_id)
+def started(connection: sa.Connection, study: int) -> int:
+    """Take a queued trial, or make one; returns its id."""
+    asked = {"study": study}
+    connection.execute(sa.text(_NUMBERING), asked)
+    queued: int | None = connection.execute(sa.text(_QUEUED), asked).scalar()
+    return connection.execute(sa.text(_NEW), asked).scalar_one() if queued is None else queued
 
 
-def give_up(session: orm.Session, left: LeftBehind) -> None:
+def give_up(connection: sa.Connection, left: LeftBehind) -> None:
     """End a trial that no worker survives as infeasible. Its claim stays, as what `leftovers` finds."""
-    trial = session.get_one(models.TrialModel, left.trial_id)
-    trial.state = TrialState.FAIL
-    trial.datetime_complete = datetime.now().astimezone()
-    session.flush()
+    number = connection.execute(sa.text(_GIVE_UP), {"trial": left.trial_id}).scalar_one()
     reason = f"given up: its worker died or failed {left.next_attempt - 1} times"
-    connection = session.connection()
     note(connection, left.trial_id, OUTCOME, INFEASIBLE)
     note(connection, left.trial_id, REASON, reason)
     released = "UPDATE hpo_claims SET released = true WHERE trial_id = :trial"  # whoever wakes up finds it lost
     connection.execute(sa.text(released), {"trial": left.trial_id})
-    logger.warning("Trial %d: %s.", trial.number, reason, extra={"action": "given_up"})
+    logger.warning("Trial %d: %s.", number, reason, extra={"action": "given_up"})
 
 
 def leftovers(connection: sa.Connection, study: int, grace_seconds: float) -> list[sa.RowMapping]:

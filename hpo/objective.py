@@ -84,12 +84,10 @@ def _report(claim: Claim, prepared: Prepared, cv: CrossValidation) -> bool:
 
 
 def _end(claim: Claim, cv: CrossValidation, state: TrialState) -> TrialState:
-    summary = _summary(cv) if state == TrialState.COMPLETE else None
-    with claim.together():
-        claim.trial.set_user_attr(CURVES, cv.curves())
-        if summary is not None:
-            claim.trial.set_user_attr(CV, summary)
-    claim.finish(state, None if summary is None else summary["mean"])
+    attributes: dict[str, Any] = {CURVES: cv.curves()}
+    if state == TrialState.COMPLETE:
+        attributes[CV] = _summary(cv)
+    claim.finish(state, attributes[CV]["mean"] if CV in attributes else None, attributes=attributes)
     return state
 
 

@@ -6,7 +6,11 @@ because each of them is one transaction that may be run twice; creating trials i
 
 *Fencing.* A trial that this process has claimed is in `fences` with the claim's owner. Every transaction that writes
 into it begins by locking the claim's row and checking the owner, on the same connection: whoever takes the trial
-over waits for the write to end, and later writes raise `ClaimLost`. No caller can forget it.
+over waits for the write to end, and later writes raise `ClaimLost`. No caller can forget it: there is one way to write.
+
+*Few round trips.* Optuna reads trials in seven statements through its object mapper and asks again before every
+write, which is most of what a short trial costs. Here trials are read in one statement (`hpo.rows`), and whatever is
+written together (`together`, `end`) is written in one transaction. The tables, and what stands in them, are Optuna's.
 """
 
 from __future__ import annotations
@@ -17,9 +21,8 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
@@ -27,11 +30,11 @@ from optuna.distributions import BaseDistribution, check_distribution_compatibil
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
-from optuna.trial import TrialState
-from sqlalchemy import event, orm
-from sqlalchemy.dialects import postgresql
+from optuna.trial import FrozenTrial, TrialState
 
+from hpo import rows
 from hpo.errors import StorageError
+from hpo.rows import Batch
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -69,7 +72,18 @@ claims = sa.Table(
 ADDED = ("checkpoint", "checkpoint_sha256", "pending")
 """Columns that a database of an earlier version lacks."""
 
-_STILL_MINE = sa.text("SELECT 1 FROM hpo_claims WHERE trial_id = :trial AND owner = :owner AND NOT released FOR SHARE")
+NOW = "(clock_timestamp() AT TIME ZONE 'UTC')"
+"""The database's clock, as Optuna's tables have it."""
+_STATE = sa.text("SELECT state::text FROM trials WHERE trial_id = :trial")
+# Locked until the transaction ends: who takes the trial over waits for our write.
+_STATE_IF_MINE = sa.text("""
+SELECT t.state::text FROM hpo_claims c JOIN trials t USING (trial_id)
+WHERE c.trial_id = :trial AND c.owner = :owner AND NOT c.released FOR SHARE OF c
+""")
+DROP = "DELETE FROM hpo_claims WHERE trial_id = :trial AND owner = :owner"
+_END = sa.text(f"""
+UPDATE trials SET state = :state, datetime_complete = {NOW} WHERE trial_id = :trial AND state IN ('RUNNING', 'WAITING')
+""")  # noqa: S608 (a constant)
 
 
 class ClaimLost(Exception):  # noqa: N818 (it is news, not a mistake)
@@ -112,12 +126,6 @@ def patiently(call: Callable[[], T], patience_seconds: float) -> T:
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def still_mine(connection: sa.Connection, trial_id: int, owner: str) -> None:
-    """Lock the claim until the transaction ends; raises `ClaimLost` if it is no longer `owner`'s."""
-    if connection.execute(_STILL_MINE, {"trial": trial_id, "owner": owner}).first() is None:
-        raise ClaimLost
-
-
 def _patient(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
     """Return the method, repeated while the database is away."""
 
@@ -128,48 +136,25 @@ def _patient(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[A
     return call
 
 
-def _fenced(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """Return the method, whose first argument is a trial's id, with a check of the claim in its transaction."""
-
-    @functools.wraps(method)
-    def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:  # noqa: ANN401 (a PatientStorage, defined below)
-        trial_id = args[0] if args else kwargs["trial_id"]
-        assert isinstance(trial_id, int)
-        self.writing.trial_id = trial_id
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            self.writing.trial_id = None
-
-    return call
-
-
-@dataclass
-class _Batch:
-    """Rows for one trial, by table."""
-
-    trial_id: int
-    rows: dict[type[models.BaseModel], list[dict[str, Any]]] = field(default_factory=dict)
-
-
 class PatientStorage(RDBStorage):
     """`RDBStorage` that survives outages and writes only into trials that it may write into."""
 
     def __init__(
-        self, url: str, *, patience_seconds: float, engine_kwargs: dict[str, Any], skip_table_creation: bool
+        self,
+        url: str,
+        *,
+        patience_seconds: float,
+        engine_kwargs: dict[str, Any],
+        skip_table_creation: bool,
+        without: Collection[str] = (),
     ) -> None:
         super().__init__(url, engine_kwargs, skip_table_creation=skip_table_creation)
         self.patience_seconds = patience_seconds
+        self.without = without
+        """User attributes of trials that are not read."""
         self.fences: dict[int, str] = {}
         """Claimed trials and the owner under which this process claimed them."""
-        self.writing = threading.local()
-        event.listen(self.scoped_session.session_factory, "after_begin", self._check_fence)
-
-    def _check_fence(self, _: orm.Session, __: orm.SessionTransaction, connection: sa.Connection) -> None:
-        trial_id = getattr(self.writing, "trial_id", None)
-        owner = self.fences.get(trial_id) if trial_id is not None else None
-        if trial_id is not None and owner is not None:
-            still_mine(connection, trial_id, owner)
+        self._open = threading.local()
 
     get_study_id_from_name = _patient(RDBStorage.get_study_id_from_name)
     get_study_name_from_id = _patient(RDBStorage.get_study_name_from_id)
@@ -179,26 +164,55 @@ class PatientStorage(RDBStorage):
     set_study_user_attr = _patient(RDBStorage.set_study_user_attr)
     set_study_system_attr = _patient(RDBStorage.set_study_system_attr)
     get_all_studies = _patient(RDBStorage.get_all_studies)
-    get_trial = _patient(RDBStorage.get_trial)
     get_trial_user_attrs = _patient(RDBStorage.get_trial_user_attrs)
     get_trial_system_attrs = _patient(RDBStorage.get_trial_system_attrs)
     get_trial_id_from_study_id_trial_number = _patient(RDBStorage.get_trial_id_from_study_id_trial_number)
-    _get_trials = _patient(RDBStorage._get_trials)  # noqa: SLF001 (what Optuna's cache in front of us calls)
-    _get_best_trial_id = _patient(RDBStorage._get_best_trial_id)  # noqa: SLF001
+    _get_best_trial_id = _patient(RDBStorage._get_best_trial_id)  # noqa: SLF001 (what Optuna's cache in front of us calls)
 
-    set_trial_intermediate_value = _patient(_fenced(RDBStorage.set_trial_intermediate_value))
+    # ---- reading
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """As Optuna's."""
+        found = self._read(lambda connection: rows.one(connection, trial_id, self.without))
+        if found is None:
+            raise KeyError(models.NOT_FOUND_MSG)
+        return found
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        """As Optuna's: what the cache in front of us asks for."""
+        known, after = included_trial_ids, trial_id_greater_than
+        found = self._read(lambda connection: rows.several(connection, study_id, known, after, self.without))
+        if not found:
+            self.get_study_name_from_id(study_id)  # raises KeyError if there is no such study
+        return [trial for trial in found if states is None or trial.state in states]
+
+    def _read(self, query: Callable[[sa.Connection], T]) -> T:
+        """Run a query of one statement, which needs no transaction around it."""
+
+        def once() -> T:
+            with self.engine.connect() as connection:
+                return query(connection.execution_options(isolation_level="AUTOCOMMIT"))
+
+        return patiently(once, self.patience_seconds)
+
+    # ---- writing
 
     @contextmanager
     def together(self, trial_id: int) -> Iterator[None]:
-        """Parameters and attributes of the trial set inside are written in one transaction at the end, all or none."""
-        batch = _Batch(trial_id)
-        self.writing.batch = batch
+        """What is written into the trial inside is written in one transaction at the end, all or none."""
+        batch = self._open.batch = Batch(trial_id)
         try:
             yield
         finally:
-            self.writing.batch = None
-        if batch.rows:
-            self._write(trial_id, batch)
+            self._open.batch = None
+        if batch:
+            self._write(trial_id, batch.write)
 
     def _set_trial_param(
         self,
@@ -211,57 +225,110 @@ class PatientStorage(RDBStorage):
         """As Optuna's; a parameter that this trial already has stays as it is."""
         if previous_distribution is not None:
             check_distribution_compatibility(previous_distribution, distribution)
-        row = {"param_name": param_name, "param_value": param_value_internal}
-        row["distribution_json"] = distribution_to_json(distribution)
-        self._set(trial_id, models.TrialParamModel, row)
+        with self._batch(trial_id) as batch:
+            batch.add(
+                models.TrialParamModel,
+                param_name,
+                param_value=param_value_internal,
+                distribution_json=distribution_to_json(distribution),
+            )
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:  # noqa: ANN401 (any JSON)
         """As Optuna's."""
-        self._set(trial_id, models.TrialUserAttributeModel, {"key": key, "value_json": json.dumps(value)})
+        with self._batch(trial_id) as batch:
+            batch.add(models.TrialUserAttributeModel, key, value_json=json.dumps(value))
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:  # noqa: ANN401 (any JSON)
         """As Optuna's."""
-        self._set(trial_id, models.TrialSystemAttributeModel, {"key": key, "value_json": json.dumps(value)})
+        with self._batch(trial_id) as batch:
+            batch.add(models.TrialSystemAttributeModel, key, value_json=json.dumps(value))
 
-    def _set(self, trial_id: int, table: type[models.BaseModel], row: dict[str, Any]) -> None:
-        """Put a row into the open batch of the trial, or write it at once."""
-        batch: _Batch | None = getattr(self.writing, "batch", None)
-        together = batch is not None and batch.trial_id == trial_id
-        if batch is None or not together:
-            batch = _Batch(trial_id)
-        batch.rows.setdefault(table, []).append({"trial_id": trial_id, **row})
-        if not together:
-            self._write(trial_id, batch)
-
-    def _write(self, trial_id: int, batch: _Batch) -> None:
-        patiently(lambda: _fenced(PatientStorage._write_once)(self, trial_id, batch), self.patience_seconds)
-
-    def _write_once(self, trial_id: int, batch: _Batch) -> None:
-        with self.scoped_session() as session, session.begin():
-            trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session)
-            self.check_trial_is_updatable(trial_id, trial.state)
-            for table, rows in batch.rows.items():
-                insert = postgresql.insert(table)
-                if table is models.TrialParamModel:
-                    insert = insert.on_conflict_do_nothing(index_elements=["trial_id", "param_name"])
-                else:
-                    new = {"value_json": insert.excluded.value_json}
-                    insert = insert.on_conflict_do_update(index_elements=["trial_id", "key"], set_=new)
-                session.execute(insert, rows)
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        """As Optuna's."""
+        table = models.TrialIntermediateValueModel
+        value, kind = table.intermediate_value_to_stored_repr(intermediate_value)
+        with self._batch(trial_id) as batch:
+            batch.add(table, step, intermediate_value=value, intermediate_value_type=kind)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """As Optuna's; if an answer got lost, the trial that is found finished as told *was* finished by us."""
-        attempts = 0
+        """As Optuna's; see `end`."""
+        if state.is_finished():
+            self.end(trial_id, state, values)
+            return True
+        return patiently(
+            lambda: RDBStorage.set_trial_state_values(self, trial_id, state, values), self.patience_seconds
+        )
 
-        def once() -> bool:
-            nonlocal attempts
-            attempts += 1
-            return _fenced(RDBStorage.set_trial_state_values)(self, trial_id, state, values)
+    def end(
+        self,
+        trial_id: int,
+        state: TrialState,
+        values: Sequence[float] | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        drop_claim: bool = False,
+    ) -> None:
+        """Write a trial's end with its values and user attributes, and drop our claim if asked to; all or none.
+
+        Raises:
+            UpdateFinishedTrialError: it has ended before, by somebody else.
+            ClaimLost: another worker has taken the trial over.
+        """
+        batch = Batch(trial_id)
+        for objective, each in enumerate(values or ()):
+            value, kind = models.TrialValueModel.value_to_stored_repr(each)
+            batch.add(models.TrialValueModel, objective, value=value, value_type=kind)
+        for key, attribute in (attributes or {}).items():
+            batch.add(models.TrialUserAttributeModel, key, value_json=json.dumps(attribute))
+        sent = False
+
+        def finish(connection: sa.Connection) -> None:
+            nonlocal sent
+            if not connection.execute(_END, {"trial": trial_id, "state": state.name}).rowcount:
+                raise UpdateFinishedTrialError(f"Trial {trial_id} was ended by somebody else meanwhile.")
+            batch.write(connection)
+            if drop_claim:
+                connection.execute(sa.text(DROP), {"trial": trial_id, "owner": self.fences[trial_id]})
+            sent = True
 
         try:
-            return patiently(once, self.patience_seconds)
-        except UpdateFinishedTrialError:
+            self._write(trial_id, finish)
+        except (UpdateFinishedTrialError, ClaimLost):
             stored = self.get_trial(trial_id)
-            if attempts > 1 and stored.state == state and stored.values == (list(values) if values else None):
-                return True
-            raise
+            as_told = stored.state == state and stored.values == (list(values) if values else None)
+            if not sent or not as_told:  # else it was us, and the answer got lost
+                raise
+
+    @contextmanager
+    def _batch(self, trial_id: int) -> Iterator[Batch]:
+        """The open batch of the trial, or one that is written at once."""
+        batch: Batch | None = getattr(self._open, "batch", None)
+        if batch is not None and batch.trial_id == trial_id:
+            yield batch
+        else:
+            batch = Batch(trial_id)
+            yield batch
+            self._write(trial_id, batch.write)
+
+    def _write(self, trial_id: int, write: Callable[[sa.Connection], None]) -> None:
+        """Write into a trial in one transaction, for as long as it takes; it may be written twice."""
+
+        def once() -> None:
+            with self.engine.begin() as connection:
+                self._admit(connection, trial_id)
+                write(connection)
+
+        patiently(once, self.patience_seconds)
+
+    def _admit(self, connection: sa.Connection, trial_id: int) -> None:
+        """Begin to write into a trial: it is unfinished, and if we claimed it, it stays ours until the end."""
+        owner = self.fences.get(trial_id)
+        if owner is None:
+            state = connection.execute(_STATE, {"trial": trial_id}).scalar()
+            if state is None:
+                raise KeyError(models.NOT_FOUND_MSG)
+        else:
+            state = connection.execute(_STATE_IF_MINE, {"trial": trial_id, "owner": owner}).scalar()
+            if state is None:
+                raise ClaimLost
+        self.check_trial_is_updatable(trial_id, TrialState[state])

@@ -48,7 +48,7 @@ class SeededPerTrial(BaseSampler):
         """The parameters that every trial so far has had, if the wrapped sampler proposes them together."""
         if isinstance(self._inner, RandomSampler):
             return {}
-        found = self._search_space.calculate(study)
+        found = self._search_space.calculate(study, use_cache=True)
         return {name: distribution for name, distribution in found.items() if not distribution.single()}
 
     def sample_relative(

@@ -14,7 +14,7 @@ import random
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -136,8 +136,11 @@ def _password_from_file() -> str | None:
 # ---- storage --------------------------------------------------------------------------------------------------------
 
 
-def open_storage(url: str, *, patience_seconds: float = PATIENCE_SECONDS) -> BaseStorage:
-    """Open Optuna's storage at `url` (from `resolve`), with all tables there, and patient from here on."""
+def open_storage(url: str, *, patience_seconds: float = PATIENCE_SECONDS, without: Collection[str] = ()) -> BaseStorage:
+    """Open Optuna's storage at `url` (from `resolve`), with all tables there, and patient from here on.
+
+    User attributes of trials named in `without` are not read: who does not need them spares time and memory.
+    """
     import optuna
     import sqlalchemy as sa
 
@@ -154,6 +157,7 @@ def open_storage(url: str, *, patience_seconds: float = PATIENCE_SECONDS) -> Bas
             patience_seconds=patience_seconds,
             engine_kwargs=options,
             skip_table_creation=not tables,
+            without=without,
         )
 
     def create() -> PatientStorage:

@@ -15,7 +15,7 @@ from hpo import claims, objective, space
 from hpo.checkpoints import ArtifactStore, Checkpoints
 from hpo.definition import StudyDefinition, differences
 from hpo.errors import Exit
-from hpo.export import FLOORS, REQUESTED
+from hpo.export import CURVES, FLOORS, REQUESTED
 from hpo.ledger import study_id
 from hpo.preparation import Prepared, Progress, prepare
 from hpo.rdb import patiently
@@ -32,6 +32,8 @@ POLL_SECONDS = 0.5
 def join(definition: StudyDefinition, prepared: Prepared, url: str, *, trials: int) -> optuna.Study:
     """Create the study or join it, with its budget noted.
 
+    The study is for working on it: its trials come without their curves, which are the bulk of it.
+
     Raises:
         Refused: the study was started with something else.
         StorageError: the database is out of reach.
@@ -39,7 +41,7 @@ def join(definition: StudyDefinition, prepared: Prepared, url: str, *, trials: i
     higher = METRICS[definition.search.metric].higher_is_better
     direction: Direction = "maximize" if higher else "minimize"
     study = open_study(
-        open_storage(url),
+        open_storage(url, without=(CURVES,)),
         definition.name,
         direction=direction,
         identity=prepared.identity(),

@@ -49,7 +49,6 @@ def undisturbed(database_of_module: str, tmp_path_factory: pytest.TempPathFactor
     return found
 
 
-STORAGE = "hpo.rdb:PatientStorage"
 MOMENTS = {
     # name: (function, which call, after it?, epochs of the whole study that are trained a second time)
     "between trials": ("hpo.claims:Claims.claim", 2, False, 0),
@@ -62,7 +61,7 @@ MOMENTS = {
     "wrote a checkpoint that the claim does not know": ("hpo.claims:Claim.keep", 3, False, 1),
     "kept a checkpoint, the old one is still there": ("hpo.checkpoints:Checkpoints.discard", 2, False, 0),
     "between stages, before the report": ("hpo.objective:_report", 1, False, 1),
-    "reporting, in the transaction": (f"{STORAGE}._set_trial_intermediate_value_without_commit", 1, False, 1),
+    "reporting, in the transaction": ("hpo.rows:Batch.write", 2, False, 1),
     "just reported": ("hpo.objective:_report", 1, True, 1),
     "telling, before": ("hpo.claims:Claim.finish", 1, False, 0),
     "told, claim not yet dropped": ("hpo.claims:Claim._end", 1, False, 0),

@@ -21,7 +21,7 @@ from processes import PROCESSES
 from hpo import embedded, storage
 from hpo.claims import Claim, ClaimLost, Claims, Counts, Finished, Reaper, Wait, Worker, count, workers
 from hpo.ledger import KEEP
-from hpo.sampler import seeded
+from hpo.sampler import seeded, short_seed
 
 IDENTITY = {"definition": {}, "definition_sha256": "d", "data_sha256": "a", "folds_sha256": "f", "code": "1"}
 
@@ -279,22 +279,79 @@ def test_an_answer_lost_at_the_commit_does_not_make_two_trials(claims: Any, monk
     assert count(mine.study).running == 1
 
 
-def test_a_finish_whose_answer_got_lost_is_a_finish(claims: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("artifact", [None, "a"])
+def test_a_finish_whose_answer_got_lost_is_a_finish(
+    artifact: str | None, claims: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine = claims(budget=1)
     claim = claimed(mine)
-    tell = optuna.storages.RDBStorage.set_trial_state_values
-    told: list[bool] = []
+    if artifact:
+        claim.announce(artifact)
+    commit = sa.engine.Connection._commit_impl
+    lost: list[int] = []
 
-    def lost_once(*args: Any) -> bool:
-        told.append(tell(*args))
-        if len(told) == 1:
+    def lost_once(connection: sa.Connection) -> None:
+        commit(connection)
+        if not lost:
+            lost.append(1)
             raise sa.exc.OperationalError("COMMIT", {}, Exception("server closed the connection"))
-        return told[-1]
 
-    monkeypatch.setattr(optuna.storages.RDBStorage, "set_trial_state_values", lost_once)
-    claim.finish(TrialState.COMPLETE, 0.5)
-    assert mine.study.best_value == 0.5
-    assert workers(mine.engine, mine.study) == []
+    monkeypatch.setattr(sa.engine.Connection, "_commit_impl", lost_once)
+    claim.finish(TrialState.COMPLETE, 0.5, attributes={"a": 1})
+    assert lost
+    (trial,) = mine.study.get_trials()
+    assert (trial.state, trial.value, trial.user_attrs) == (TrialState.COMPLETE, 0.5, {"a": 1})
+    assert rows(mine) == []
+
+
+def test_a_report_whose_answer_got_lost_is_one_report(claims: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = claims(budget=1)
+    claim = claimed(mine)
+    commit = sa.engine.Connection._commit_impl
+    lost: list[int] = []
+
+    def lost_once(connection: sa.Connection) -> None:
+        commit(connection)
+        if not lost:
+            lost.append(1)
+            raise sa.exc.OperationalError("COMMIT", {}, Exception("server closed the connection"))
+
+    monkeypatch.setattr(sa.engine.Connection, "_commit_impl", lost_once)
+    claim.trial.report(0.5, 2)
+    assert lost
+    assert mine.study.get_trials()[0].intermediate_values == {2: 0.5}
+
+
+def test_an_end_is_told_with_all_its_attributes_or_not_at_all(claims: Any) -> None:
+    mine = claims(budget=1)
+    claim = claimed(mine)
+    with pytest.raises(sa.exc.DBAPIError):
+        claim.finish(TrialState.COMPLETE, 0.5, attributes={"a": 1, "b" * 2000: 2})  # Optuna's keys are shorter
+    (trial,) = mine.study.get_trials()
+    assert (trial.state, trial.value, trial.user_attrs) == (TrialState.RUNNING, None, {})
+    claim.finish(TrialState.FAIL, reason="r", attributes={"a": 1})
+    assert mine.study.get_trials()[0].user_attrs == {"a": 1, "hpo:outcome": "infeasible", "hpo:reason": "r"}
+
+
+def test_a_pruned_trial_has_the_value_that_it_reported_last(claims: Any) -> None:
+    mine = claims()
+    for reports in ({2: 0.5, 5: 0.25}, {2: 0.5, 5: float("nan")}, {}):
+        claim = claimed(mine)
+        for step, value in reports.items():
+            claim.trial.report(value, step)
+        claim.finish(TrialState.PRUNED)
+    assert [trial.state for trial in mine.study.trials] == [TrialState.PRUNED] * 3
+    assert [trial.value for trial in mine.study.trials] == [0.25, None, None], "as Study.tell does"
+
+
+def test_what_an_earlier_worker_reported_is_known(claims: Any) -> None:
+    first, second = claims(budget=1), claims(budget=1)
+    claim = claimed(first)
+    claim.trial.report(0.5, 2)
+    assert (claim.reported(2), claim.reported(5)) == (True, False)
+    claim.release()
+    again = claimed(second)
+    assert (again.reported(2), again.reported(5)) == (True, False)
 
 
 def test_a_released_trial_is_taken_at_once_and_no_attempt_is_counted(claims: Any) -> None:
@@ -397,6 +454,26 @@ def test_the_same_seed_proposes_the_same_and_a_restart_repeats_nothing(name: Any
         runs.append(run)
     assert runs[0] == runs[1]
     assert len({each["x"] for each in runs[0]}) == 14
+
+
+def test_proposals_are_those_of_optunas_own_sampler_with_the_trials_seed(claims: Any) -> None:
+    mine, other = (claims(sampler=seeded("tpe", 3)) for _ in range(2))
+    proposals(mine, 14)
+    at_work = claimed(other)  # what others are about to try counts, too
+    suggested(at_work.trial)
+    for _ in range(3):
+        history = mine.study.get_trials()
+        claim = claimed(mine)
+        own = optuna.samplers.TPESampler(multivariate=True, seed=short_seed(3, claim.trial.number))
+        plain = optuna.create_study(direction="maximize", sampler=own)
+        plain.add_trials(history)
+        x, kind = suggested(plain.ask())
+        assert suggested(claim.trial) == (x, kind)
+        claim.finish(TrialState.PRUNED if x > 0.5 else TrialState.COMPLETE, None if x > 0.5 else x)
+
+
+def suggested(trial: optuna.Trial) -> tuple[float, str]:
+    return trial.suggest_float("x", 0, 1), trial.suggest_categorical("l", ["a", "b"])
 
 
 def test_what_was_drawn_before_a_kill_does_not_change_what_is_drawn_after(claims: Any) -> None:

@@ -15,7 +15,7 @@ from hpo.checkpoints import Checkpoints, resolve
 from hpo.claims import OUTCOME, REASON, Claim, Claims, Finished, count, workers
 from hpo.export import CONFIG, CURVES, CV
 from hpo.preparation import Prepared
-from hpo.storage import engine_of
+from hpo.storage import engine_of, load_existing, open_storage
 from hpo.worker import join
 
 NEVER = lambda: False  # noqa: E731
@@ -43,6 +43,15 @@ def run(claims: Claims, data: Prepared, stop: Callable[[], bool] = NEVER) -> tup
         return objective.run(claim, data, saved, device="cpu", stop=stop), claim
 
 
+def curves(claims: Claims):
+    """The first trial's, as whoever opens the storage finds them; workers leave them out."""
+    assert CURVES not in claims.study.trials[0].user_attrs
+    storage = open_storage(claims.engine.url.render_as_string(hide_password=False))
+    found = load_existing(storage, claims.study.study_name).trials[0].user_attrs[CURVES]
+    engine_of(storage).dispose()
+    return found
+
+
 def test_a_complete_trial_reports_once_a_stage_at_the_folds_finished(claims, tmp_path):
     data = prepared(tmp_path)
     mine = claims(data)
@@ -54,7 +63,7 @@ def test_a_complete_trial_reports_once_a_stage_at_the_folds_finished(claims, tmp
     assert len(trial.user_attrs[CV]["folds"]) == 3
     assert sum(trial.user_attrs[CV]["folds"]) / 3 == pytest.approx(trial.value)
     assert trial.user_attrs[CONFIG]["training"]["learning_rate"] == trial.params["training.learning_rate"]
-    assert [len(curve) for curve in trial.user_attrs[CURVES]["scores"]] == [trial.user_attrs[CV]["epochs"]] * 3
+    assert [len(curve) for curve in curves(mine)["scores"]] == [trial.user_attrs[CV]["epochs"]] * 3
     assert trial.params["training.learning_rate"] == 0.003  # trial 0 is the default configuration
     assert workers(mine.engine, mine.study) == []
     assert count(mine.study).complete == 1
@@ -76,7 +85,7 @@ def test_a_hopeless_trial_is_pruned_after_the_stage(claims, tmp_path, monkeypatc
     assert state == trial.state == TrialState.PRUNED
     assert asked == list(trial.intermediate_values) == [1, 2]
     assert CV not in trial.user_attrs
-    assert len(trial.user_attrs[CURVES]["scores"]) < 3 or trial.user_attrs[CURVES]["scores"][2] == []
+    assert len(curves(mine)["scores"]) < 3 or curves(mine)["scores"][2] == []
 
 
 def test_no_trial_is_pruned_after_its_last_stage(claims, tmp_path, monkeypatch):
@@ -104,10 +113,11 @@ def test_peers_are_the_other_trials_at_the_same_folds_pruned_ones_too(claims, tm
 def test_a_trial_that_diverges_is_infeasible_not_pruned(claims, tmp_path):
     data = prepared(tmp_path, epochs=30, learning_rate="1e30\nclip_norm = 0")
     mine = claims(data)
-    state, _ = run(mine, data)
+    state, claim = run(mine, data)
     trial = mine.study.trials[0]
     assert state == trial.state == TrialState.FAIL
     assert trial.user_attrs[OUTCOME] == "infeasible"
+    assert claim.trial.user_attrs[REASON] == trial.user_attrs[REASON], "for whoever has it in hand"
     assert trial.user_attrs[REASON].startswith("diverged: ")
     assert (count(mine.study).infeasible, count(mine.study).finished) == (1, 1)
 
