@@ -23,9 +23,11 @@ from core.batches import Batch
 from core.config import CandidateConfig
 from core.errors import NonFiniteLossError
 from core.models import Readable
+from core.models.token import Token
+from core.optimizer import FoldAdamW
 from core.seeding import numpy_generator, stable_seed
 from core.splits import Folds
-from core.trainer import EpochEnd, Trainer, clip_each_fold, clip_whole, linear_warmup
+from core.trainer import EpochEnd, Trainer, linear_warmup
 
 Posts = npt.NDArray[np.int64]
 
@@ -119,19 +121,19 @@ class FoldStack:
         self._loss = losses.resolve(candidate.loss, [self._labels[part] for part in self._train])
         # batches too large for the memory are cut into pieces, and put together again by accumulation
         self.pieces = math.ceil(self.width / (self.inputs.most or self.width))
-        optimizer = torch.optim.AdamW(
-            models.parameter_groups(model, self.training.learning_rate),
-            weight_decay=self.training.weight_decay,
-            fused=True,  # one pass over the weights instead of ten
-        )
+        rate, decay, limit = self.training.learning_rate, self.training.weight_decay, self.training.clip_norm
+        optimizer: torch.optim.Optimizer
+        if isinstance(model, Token):
+            optimizer = torch.optim.AdamW(model.parameter_groups(rate), weight_decay=decay)
+        else:  # which clips every fold on its own
+            optimizer = FoldAdamW(model.parameters(), rate, weight_decay=decay, max_norm=limit)
         self.trainer = Trainer(
             model,
             optimizer,
             self._mean_loss,
             penalty=model.penalty,  # type: ignore[arg-type]  # nn.Module's attributes are untyped
             gradient_accumulation_steps=self.training.accumulation_steps * self.pieces,
-            max_grad_norm=self.training.clip_norm,
-            clip=clip_each_fold if models.folds_fuse(candidate.model) else clip_whole,
+            max_grad_norm=limit if isinstance(model, Token) else 0.0,
             scheduler=linear_warmup(optimizer, self.training.warmup_steps) if self.training.warmup_steps else None,
             seed=stable_seed(seed, "trainer", *self.which),
             progress=False,

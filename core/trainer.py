@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -60,27 +60,6 @@ class Evaluated:
     metric: float | None
 
 
-class Clip(Protocol):
-    """Limits the gradient norm in place."""
-
-    def __call__(self, parameters: Sequence[nn.Parameter], max_norm: float) -> None:
-        """Scale the gradients of `parameters` so that their norm is at most `max_norm`."""
-
-
-def clip_whole(parameters: Sequence[nn.Parameter], max_norm: float) -> None:
-    """Clip by the norm over all parameters: one model."""
-    nn.utils.clip_grad_norm_(parameters, max_norm)
-
-
-def clip_each_fold(parameters: Sequence[nn.Parameter], max_norm: float) -> None:
-    """Clip every fold by its own norm: parameters `[folds, ...]` are independent models."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norms = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients])
-    scale = (max_norm / torch.linalg.vector_norm(norms, dim=0).clamp(min=1e-12)).clamp(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
-
-
 def linear_warmup(optimizer: Optimizer, steps: int) -> LambdaLR:
     """A schedule that raises the learning rate linearly over the first `steps` optimizer steps, then keeps it."""
     return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (steps + 1)))
@@ -99,7 +78,6 @@ class Trainer:
         use_amp: forward passes under autocast.
         amp_dtype: "bfloat16", or "float16" with gradient scaling.
         max_grad_norm: largest gradient norm; 0 or None switches clipping off.
-        clip: what the norm is taken over.
         penalty: added to the loss once per optimizer step, of the loss's shape; by default the model's own `penalty`
             method if it has one.
         scheduler: any torch schedule. `ReduceLROnPlateau` follows the monitored value of `train`.
@@ -125,7 +103,6 @@ class Trainer:
         use_amp: bool = False,
         amp_dtype: Literal["bfloat16", "float16"] = "bfloat16",
         max_grad_norm: float | None = 1.0,
-        clip: Clip = clip_whole,
         penalty: Callable[[], Tensor] | None = None,
         scheduler: LRScheduler | None = None,
         scheduler_interval: Literal["step", "epoch"] = "step",
@@ -150,7 +127,6 @@ class Trainer:
         self.amp_dtype = _AMP_DTYPES[amp_dtype] if use_amp else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)
         self.max_grad_norm = max_grad_norm or 0.0
-        self.clip = clip
         self.penalty = penalty if penalty is not None else getattr(model, "penalty", None)
         self.scheduler = scheduler
         self.scheduler_interval = "epoch" if isinstance(scheduler, ReduceLROnPlateau) else scheduler_interval
@@ -227,7 +203,7 @@ class Trainer:
         """Clip, step the optimizer, and the schedule with it."""
         if self.max_grad_norm > 0:
             self.scaler.unscale_(self.optimizer)
-            self.clip(self._parameters, self.max_grad_norm)
+            nn.utils.clip_grad_norm_(self._parameters, self.max_grad_norm)
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -165,10 +165,3 @@ def _resident(corpus: EmbeddedCorpus, kind: type[ChunkBags | MeanBags], device: 
     if place not in kept:
         kept[place] = kind(corpus.embeddings, corpus.offsets, device)
     return kept[place]
-
-
-def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-    """The optimizer's groups: what is trained, and how fast."""
-    if isinstance(model, Token):
-        return model.parameter_groups(learning_rate)
-    return [{"params": list(model.parameters()), "lr": learning_rate}]

@@ -132,12 +132,14 @@ class Iris(nn.Module):
 
 
 INSERTED = 8
-"""Up to this k the k-th largest is found by insertion on a CPU, where `topk` takes four times as long."""
+"""Up to this k, and from so many scores on, the k-th largest is found by insertion on a CPU: `topk` would take two to
+four times as long."""
+MANY = 16_384
 
 
 def kth_largest(scores: Tensor, k: int) -> Tensor:
     """The k-th largest along the third axis: `[folds, width, length, n]` to `[folds, width, n]`, with `k <= length`."""
-    if k > INSERTED or scores.device.type != "cpu":
+    if k > INSERTED or scores.numel() < MANY or scores.device.type != "cpu":
         return scores.topk(k, dim=2).values[:, :, -1]
     largest: list[Tensor] = []  # from the largest down, of the chunks so far
     for scored in scores.unbind(2):

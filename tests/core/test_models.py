@@ -9,6 +9,7 @@ from core.bags import ChunkBags, MeanBags, mean_embeddings
 from core.config import IrisConfig, LinearConfig
 from core.models import build, prior_log_odds
 from core.models.dropout import FoldDropout
+from core.models.iris import kth_largest
 from core.models.linear import linear_floor
 from core.seeding import numpy_generator
 from core.splits import Folds
@@ -242,3 +243,16 @@ def test_the_floor_of_a_criterion_with_one_class_is_that_class():
     labels[:, 0] = 0
     found = linear_floor(mean_embeddings(corpus.embeddings, corpus.offsets), labels, Folds(np.arange(20) % 2, 2))
     assert (found[:, 0] == 0).all()
+
+
+# ---- the k-th largest -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("length", "k"), [(40, 1), (40, 4), (40, 8), (40, 9), (8, 8), (3, 2)])
+def test_the_kth_largest_is_topks(length, k):
+    """Whichever way it is found, with ties and with what is not there."""
+    generator = torch.Generator().manual_seed(length + k)
+    scores = torch.randn((2, 64, length, 16), generator=generator).round(decimals=1)
+    scores[:, ::3, length // 2 :] = -torch.inf
+    for part in (scores, scores[:, :4]):  # many, and few
+        assert torch.equal(kth_largest(part, k), part.topk(k, dim=2).values[:, :, -1])

@@ -21,7 +21,7 @@ from core import metrics
 from core.batches import Batch, as_batch, logits_of
 from core.errors import CheckpointError, ConfigError, NonFiniteLossError, OutOfMemoryError
 from core.losses import BCELoss, FocalLoss, create_loss_function
-from core.trainer import Trainer, clip_each_fold, linear_warmup
+from core.trainer import Trainer, linear_warmup
 
 INPUTS, LABELS = rows()
 
@@ -226,17 +226,6 @@ def test_clipping_sees_the_whole_window():
     small.train_epoch(batches(8))
     large.train_epoch(batches(44))
     assert_close(small, large, 1e-6)
-
-
-def test_each_fold_is_clipped_by_its_own_norm():
-    folds = [nn.Parameter(torch.zeros(3, 4)), nn.Parameter(torch.zeros(3, 2, 2)), nn.Parameter(torch.zeros(3))]
-    folds[0].grad = torch.tensor([[3.0, 0, 0, 0], [0.1, 0, 0, 0], [0, 0, 0, 0]])
-    folds[1].grad = torch.stack([torch.full((2, 2), 2.0), torch.full((2, 2), 0.1), torch.zeros(2, 2)])
-    clip_each_fold(folds, 1.0)
-    assert folds[0].grad[0, 0] == pytest.approx(0.6)  # 3-4-5: norm 5 becomes 1
-    assert folds[1].grad[0, 0, 0] == pytest.approx(0.4)
-    assert folds[0].grad[1, 0] == pytest.approx(0.1)
-    assert folds[0].grad[2].abs().max() == 0
 
 
 class Penalised(nn.Module):
