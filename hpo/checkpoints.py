@@ -19,9 +19,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
-from optuna.artifacts import Backoff, FileSystemArtifactStore
-from optuna.artifacts.exceptions import ArtifactNotFound
-
 from core.checkpoint import pack_state, unpack_state
 from core.errors import UserError
 from hpo.claims import Claim, ClaimLost
@@ -35,16 +32,16 @@ FOLDER = Path(".hpo") / "artifacts"
 
 
 class ArtifactStore(Protocol):
-    """What Optuna's artifact stores do."""
+    """What Optuna's artifact stores do, except that nothing of Optuna is needed to ask for a file that is not there."""
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
-        """Open an artifact; raises `ArtifactNotFound`."""
+        """Open an artifact; raises `FileNotFoundError`."""
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Write an artifact."""
 
     def remove(self, artifact_id: str) -> None:
-        """Remove an artifact; raises `ArtifactNotFound`."""
+        """Remove an artifact; raises `FileNotFoundError`."""
 
 
 class Resumable(Protocol):
@@ -121,7 +118,7 @@ class Checkpoints:
                 raise ValueError("it is of another configuration")  # noqa: TRY301
             made.load_state_dict(state["state"])
         except Exception as error:  # noqa: BLE001 (whatever is wrong with it, the trial can start over)
-            reason = "it is not there" if isinstance(error, ArtifactNotFound) else f"{type(error).__name__}: {error}"
+            reason = "it is not there" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
             logger.warning(
                 "Trial %d starts over, its checkpoint cannot be used (%s); do all workers share %s?",
                 claim.trial.number, reason, VARIABLE, extra={"action": "checkpoint_unusable"},
@@ -158,7 +155,7 @@ class Checkpoints:
         """Remove an artifact; False if that has to be tried again later."""
         try:
             self._store.remove(artifact)
-        except ArtifactNotFound:
+        except FileNotFoundError:
             return True
         except Exception as error:  # noqa: BLE001 (a reaper comes again)
             logger.warning("Checkpoint %s could not be removed (%s).", artifact, type(error).__name__)
@@ -166,29 +163,41 @@ class Checkpoints:
         return True
 
 
-class _PrivateFolder(FileSystemArtifactStore):
-    """Optuna's folder of artifacts, with files for their owner only, whatever the folder's own permissions."""
+class _PrivateFolder:
+    """Optuna's folder of artifacts, with files for their owner only, whatever the folder's own permissions.
+
+    Not Optuna's own class: it comes with those for the clouds, which import every client library that is installed.
+    """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
         self._folder = folder
 
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        return (self._folder / artifact_id).open("rb")
+
+    def remove(self, artifact_id: str) -> None:
+        (self._folder / artifact_id).unlink()
+
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        """Write an artifact."""
         file = os.open(self._folder / artifact_id, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(file, "wb") as out:
             out.write(content_body.read())
 
 
-class _Prefixed:
-    """A store within another: all its artifacts' names begin with a prefix."""
+class _Bucket:
+    """One of Optuna's stores, in which all our artifacts' names begin with a prefix."""
 
     def __init__(self, store: ArtifactStore, prefix: str) -> None:
         self._store = store
         self._prefix = prefix
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
-        return self._store.open_reader(self._prefix + artifact_id)
+        from optuna.artifacts.exceptions import ArtifactNotFound
+
+        try:
+            return self._store.open_reader(self._prefix + artifact_id)
+        except ArtifactNotFound as error:
+            raise FileNotFoundError(artifact_id) from error
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         self._store.write(self._prefix + artifact_id, content_body)
@@ -198,7 +207,7 @@ class _Prefixed:
 
 
 def _bucket(url: str) -> ArtifactStore:
-    from optuna.artifacts import Boto3ArtifactStore
+    from optuna.artifacts import Backoff, Boto3ArtifactStore
 
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     if not bucket:
@@ -208,4 +217,4 @@ def _bucket(url: str) -> ArtifactStore:
     except ImportError:
         raise UserError("s3:// needs boto3: pip install 'sparse-evidence-hpo[s3]'") from None
     prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-    return _Prefixed(Backoff(Boto3ArtifactStore(bucket), max_retries=4, min_delay=0.2, max_delay=5), prefix)
+    return _Bucket(Backoff(Boto3ArtifactStore(bucket), max_retries=4, min_delay=0.2, max_delay=5), prefix)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from core.errors import UserError
+from hpo import startup
 from hpo.errors import Exit, Refused, StorageError, exit_code_of
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ REFRESH_SECONDS = 0.5
 
 def main() -> NoReturn:
     """Run a verb; a mistake ends as one sentence on standard error and its exit code."""
+    startup.begun()
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     # Threads that spin while they wait take the cores from other workers (an epoch was 3 times slower beside others).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -87,6 +89,7 @@ def main() -> NoReturn:
         with suppress(OSError):
             sys.stdout = open("/dev/null", "w")  # noqa: PTH123, SIM115 (so that the exit flushes nowhere)
         code = Exit.FAILED
+    startup.over()
     sys.exit(code)
 
 
@@ -205,6 +208,7 @@ def _drive(
     slots = plan(min(workers or len(plan(None)), left), per_gpu=workers or 1)
     stop = threading.Event()
     view = live.LiveView(console, joined, trials=budget, metric=definition.search.metric)
+    startup.settled()
     with stopped_by_signals(stop, again=signal.default_int_handler), supervisor.Workers(
         definition.path, url, trials=budget, slots=slots, say=view.say
     ) as crew, view:  # fmt: skip
@@ -301,6 +305,7 @@ def _supervise(
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    startup.settled()
     for slot in slots:
         say(f"slot {slot.number}: {slot.gpu or 'no GPU'}, {slot.threads} CPU threads")
     with Workers(definition.path, url, trials=budget, slots=slots, say=say, artifacts=artifacts) as crew:
@@ -367,4 +372,5 @@ def dashboard(
         opened = open_storage(url)
         if definition is not None:
             load_existing(opened, definition.name)
+        startup.settled()
         pages.serve(opened, host=host, port=port, changes=allow_changes, ready=lambda at: print(at, flush=True))

@@ -11,7 +11,7 @@ import optuna
 import torch
 
 from core.metrics import METRICS
-from hpo import claims, objective, space
+from hpo import claims, objective, space, startup
 from hpo.checkpoints import ArtifactStore, Checkpoints
 from hpo.definition import StudyDefinition, differences
 from hpo.errors import Exit
@@ -101,6 +101,7 @@ def work(
         checkpoints = Checkpoints(store, every_seconds=definition.service.checkpoint_seconds)
         mine = _claims(definition, study, trials, slot, device, checkpoints)
         measure_floors(study, prepared)
+        startup.settled()
         with claims.Reaper(mine):
             _loop(mine, prepared, checkpoints, device, stop)
         measure_floors(study, prepared)  # who was at it may have been killed
