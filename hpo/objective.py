@@ -48,7 +48,10 @@ def run(
         config = space.to_dict(candidate)
         claim.trial.set_user_attr(CONFIG, config)
     try:
-        cv = checkpoints.resumed(claim, config, lambda: prepared.cross_validation(candidate, device=device))
+        number = claim.trial.number
+        cv = checkpoints.resumed(
+            claim, config, lambda: prepared.cross_validation(candidate, trial=number, device=device)
+        )
         with closing(cv.epochs()) as events:
             for event in events:
                 claim.progress(event.stage, event.epoch)

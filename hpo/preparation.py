@@ -21,6 +21,7 @@ from core.embeddings import embed
 from core.encoders import Encoder, locate
 from core.models import EmbeddedCorpus, Readable, TextCorpus, reads_text
 from core.models.linear import linear_floor
+from core.seeding import stable_seed
 from core.splits import Folds, split
 from hpo.definition import StudyDefinition
 from hpo.fields import Choices, Leaf
@@ -88,15 +89,24 @@ class Prepared:
         }
 
     def cross_validation(
-        self, candidate: CandidateConfig, *, stages: Sequence[int] | None = None, device: str = "cpu"
+        self,
+        candidate: CandidateConfig,
+        *,
+        trial: int | None = None,
+        stages: Sequence[int] | None = None,
+        device: str = "cpu",
     ) -> CrossValidation:
-        """A candidate at its start, on the study's folds and with its seed.
+        """A candidate at its start, on the study's folds.
 
         Args:
             candidate: what is trained.
+            trial: whose seed it is trained with: all trials share the folds, but initial weights and the order of
+                batches are each trial's own, or a search finds what the one seed happens to favour. Left out, the
+                study's seed itself.
             stages: folds trained in lock-step, in order; left out, the study's own.
             device: where it trains.
         """
+        seed = self.definition.search.seed
         return CrossValidation(
             self.readable(candidate.model),
             self.folds,
@@ -104,7 +114,7 @@ class Prepared:
             stages=stages or self.definition.split.stage_sizes(),
             metric=self.definition.search.metric,
             criteria=self.criteria,
-            seed=self.definition.search.seed,
+            seed=seed if trial is None else stable_seed(seed, "trial", trial),
             device=device,
         )
 

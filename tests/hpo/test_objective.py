@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import FixedTrial, TrialState
 from tiny import prepared
 
-from hpo import objective, preparation, pruning
+from hpo import objective, preparation, pruning, space
 from hpo.checkpoints import Checkpoints, resolve
 from hpo.claims import OUTCOME, REASON, Claim, Claims, Finished, count, workers
 from hpo.export import CONFIG, CURVES, CV
@@ -68,6 +68,17 @@ def test_a_complete_trial_reports_once_a_stage_at_the_folds_finished(claims, tmp
     assert workers(mine.engine, mine.study) == []
     assert count(mine.study).complete == 1
     assert claim.attempt == 1
+
+
+def test_trials_share_their_folds_and_not_their_seed(tmp_path):
+    """Else a search finds the configuration that one seed happens to favour."""
+    data = prepared(tmp_path)
+    candidate = space.suggest(data.definition, FixedTrial(space.default_parameters(data.definition)))
+    first, again, second = (data.cross_validation(candidate, trial=trial) for trial in (0, 0, 1))
+    ends = [next(cv.epochs()) for cv in (first, again, second)]
+    assert ends[0] == ends[1]
+    assert ends[0].train_loss != ends[2].train_loss
+    assert first.folds is second.folds
 
 
 def test_a_hopeless_trial_is_pruned_after_the_stage(claims, tmp_path, monkeypatch):
