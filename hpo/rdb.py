@@ -193,11 +193,15 @@ class PatientStorage(RDBStorage):
         return [trial for trial in found if states is None or trial.state in states]
 
     def _read(self, query: Callable[[sa.Connection], T]) -> T:
-        """Run a query of one statement, which needs no transaction around it."""
+        """Run a query for as long as it takes.
+
+        Not with AUTOCOMMIT, though that would spare two round trips: taking it back fails on a lost connection, with an
+        error that SQLAlchemy does not know, and a place in its pool is lost, too.
+        """
 
         def once() -> T:
             with self.engine.connect() as connection:
-                return query(connection.execution_options(isolation_level="AUTOCOMMIT"))
+                return query(connection)
 
         return patiently(once, self.patience_seconds)
 
