@@ -1,8 +1,9 @@
 """`make bench`: measure everything, write benchmarks/results.json, print a table.
 
     python -m benchmarks [epoch] [encode] [service] [scaling] [studies]
+    python -m benchmarks table
 
-With names only these are measured again; the other figures stay as they were.
+With names only these are measured again; the other figures stay as they were. `table` prints what there is.
 """
 
 from __future__ import annotations
@@ -65,19 +66,27 @@ def machine() -> dict[str, Any]:
     }
 
 
+def table(found: dict[str, Any]) -> list[str]:
+    """The figures as lines of Markdown, as docs/performance.md has them."""
+    rows = [
+        f"| {words} (`{key}`) | {found[key]:.3g} | {target} |"
+        for key, (words, target) in TARGETS.items()
+        if key in found
+    ]
+    return ["| figure | measured | wanted |", "|---|---|---|", *rows]
+
+
 def main() -> None:
     """Measure what was asked for and write it down."""
-    wanted = sys.argv[1:] or list(PARTS)
+    wanted = [] if sys.argv[1:] == ["table"] else sys.argv[1:] or list(PARTS)
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() and sys.argv[1:] else {}
     for name in wanted:
         print(f"measuring {name} …", file=sys.stderr, flush=True)
         found |= {key: round(value, 4) for key, value in PARTS[name]().items()}
-    found["machine"] = machine()
-    RESULTS.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
-    print("| figure | measured | target |\n|---|---|---|")
-    for key, (words, target) in TARGETS.items():
-        if key in found:
-            print(f"| {words} (`{key}`) | {found[key]:.3g} | {target} |")
+    if wanted:
+        found["machine"] = machine()
+        RESULTS.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
+    print(*table(found), sep="\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from benchmarks import __main__ as benchmarks
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,6 +37,17 @@ def test_every_file_that_is_linked_is_there():
         for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_measured_figures_are_those_of_the_last_measurement():
+    """`python -m benchmarks` writes the file; what the pages say of it is copied by hand."""
+    found = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
+    performance = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    for line in benchmarks.table(found):
+        assert line in performance.splitlines()
+    told = re.findall(r"\(`([a-z]+\.\w+)`\) \| ([\d.-]+) \|", README)
+    assert len(told) > 5
+    assert told == [(key, f"{found[key]:.3g}") for key, _ in told]
 
 
 def test_every_verb_and_target_is_named():
