@@ -279,14 +279,8 @@ def test_an_answer_lost_at_the_commit_does_not_make_two_trials(claims: Any, monk
     assert count(mine.study).running == 1
 
 
-@pytest.mark.parametrize("artifact", [None, "a"])
-def test_a_finish_whose_answer_got_lost_is_a_finish(
-    artifact: str | None, claims: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mine = claims(budget=1)
-    claim = claimed(mine)
-    if artifact:
-        claim.announce(artifact)
+def losing_the_next_answer(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The next commit arrives and its answer does not; the list is filled then."""
     commit = sa.engine.Connection._commit_impl
     lost: list[int] = []
 
@@ -297,6 +291,18 @@ def test_a_finish_whose_answer_got_lost_is_a_finish(
             raise sa.exc.OperationalError("COMMIT", {}, Exception("server closed the connection"))
 
     monkeypatch.setattr(sa.engine.Connection, "_commit_impl", lost_once)
+    return lost
+
+
+@pytest.mark.parametrize("artifact", [None, "a"])
+def test_a_finish_whose_answer_got_lost_is_a_finish(
+    artifact: str | None, claims: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = claims(budget=1)
+    claim = claimed(mine)
+    if artifact:
+        claim.announce(artifact)
+    lost = losing_the_next_answer(monkeypatch)
     claim.finish(TrialState.COMPLETE, 0.5, attributes={"a": 1})
     assert lost
     (trial,) = mine.study.get_trials()
@@ -307,16 +313,7 @@ def test_a_finish_whose_answer_got_lost_is_a_finish(
 def test_a_report_whose_answer_got_lost_is_one_report(claims: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = claims(budget=1)
     claim = claimed(mine)
-    commit = sa.engine.Connection._commit_impl
-    lost: list[int] = []
-
-    def lost_once(connection: sa.Connection) -> None:
-        commit(connection)
-        if not lost:
-            lost.append(1)
-            raise sa.exc.OperationalError("COMMIT", {}, Exception("server closed the connection"))
-
-    monkeypatch.setattr(sa.engine.Connection, "_commit_impl", lost_once)
+    lost = losing_the_next_answer(monkeypatch)
     claim.trial.report(0.5, 2)
     assert lost
     assert mine.study.get_trials()[0].intermediate_values == {2: 0.5}
