@@ -1,4 +1,4 @@
-"""What pruning saves and what it loses: real curves of random candidates, replayed under other stages and percentiles.
+"""What pruning saves and what it loses: curves of random candidates, replayed under other stages and percentiles.
 
     python -m benchmarks.stages studies/quickstart.toml [--candidates 40] [--curves FILE.json]
 
@@ -22,12 +22,11 @@ import optuna
 from core.errors import NonFiniteLossError
 from core.stopping import is_stale
 from hpo import space
-from hpo.definition import load
+from hpo.definition import PrunerConfig, load
 from hpo.preparation import prepare
 from hpo.pruning import is_hopeless
 
 ORDERS = 100
-STARTUP_TRIALS = 5
 
 Curves = npt.NDArray[np.float64]  # [candidates, folds, epochs]
 
@@ -53,13 +52,13 @@ def trained(study: Path, candidates: int) -> Curves:
 
 
 def replayed(
-    curves: Curves, order: Sequence[int], stages: Sequence[int], percentile: float | None, patience: int
+    curves: Curves, order: Sequence[int], stages: Sequence[int], pruner: PrunerConfig, patience: int
 ) -> tuple[int, float]:
     """Epochs (of one fold) trained, and the best value of a candidate that finished."""
     peers: dict[int, list[float]] = {}
     epochs, best = 0, -np.inf
     for scores in curves[order]:
-        trained_epochs, value = _candidate(scores, stages, percentile, patience, peers)
+        trained_epochs, value = _candidate(scores, stages, pruner, patience, peers)
         epochs += trained_epochs
         best = max(best, value)
     return epochs, best
@@ -68,7 +67,7 @@ def replayed(
 def _candidate(
     scores: npt.NDArray[np.float64],
     stages: Sequence[int],
-    percentile: float | None,
+    pruner: PrunerConfig,
     patience: int,
     peers: dict[int, list[float]],
 ) -> tuple[int, float]:
@@ -79,11 +78,15 @@ def _candidate(
         ends.append(next(end for end in range(1, len(means) + 1) if _stops(means[:end], len(means), patience)))
         values.append(means[: ends[-1]].max())
         finished += size
-        if percentile is None or finished == len(scores):
+        if finished == len(scores):
             continue
         value, known = float(np.average(values, weights=stages[: len(values)])), peers.setdefault(finished, [])
         given_up = is_hopeless(
-            value, known, percentile=percentile, startup_trials=STARTUP_TRIALS, higher_is_better=True
+            value,
+            known,
+            percentile=pruner.percentile,
+            startup_trials=pruner.startup_trials,
+            higher_is_better=True,
         )
         known.append(value)
         if given_up:
@@ -99,16 +102,22 @@ def rows(curves: Curves, patience: int) -> Iterator[str]:
     """Lines of a Markdown table."""
     folds = curves.shape[1]
     orders = [np.random.default_rng(number).permutation(len(curves)).tolist() for number in range(ORDERS)]
-    plain = np.mean([replayed(curves, order, (folds,), None, patience)[0] for order in orders])
-    top = replayed(curves, orders[0], (folds,), None, patience)[1]
-    yield "| stages | percentile | epochs a trial | of unpruned | best kept |\n|---|---|---|---|---|"
-    yield f"| {folds} | – | {plain / len(curves):.1f} | 1 | |"
-    for stages in ((2, folds - 2), (1, folds - 1), (1, 1, folds - 2), (1,) * folds):
-        for percentile in (50, 33, 25):
-            found = [replayed(curves, order, stages, percentile, patience) for order in orders]
-            cost, kept = np.mean([cost for cost, _ in found]), np.mean([value >= top - 1e-9 for _, value in found])
-            words = ", ".join(map(str, stages))
-            yield f"| {words} | {percentile} | {cost / len(curves):.1f} | {cost / plain:.2f} | {kept:.2f} |"
+    plain = np.mean([replayed(curves, order, (folds,), PrunerConfig(), patience)[0] for order in orders])
+    top = replayed(curves, orders[0], (folds,), PrunerConfig(), patience)[1]
+    yield "| stages | percentile | startup trials | epochs a trial | of unpruned | best kept |"
+    yield "|---|---|---|---|---|---|"
+    yield f"| {folds} | – | – | {plain / len(curves):.1f} | 1 | |"
+    default = PrunerConfig().startup_trials
+    plans = ((2, folds - 2), (1, folds - 1), (1, 1, folds - 2), (1,) * folds)
+    tried = [(stages, percentile, default) for stages in plans for percentile in (50, 33, 25)]
+    tried += [((1, 1, folds - 2), 33, startup) for startup in (5, 3, 1)]
+    for stages, percentile, startup in tried:
+        pruner = PrunerConfig(percentile=percentile, startup_trials=startup)
+        found = [replayed(curves, order, stages, pruner, patience) for order in orders]
+        cost, kept = np.mean([cost for cost, _ in found]), np.mean([value >= top - 1e-9 for _, value in found])
+        words = ", ".join(map(str, stages))
+        per_trial, share = cost / len(curves), cost / plain
+        yield f"| {words} | {percentile} | {startup} | {per_trial:.1f} | {share:.2f} | {kept:.2f} |"
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ def weighted_bce(logits: Tensor, targets: Tensor, *, pos_weight: Parameter) -> T
         Same shape as `logits`.
     """
     y = targets.to(logits.dtype)
-    return -(pos_weight * y * logsigmoid(logits) + (1 - y) * logsigmoid(-logits))
+    return torch.addcmul((y - 1) * logsigmoid(-logits), -pos_weight * y, logsigmoid(logits))
 
 
 def focal(logits: Tensor, targets: Tensor, *, gamma: Parameter, alpha: Parameter | None) -> Tensor:

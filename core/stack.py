@@ -199,15 +199,20 @@ class FoldStack:
 
     def _batches(self) -> Iterator[Batch]:
         """The batches of the coming epoch."""
-        plans = [self._plan(fold, part) for fold, part in zip(self.which, self._train, strict=True)]
+        plans = np.stack([self._plan(fold, part) for fold, part in zip(self.which, self._train, strict=True)])
+        # padding reads the first post of its own batch, and counts nothing
+        readable = np.where(plans >= 0, plans, plans[:, :, :1])
+        targets = self._labels[torch.from_numpy(readable).to(self._labels.device, non_blocking=True)]
+        targets[torch.from_numpy(plans < 0).to(self._labels.device, non_blocking=True)] = -1
+        labelled = (targets >= 0).sum(3).float()
         for step in numpy_generator(self.seed, "steps", self.epoch).permutation(self.steps):
-            posts = np.stack([plan[step] for plan in plans])
-            # padding reads the first post of its own batch, and counts nothing
-            readable = np.where(posts >= 0, posts, posts[:, :1])
-            for piece in np.array_split(np.arange(self.width), self.pieces):
-                index = torch.from_numpy(posts[:, piece]).to(self._labels.device, non_blocking=True)
-                targets = torch.where(index[..., None] >= 0, self._labels[index.clamp(min=0)], -1)
-                yield Batch(self.inputs.batch(readable[:, piece]), targets, (targets >= 0).sum((1, 2)).float())
+            for posts, known, weight in zip(
+                np.array_split(readable[:, step], self.pieces, axis=1),
+                targets[:, step].tensor_split(self.pieces, dim=1),
+                labelled[:, step].tensor_split(self.pieces, dim=1),
+                strict=True,
+            ):
+                yield Batch(self.inputs.batch(posts), known, weight.sum(1))
 
     def _plan(self, fold: int, posts: Posts) -> npt.NDArray[np.int64]:
         """A fold's batches `[steps, width]` of the coming epoch; -1 fills up."""

@@ -37,4 +37,4 @@ class FoldDropout(nn.Module):
         if not self._generators:  # drawn where it is needed: a GPU never waits for the host
             self._generators = [torch_generator(*key, device=x.device) for key in self._keys]
         draws = [torch.rand(x.shape[1:], generator=generator, device=x.device) for generator in self._generators]
-        return x * (torch.stack(draws) >= self.rate) / (1 - self.rate)
+        return x * ((torch.stack(draws) >= self.rate) / (1 - self.rate))

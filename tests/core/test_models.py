@@ -9,7 +9,7 @@ from core.bags import ChunkBags, MeanBags, mean_embeddings
 from core.config import IrisConfig, LinearConfig
 from core.models import build, prior_log_odds
 from core.models.dropout import FoldDropout
-from core.models.iris import kth_largest
+from core.models.iris import kth_largest, overlap
 from core.models.linear import linear_floor
 from core.seeding import numpy_generator
 from core.splits import Folds
@@ -174,6 +174,11 @@ def test_the_penalty_is_its_formula():
             normed = queries / np.linalg.norm(queries, axis=1, keepdims=True)
             expected += 0.7 * ((normed @ normed.T - np.eye(3)) ** 2).sum() / 3
         assert model.penalty()[fold].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_gradient_of_the_penalty_is_that_of_its_formula():
+    model = awake(IrisConfig(num_queries=3, hidden=8), planted(), folds=(0, 1)).double()
+    assert torch.autograd.gradcheck(overlap, model.queries)
 
 
 def test_the_penalty_drives_queries_apart():

@@ -25,7 +25,6 @@ stages = [1, 1, 1]
 holdout = 0.0
 [search]
 trials = 4
-pruner = {{ name = "same_folds", startup_trials = 2 }}
 [model]
 name = "iris"
 num_queries = 2
