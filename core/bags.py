@@ -13,6 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+MOST_BYTES = 1 << 27
+"""Largest bag of a fold while training, if all its posts were as long as the longest of the corpus."""
+
 
 @dataclass(frozen=True, eq=False)
 class Bag:
@@ -41,8 +44,8 @@ class ChunkBags:
         self.offsets = torch.tensor(offsets, device=device)
         self.lengths = np.diff(offsets)
         """int64 [posts]: chunks per post; batches are cut from posts of similar length."""
-        self.most = None
-        """A whole batch fits into memory."""
+        self.most = max(1, MOST_BYTES // (int(self.lengths.max()) * embeddings.shape[1] * embeddings.itemsize))
+        """Posts that are in memory at once while training, of each fold."""
 
     def batch(self, posts: npt.NDArray[np.int64]) -> Bag:
         """The bags of `posts` int64 `[folds, width]`."""

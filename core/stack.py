@@ -112,14 +112,15 @@ class FoldStack:
         # The shape of an epoch follows from the largest fold of all, in this stack or not: every fold takes the same
         # number of steps wherever it is stacked, and no fold has a short last batch.
         largest = max(len(folds.train(fold)) for fold in range(folds.count))
-        self.steps = math.ceil(largest / self.training.batch_size)
+        self.steps = math.ceil(largest / (self.training.batch_size * self.training.accumulation_steps))
         self.width = math.ceil(largest / self.steps)
         self._labels = torch.tensor(corpus.labels, device=device)
         model, self.inputs = models.build(
             candidate.model, corpus, self._train, folds=self.which, seed=seed, device=device
         )
         self._loss = losses.resolve(candidate.loss, [self._labels[part] for part in self._train])
-        # batches too large for the memory are cut into pieces, and put together again by accumulation
+        # An optimizer step reads all its posts at once, to the same gradient as batch after batch, in a fraction of the
+        # operations; only what is too large for the memory is cut into pieces and put together by accumulation.
         self.pieces = math.ceil(self.width / (self.inputs.most or self.width))
         rate, decay, limit = self.training.learning_rate, self.training.weight_decay, self.training.clip_norm
         optimizer: torch.optim.Optimizer
@@ -132,7 +133,7 @@ class FoldStack:
             optimizer,
             self._mean_loss,
             penalty=model.penalty,  # type: ignore[arg-type]  # nn.Module's attributes are untyped
-            gradient_accumulation_steps=self.training.accumulation_steps * self.pieces,
+            gradient_accumulation_steps=self.pieces,
             max_grad_norm=limit if isinstance(model, Token) else 0.0,
             scheduler=linear_warmup(optimizer, self.training.warmup_steps) if self.training.warmup_steps else None,
             seed=stable_seed(seed, "trainer", *self.which),

@@ -182,11 +182,17 @@ def test_posts_meet_other_company_in_every_epoch():
     assert len(plans[0] & plans[1]) <= 1
 
 
-def test_the_last_short_window_is_a_step_of_its_own():
-    trained = stack([0], candidate(accumulation_steps=2, batch_size=16))
-    assert trained.steps == 3
-    trained.advance()
-    assert trained.trainer.optimizer.state_dict()["steps"] == 2
+def test_accumulated_batches_are_one_batch_as_long_as_they_fit_into_memory(monkeypatch):
+    accumulated = candidate(IRIS, accumulation_steps=2, batch_size=16)
+    together, large = stack([0], accumulated), stack([0], candidate(IRIS, accumulation_steps=1, batch_size=32))
+    assert (together.steps, together.pieces) == (2, 1)
+    monkeypatch.setattr("core.bags.MOST_BYTES", 1)  # one post at a time
+    apart = stack([0], accumulated, planted())
+    assert (apart.steps, apart.pieces) == (2, apart.width)
+    ends = [trained.advance().train_loss for trained in (together, large, apart)]
+    assert ends[0] == ends[1]
+    assert ends[2] == pytest.approx(ends[0], abs=1e-5)
+    assert [t.trainer.optimizer.state_dict()["steps"] for t in (together, large, apart)] == [2, 2, 2]
 
 
 def test_unlabelled_pairs_teach_nothing():
@@ -276,7 +282,8 @@ def test_steps_follow_from_the_largest_fold_of_all():
     corpus = planted()
     folds = uneven(corpus)
     largest = max(len(folds.train(fold)) for fold in range(3))
-    assert {stack([fold], None, corpus, folds).steps for fold in range(3)} == {math.ceil(largest / 8)}
+    posts = TRAINING.batch_size * TRAINING.accumulation_steps
+    assert {stack([fold], None, corpus, folds).steps for fold in range(3)} == {math.ceil(largest / posts)}
 
 
 def test_more_posts_in_the_batch_than_a_fold_has():
