@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,15 +50,23 @@ def case(posts: int) -> Case:
     return Case(embedded, split(corpus.groups, corpus.labels, SplitConfig(folds=FOLDS, holdout=0), criteria=names))
 
 
-def seconds(work: Callable[[], None], repeats: int) -> float:
-    """Median wall time of `work`, after one warm-up."""
-    work()
-    taken = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - started)
-    return float(np.median(taken))
+def by_turns(runs: Sequence[Callable[[], None]], rounds: int) -> list[list[float]]:
+    """Seconds `[runs][rounds]`, one after the other in every round: when the machine is slow, it is for all of them."""
+    for run in runs:
+        run()
+    taken: list[list[float]] = [[] for _ in runs]
+    for _ in range(rounds):
+        for run, own in zip(runs, taken, strict=True):
+            started = time.perf_counter()
+            run()
+            own.append(time.perf_counter() - started)
+    return taken
+
+
+def ratio(pair: Sequence[Sequence[float]]) -> float:
+    """The second's seconds over the first's, the median of the rounds."""
+    first, second = pair
+    return float(np.median(np.divide(second, first)))
 
 
 def fused(given: Case) -> Callable[[], None]:
@@ -156,19 +164,20 @@ def _products(width: int, length: float, hidden: int) -> Callable[[bool], None]:
     return products
 
 
-def measure(repeats: int = 5) -> dict[str, float]:
+def measure() -> dict[str, float]:
     """The ratios, and the seconds they come from."""
     home = case(HOME_POSTS)
-    ours, floor = seconds(fused(home), repeats), seconds(bare_products(home), repeats)
-    theirs = seconds(written_plainly(home), 1)
-    single = seconds(plain(home), repeats)
+    ours = fused(home)
+    products = by_turns([ours, bare_products(home)], 15)
+    single = by_turns([ours, plain(home)], 7)
+    theirs = by_turns([ours, written_plainly(home)], 5)
     large = case(10 * HOME_POSTS)
-    ours_10x, floor_10x = seconds(fused(large), 2), seconds(bare_products(large), 2)
+    ours_10x, products_10x = by_turns([fused(large), bare_products(large)], 5)
     return {
-        "epoch.vs_reference": theirs / ours,
-        "epoch.vs_matmul": ours / floor,
-        "epoch.vs_matmul_10x": ours_10x / floor_10x,
-        "epoch.plain_vs_fused": single / ours,
-        "epoch.growth_10x": ours_10x / ours,
-        "epoch.seconds": ours,
+        "epoch.vs_reference": ratio(theirs),
+        "epoch.vs_matmul": 1 / ratio(products),
+        "epoch.vs_matmul_10x": 1 / ratio((ours_10x, products_10x)),
+        "epoch.plain_vs_fused": ratio(single),
+        "epoch.growth_10x": float(np.median(ours_10x) / np.median(products[0])),
+        "epoch.seconds": float(np.median(products[0])),
     }
