@@ -16,7 +16,7 @@ KINDS = {
     "k-th largest": ("maximum", "minimum", "topk"),
     "softmax, layer norm": ("_softmax", "_softmax_backward_data", "native_layer_norm", "native_layer_norm_backward"),
     "ReLU": ("relu_", "clamp_min_", "threshold_backward"),
-    "optimizer and clipping": ("_fused_adamw_", "_foreach_add_", "linalg_vector_norm", "mul_"),
+    "optimizer and clipping": ("linalg_vector_norm", "lerp_", "addcmul_", "addcdiv_", "sqrt", "mul_", "div_"),
     "dropout's random numbers": ("uniform_",),
 }
 

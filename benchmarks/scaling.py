@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import optuna
 
+from benchmarks.altered import altered
 from benchmarks.service import databases
 from hpo.definition import load
 from hpo.slots import usable_cores
@@ -26,15 +26,12 @@ HOME = Path(__file__).with_name("home.toml")
 
 def _study(folder: Path, name: str, trials: int) -> Path:
     """The study of the home case's size with equal work in every trial: random points, no pruning, fixed epochs."""
-    text = HOME.read_text()
-    text = text.replace('name = "home"', f'name = "{name}"')
-    text = re.sub(
-        r"trials = .*\npruner = .*", f'trials = {trials}\nsampler = "random"\npruner = {{ name = "none" }}', text
-    )
-    text = re.sub(r"epochs = \d+\npatience = \d+", "epochs = 4\npatience = 4", text)
-    path = folder / f"{name}.toml"
-    path.write_text(text)
-    return path
+    changes = {
+        "": {"name": f'"{name}"'},
+        "search": {"trials": str(trials), "sampler": '"random"', "pruner": '{ name = "none" }'},
+        "training": {"epochs": "4", "patience": "4"},
+    }
+    return altered(HOME, folder / f"{name}.toml", changes)
 
 
 def workers_2() -> dict[str, float]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 
+from benchmarks.altered import altered
 from benchmarks.service import databases
 from core.config import CandidateConfig
 from core.crossval import CrossValidation
@@ -44,7 +44,8 @@ def measure(which: tuple[str, ...] = ("home", "quickstart")) -> dict[str, float]
         seconds, values = np.zeros(2), np.zeros(2)  # ours, the script's
         for seed in SEARCHES[name]:
             with databases() as fresh, tempfile.TemporaryDirectory() as folder:
-                definition = _reseeded(STUDIES[name], seed, Path(folder))
+                path = STUDIES[name]
+                definition = load(altered(path, Path(folder) / path.name, {"search": {"seed": str(seed)}}))
                 runs = (
                     _ours(definition, fresh("ours"), Path(folder)),
                     _script(definition, prepared, fresh("script"), Path(folder)),
@@ -62,15 +63,6 @@ def measure(which: tuple[str, ...] = ("home", "quickstart")) -> dict[str, float]
             f"study.{name}_rescored": ours_value,
         }
     return found
-
-
-def _reseeded(path: Path, seed: int, folder: Path) -> StudyDefinition:
-    """The same study with another seed of the search; its folds stay."""
-    text, found = re.subn(r"(\[search\][^\[]*?\nseed = )\d+", rf"\g<1>{seed}", path.read_text(encoding="utf-8"))
-    assert found == 1
-    copy = folder / path.name
-    copy.write_text(text, encoding="utf-8")
-    return load(copy)
 
 
 def _timed(start: Callable[[], None]) -> float:

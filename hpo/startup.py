@@ -6,7 +6,6 @@ the time that a worker needs to start, and as long again at its end.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 
 
@@ -37,6 +36,8 @@ def _keep_memory() -> None:
 
     Where the C library is not glibc, nothing happens.
     """
+    import ctypes  # `hpo --help` does without
+
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)

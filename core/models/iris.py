@@ -144,16 +144,16 @@ class _Overlap(torch.autograd.Function):
     def forward(ctx: Any, queries: Tensor) -> Tensor:  # noqa: ANN401
         norms = torch.linalg.vector_norm(queries, dim=-1, keepdim=True).clamp_(min=1e-12)
         unit = queries / norms
-        overlap = unit @ unit.mT
-        overlap.diagonal(dim1=-2, dim2=-1).sub_(1)
-        ctx.save_for_backward(unit, norms, overlap)
-        sums: Tensor = overlap.square().sum((-1, -2))
+        likeness = unit @ unit.mT
+        likeness.diagonal(dim1=-2, dim2=-1).sub_(1)
+        ctx.save_for_backward(unit, norms, likeness)
+        sums: Tensor = likeness.square().sum((-1, -2))
         return sums.mean(-1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401
-        unit, norms, overlap = ctx.saved_tensors
-        towards: Tensor = overlap @ unit
+        unit, norms, likeness = ctx.saved_tensors
+        towards: Tensor = likeness @ unit
         towards -= (towards * unit).sum(-1, keepdim=True) * unit  # the length of a query changes nothing
         towards *= (4 / unit.shape[1]) * gradient[:, None, None, None] / norms
         return towards
