@@ -110,7 +110,7 @@ def rows(curves: Curves, patience: int) -> Iterator[str]:
     default = PrunerConfig().startup_trials
     plans = ((2, folds - 2), (1, folds - 1), (1, 1, folds - 2), (1,) * folds)
     tried = [(stages, percentile, default) for stages in plans for percentile in (50, 33, 25)]
-    tried += [((1, 1, folds - 2), 33, startup) for startup in (5, 3, 1)]
+    tried += [((1, 1, folds - 2), 33, startup) for startup in (5, 3, 2)]
     for stages, percentile, startup in tried:
         pruner = PrunerConfig(percentile=percentile, startup_trials=startup)
         found = [replayed(curves, order, stages, pruner, patience) for order in orders]

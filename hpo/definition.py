@@ -45,7 +45,7 @@ class PrunerConfig:
     name: Literal["same_folds", "none"] = "same_folds"
     percentile: Annotated[float, Interval(gt=0, lt=100)] = 50.0
     """A trial goes on when its mean is within this best share of the trials that finished the same folds."""
-    startup_trials: Annotated[int, Interval(ge=0)] = 2
+    startup_trials: Annotated[int, Interval(ge=0)] = 1
     """Nothing is pruned before this many other trials have reported at the stage."""
 
 

@@ -187,7 +187,8 @@ def _outcome(trial: FrozenTrial) -> str:
         return number(trial.value)
     if trial.state == TrialState.PRUNED:
         step = trial.last_step
-        return f"{number(trial.intermediate_values[step])} pruned ({step} folds)" if step else "pruned"
+        folds = "1 fold" if step == 1 else f"{step} folds"
+        return f"{number(trial.intermediate_values[step])} pruned ({folds})" if step else "pruned"
     return "infeasible" if "hpo:reason" in trial.user_attrs else "failed"
 
 
