@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks import reference
+from benchmarks.turns import by_turns, ratio
 from core.chunks import chunk
 from core.config import BCEConfig, CandidateConfig, ChunksConfig, IrisConfig, SplitConfig, TrainingConfig
 from core.metrics import score
@@ -48,25 +48,6 @@ def case(posts: int) -> Case:
     embedded = EmbeddedCorpus(unit(int(offsets[-1])), offsets, unit(CRITERIA), corpus.labels)
     names = [criterion.name for criterion in corpus.criteria]
     return Case(embedded, split(corpus.groups, corpus.labels, SplitConfig(folds=FOLDS, holdout=0), criteria=names))
-
-
-def by_turns(runs: Sequence[Callable[[], None]], rounds: int) -> list[list[float]]:
-    """Seconds `[runs][rounds]`, one after the other in every round: when the machine is slow, it is for all of them."""
-    for run in runs:
-        run()
-    taken: list[list[float]] = [[] for _ in runs]
-    for _ in range(rounds):
-        for run, own in zip(runs, taken, strict=True):
-            started = time.perf_counter()
-            run()
-            own.append(time.perf_counter() - started)
-    return taken
-
-
-def ratio(pair: Sequence[Sequence[float]]) -> float:
-    """The second's seconds over the first's, the median of the rounds."""
-    first, second = pair
-    return float(np.median(np.divide(second, first)))
 
 
 def fused(given: Case) -> Callable[[], None]:

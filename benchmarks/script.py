@@ -1,9 +1,10 @@
 """The same search as a plain Optuna script, the way an experienced user writes one: the yardstick for whole studies.
 
 Embeddings are computed once and kept in a file, the folds are grouped, trials are shared through Postgres, every epoch
-is reported and MedianPruner decides. Folds are trained one after the other with `benchmarks.reference`.
+is reported and MedianPruner decides. Folds are trained one after the other with `benchmarks.reference`. Whoever ends
+the last trial that was asked for stops; the other finishes the trial in hand.
 
-    python -m benchmarks.script STUDY URL NAME TRIALS EMBEDDINGS.npz
+    python -m benchmarks.script STUDY URL NAME TRIALS EMBEDDINGS.npz WORKER
 """
 
 from __future__ import annotations
@@ -22,19 +23,20 @@ from core import losses
 from core.config import CandidateConfig, IrisConfig
 from core.metrics import score
 from core.models import EmbeddedCorpus, prior_log_odds
+from core.seeding import stable_seed
 from core.splits import Folds
 from hpo import space
 from hpo.definition import StudyDefinition, load
 
 
 def train_fold(
-    candidate: CandidateConfig, corpus: EmbeddedCorpus, folds: Folds, fold: int, trial: optuna.Trial
+    candidate: CandidateConfig, corpus: EmbeddedCorpus, folds: Folds, fold: int, trial: optuna.Trial, seed: int
 ) -> float:
     """Train until the fold's own score has not improved for `patience` epochs; returns its best."""
     config, training = candidate.model, candidate.training
     assert isinstance(config, IrisConfig)
     train, validation = folds.train(fold), folds.validation(fold)
-    torch.manual_seed(fold)
+    torch.manual_seed(stable_seed(seed, "trial", trial.number, fold))
     prior = prior_log_odds(corpus.labels, [train])[0]
     model = reference.PairIris(config, torch.from_numpy(corpus.criteria), prior)
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
@@ -61,12 +63,13 @@ def train_fold(
 def evaluate(trial: optuna.Trial, definition: StudyDefinition, corpus: EmbeddedCorpus, folds: Folds) -> float:
     """One trial: the mean of the folds' best scores."""
     candidate = space.suggest(definition, trial)
-    return float(np.mean([train_fold(candidate, corpus, folds, fold, trial) for fold in range(folds.count)]))
+    seed = definition.search.seed
+    return float(np.mean([train_fold(candidate, corpus, folds, fold, trial, seed) for fold in range(folds.count)]))
 
 
 def main() -> None:
     """Work on the shared study until it has enough trials."""
-    path, url, name, trials, file = sys.argv[1:]
+    path, url, name, trials, file, worker = sys.argv[1:]
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     data = np.load(file)
@@ -74,7 +77,8 @@ def main() -> None:
     folds = Folds(data["assignment"], int(data["assignment"].max()) + 1)
     definition = load(Path(path))
     storage = optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-    study = optuna.load_study(study_name=name, storage=storage)  # TPE and MedianPruner are the defaults
+    sampler = optuna.samplers.TPESampler(seed=stable_seed(definition.search.seed, "worker", worker))
+    study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)  # MedianPruner is the default
     enough = optuna.study.MaxTrialsCallback(int(trials), states=(TrialState.COMPLETE, TrialState.PRUNED))
     study.optimize(lambda trial: evaluate(trial, definition, corpus, folds), callbacks=[enough])
 

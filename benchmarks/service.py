@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
+from benchmarks.turns import by_turns, ratio
 from hpo import claims, objective, pruning, space
 from hpo.definition import StudyDefinition, load
 from hpo.sampler import seeded
@@ -107,8 +107,8 @@ def _attributes(trial: Filled) -> dict[str, Any]:
     return {objective.CONFIG: trial.params, objective.CV: {"folds": [trial.value] * FOLDS}, objective.CURVES: curves}
 
 
-def ours(url: str, stored: int) -> float:
-    """Seconds per trial of our loop: claim, configuration, two stage reports, attributes, end."""
+def ours(url: str, stored: int) -> Callable[[], None]:
+    """A trial of our loop: claim, configuration, two stage reports, attributes, end."""
     definition = load(DEFINITION)
     study = open_study(
         open_storage(url, without=(objective.CURVES,)), "ours", direction="maximize", identity=_identity(definition),
@@ -118,7 +118,7 @@ def ours(url: str, stored: int) -> float:
     mine = claims.Claims(
         engine_of(study), study, budget=10**9, heartbeat_seconds=20, grace_seconds=120, max_attempts=3
     )  # fmt: skip
-    return _per_trial(lambda: _one_of_ours(mine, definition))
+    return lambda: _one_of_ours(mine, definition)
 
 
 def _one_of_ours(mine: claims.Claims, definition: StudyDefinition) -> None:
@@ -140,8 +140,8 @@ def _one_of_ours(mine: claims.Claims, definition: StudyDefinition) -> None:
         claim.finish(TrialState.COMPLETE, value, attributes=attributes)
 
 
-def theirs(url: str, stored: int) -> float:
-    """Seconds per trial of `study.optimize`, one report an epoch, MedianPruner."""
+def theirs(url: str, stored: int) -> Callable[[], None]:
+    """A trial of `study.optimize`, one report an epoch, MedianPruner."""
     definition = load(DEFINITION)
     engine = {"pool_pre_ping": True}
     storage = optuna.storages.RDBStorage(url, engine_kwargs=engine)
@@ -161,18 +161,7 @@ def theirs(url: str, stored: int) -> float:
             trial.should_prune()  # asked as usual, but every trial runs to its end, so that all cost the same
         return value
 
-    return _per_trial(lambda: study.optimize(evaluate, n_trials=1))
-
-
-def _per_trial(one: Callable[[], None]) -> float:
-    for _ in range(3):
-        one()
-    taken = []
-    for _ in range(MEASURED):
-        started = time.perf_counter()
-        one()
-        taken.append(time.perf_counter() - started)
-    return float(np.median(taken))
+    return lambda: study.optimize(evaluate, n_trials=1)
 
 
 def _identity(definition: StudyDefinition) -> dict[str, Any]:
@@ -207,8 +196,7 @@ def measure(sizes: tuple[int, ...] = (100, 1000, 5000)) -> dict[str, float]:
     with databases() as fresh:
         found: dict[str, float] = {}
         for size in sizes:
-            mine, other = ours(fresh(f"ours_{size}"), size), theirs(fresh(f"theirs_{size}"), size)
-            found[f"service.vs_optuna_{size}"] = mine / other
-            found[f"service.seconds_{size}"] = mine
-            found[f"service.optuna_seconds_{size}"] = other
+            taken = by_turns([theirs(fresh(f"theirs_{size}"), size), ours(fresh(f"ours_{size}"), size)], MEASURED)
+            found[f"service.vs_optuna_{size}"] = ratio(taken)
+            found[f"service.optuna_seconds_{size}"], found[f"service.seconds_{size}"] = np.median(taken, axis=1)
     return found

@@ -1,9 +1,10 @@
 """What pruning saves and what it loses: curves of random candidates, replayed under other stages and percentiles.
 
-    python -m benchmarks.stages studies/quickstart.toml [--candidates 40] [--curves FILE.json]
+    python -m benchmarks.stages studies/quickstart.toml [--candidates 80] [--curves FILE.json]
 
-Every candidate is trained once, all folds, without stopping. Which epochs a study would have trained of them, and which
-candidate it would have chosen, follows from the curves alone; the order of the candidates is drawn anew 100 times.
+Every candidate is trained once, all folds, without stopping, each with a seed of its own. Which epochs a study would
+have trained of them, and which candidate it would have chosen, follows from the curves alone. That is replayed for 100
+studies of half of the candidates each, drawn anew and in another order, after the default configuration.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from hpo.definition import PrunerConfig, load
 from hpo.preparation import prepare
 from hpo.pruning import is_hopeless
 
-ORDERS = 100
+REPLAYS = 100
 
 Curves = npt.NDArray[np.float64]  # [candidates, folds, epochs]
 
@@ -41,7 +42,7 @@ def trained(study: Path, candidates: int) -> Curves:
     while len(found) < candidates:
         candidate = space.suggest(definition, drawn.ask())
         endless = replace(candidate, training=replace(candidate.training, patience=candidate.training.epochs))
-        cv = prepared.cross_validation(endless, stages=(prepared.folds.count,))
+        cv = prepared.cross_validation(endless, trial=len(found), stages=(prepared.folds.count,))
         try:
             events = list(cv.epochs())
         except NonFiniteLossError:
@@ -101,29 +102,35 @@ def _stops(means: npt.NDArray[np.float64], longest: int, patience: int) -> bool:
 def rows(curves: Curves, patience: int) -> Iterator[str]:
     """Lines of a Markdown table."""
     folds = curves.shape[1]
-    orders = [np.random.default_rng(number).permutation(len(curves)).tolist() for number in range(ORDERS)]
-    plain = np.mean([replayed(curves, order, (folds,), PrunerConfig(), patience)[0] for order in orders])
-    top = replayed(curves, orders[0], (folds,), PrunerConfig(), patience)[1]
-    yield "| stages | percentile | startup trials | epochs a trial | of unpruned | best kept |"
-    yield "|---|---|---|---|---|---|"
-    yield f"| {folds} | – | – | {plain / len(curves):.1f} | 1 | |"
+    others, trials = np.arange(1, len(curves)), len(curves) // 2
+    studies = [
+        [0, *np.random.default_rng(number).choice(others, trials - 1, replace=False).tolist()]
+        for number in range(REPLAYS)
+    ]
+    unpruned = np.array([replayed(curves, study, (folds,), PrunerConfig(), patience) for study in studies])
+    plain = unpruned[:, 0].mean()
+    yield "| stages | percentile | startup trials | epochs a trial | of unpruned | best kept | lost |"
+    yield "|---|---|---|---|---|---|---|"
+    yield f"| {folds} | – | – | {plain / trials:.1f} | 1 | | |"
     default = PrunerConfig().startup_trials
     plans = ((2, folds - 2), (1, folds - 1), (1, 1, folds - 2), (1,) * folds)
     tried = [(stages, percentile, default) for stages in plans for percentile in (50, 33, 25)]
     tried += [((1, 1, folds - 2), 33, startup) for startup in (5, 3, 2)]
     for stages, percentile, startup in tried:
         pruner = PrunerConfig(percentile=percentile, startup_trials=startup)
-        found = [replayed(curves, order, stages, pruner, patience) for order in orders]
-        cost, kept = np.mean([cost for cost, _ in found]), np.mean([value >= top - 1e-9 for _, value in found])
+        found = np.array([replayed(curves, study, stages, pruner, patience) for study in studies])
+        cost, lost = found[:, 0].mean(), unpruned[:, 1] - found[:, 1]
         words = ", ".join(map(str, stages))
-        per_trial, share = cost / len(curves), cost / plain
-        yield f"| {words} | {percentile} | {startup} | {per_trial:.1f} | {share:.2f} | {kept:.2f} |"
+        yield (
+            f"| {words} | {percentile} | {startup} | {cost / trials:.1f} | {cost / plain:.2f} "
+            f"| {(lost < 1e-9).mean():.2f} | {lost.mean():.4f} |"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
-    parser.add_argument("--candidates", type=int, default=40)
+    parser.add_argument("--candidates", type=int, default=80)
     parser.add_argument("--patience", type=int, default=6)
     parser.add_argument("--curves", type=Path, help="written once, then read")
     arguments = parser.parse_args()

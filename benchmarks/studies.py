@@ -88,12 +88,13 @@ def _script(definition: StudyDefinition, prepared: Prepared, url: str, folder: P
     )  # fmt: skip
     storage = optuna.storages.RDBStorage(url)
     study = optuna.create_study(storage=storage, study_name="script", direction="maximize")
+    study.enqueue_trial(space.default_parameters(definition))  # both searches start there
     command = [sys.executable, "-m", "benchmarks.script", str(definition.path), url, "script"]
     command += [str(definition.search.trials), str(file)]
 
     def start() -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        running = [subprocess.Popen(command, env=environment) for _ in range(PROCESSES)]
+        running = [subprocess.Popen([*command, str(worker)], env=environment) for worker in range(PROCESSES)]
         assert [process.wait() for process in running] == [0] * PROCESSES
 
     taken = _timed(start)

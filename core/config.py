@@ -190,7 +190,8 @@ class TrainingConfig:
     batch_size: Count = 32
     """Posts per batch (each with all its criteria)."""
     accumulation_steps: Count = 1
-    """Batches per optimizer step. They are read together where they fit into memory, to the same gradient."""
+    """Batches per optimizer step: it learns from `batch_size * accumulation_steps` posts of similar length, which are
+    read together where they fit into memory."""
     learning_rate: Positive = 3e-3
     weight_decay: NonNegative = 0.01
     clip_norm: NonNegative = 1.0

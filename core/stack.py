@@ -35,7 +35,7 @@ LENGTH_JITTER = 0.03
 """Batches hold posts of similar length, so little is padding; the order is blurred by this many log-units, so
 that a post meets other company in every epoch."""
 EVALUATION_POSTS = 64
-"""Posts per batch where no gradient is kept."""
+"""Posts per batch where no gradient is kept, which makes room for four times as many as while training."""
 
 
 class Stack(Protocol):
@@ -136,6 +136,7 @@ class FoldStack:
             gradient_accumulation_steps=self.pieces,
             max_grad_norm=limit if isinstance(model, Token) else 0.0,
             scheduler=linear_warmup(optimizer, self.training.warmup_steps) if self.training.warmup_steps else None,
+            read=self.inputs.batch,
             seed=stable_seed(seed, "trainer", *self.which),
             progress=False,
         )
@@ -172,10 +173,8 @@ class FoldStack:
         rows = np.stack(
             [np.pad(part[o], (0, length - len(part)), mode="edge") for part, o in zip(posts, order, strict=True)]
         )
-        chunks = [
-            self.trainer.predict(self.inputs.batch(rows[:, at : at + EVALUATION_POSTS]))
-            for at in range(0, length, EVALUATION_POSTS)
-        ]
+        at_once = min(EVALUATION_POSTS, 4 * (self.inputs.most or EVALUATION_POSTS))
+        chunks = [self.trainer.predict(rows[:, at : at + at_once]) for at in range(0, length, at_once)]
         ordered = torch.cat(chunks, dim=1).cpu().numpy()
         result = []
         for fold, (part, o) in enumerate(zip(posts, order, strict=True)):
@@ -199,10 +198,12 @@ class FoldStack:
         return elementwise.sum((1, 2)) / labelled.sum((1, 2)).clamp(min=1)
 
     def _batches(self) -> Iterator[Batch]:
-        """The batches of the coming epoch."""
+        """The batches of the coming epoch, whose inputs are numbers of posts `[folds, width]`."""
         plans = np.stack([self._plan(fold, part) for fold, part in zip(self.which, self._train, strict=True)])
-        # padding reads the first post of its own batch, and counts nothing
-        readable = np.where(plans >= 0, plans, plans[:, :, :1])
+        # Padding reads the first post of its own step, and counts nothing. A small fold may have steps without a post:
+        # those read one of its first step.
+        first = np.where(plans[:, :, :1] >= 0, plans[:, :, :1], plans[:, :1, :1])
+        readable = np.where(plans >= 0, plans, first)
         targets = self._labels[torch.from_numpy(readable).to(self._labels.device, non_blocking=True)]
         targets[torch.from_numpy(plans < 0).to(self._labels.device, non_blocking=True)] = -1
         labelled = (targets >= 0).sum(3).float()
@@ -213,7 +214,7 @@ class FoldStack:
                 labelled[:, step].tensor_split(self.pieces, dim=1),
                 strict=True,
             ):
-                yield Batch(self.inputs.batch(posts), known, weight.sum(1))
+                yield Batch(posts, known, weight.sum(1))
 
     def _plan(self, fold: int, posts: Posts) -> npt.NDArray[np.int64]:
         """A fold's batches `[steps, width]` of the coming epoch; -1 fills up."""

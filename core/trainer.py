@@ -65,6 +65,10 @@ def linear_warmup(optimizer: Optimizer, steps: int) -> LambdaLR:
     return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (steps + 1)))
 
 
+def _as_it_is(inputs: Any) -> Any:  # noqa: ANN401
+    return inputs
+
+
 class Trainer:
     """Trains a model epoch by epoch.
 
@@ -88,6 +92,8 @@ class Trainer:
         checkpoint_dir: where `train` keeps checkpoints.
         save: the "best" epoch only, as best.safetensors, or "every" epoch, as epoch-0001.safetensors and so on.
         gradient_checkpointing: ask the model (a Hugging Face transformer) to recompute instead of keeping activations.
+        read: makes the model's inputs of a batch's, each time the model is called; what is large is then in memory for
+            one batch at a time, not for a whole window.
         seed: of dropout and of the order of the batches.
         progress: show bars; by default only when standard error is a terminal.
     """
@@ -111,6 +117,7 @@ class Trainer:
         checkpoint_dir: Path | str | None = None,
         save: Literal["best", "every"] = "best",
         gradient_checkpointing: bool = False,
+        read: Callable[[Any], Any] = _as_it_is,
         seed: int = 0,
         progress: bool | None = None,
     ) -> None:
@@ -134,6 +141,7 @@ class Trainer:
         self.early_stopping_metric = early_stopping_metric
         self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
         self.save = save
+        self.read = read
         self.seed = seed
         self.progress = progress
         self.epoch = 0
@@ -213,7 +221,7 @@ class Trainer:
 
     def _logits(self, batch: Batch) -> Tensor:
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-            logits = logits_of(self.model, batch.inputs)
+            logits = logits_of(self.model, self.read(batch.inputs))
         if logits.shape == (*batch.targets.shape, 1):  # one logit a row, as a transformer with one label has it
             logits = logits.squeeze(-1)
         return logits.float()  # a loss in half precision would lose what a rare positive has to say
@@ -223,7 +231,7 @@ class Trainer:
         """Logits of one batch of inputs (on the trainer's device), without dropout and without gradients."""
         self.model.eval()
         with _memory_errors_named(), torch.autocast(self.device.type, self.amp_dtype, enabled=bool(self.amp_dtype)):
-            return logits_of(self.model, inputs).float()
+            return logits_of(self.model, self.read(inputs)).float()
 
     # ---- by hand ------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from optuna.trial import TrialState
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -34,10 +35,13 @@ def is_hopeless(
 
 
 def peers_at(study: Study, number: int, folds_finished: int) -> list[float]:
-    """What the other trials reported after the same number of finished folds, in the order of their numbers."""
+    """What the other trials reported after the same number of finished folds, in the order of their numbers.
+
+    Infeasible trials are no peers: nobody should lose against what cannot be trained to its end.
+    """
     trials: list[FrozenTrial] = study.get_trials(deepcopy=False)
     return [
         trial.intermediate_values[folds_finished]
         for trial in trials
-        if trial.number != number and folds_finished in trial.intermediate_values
+        if trial.number != number and trial.state != TrialState.FAIL and folds_finished in trial.intermediate_values
     ]

@@ -36,6 +36,10 @@ def state_of(stack):
     return copy.deepcopy(stack.state_dict())
 
 
+IN_MEMORY = pytest.mark.parametrize("most_bytes", [1 << 27, 1 << 10], ids=["whole steps", "two posts at a time"])
+"""Whether the batches of a step are read at once or as pieces, whose gradients add up."""
+
+
 # ---- fused is one after the other -------------------------------------------------------------------------------
 
 
@@ -46,10 +50,13 @@ def state_of(stack):
         candidate(loss=WeightedBCEConfig(), accumulation_steps=3),
         candidate(IrisConfig(num_queries=1, k_retrieved=2, hidden=4, dropout=0.0), LogitAdjustedConfig()),
         candidate(LinearConfig(), BCEConfig(), batch_size=1000),
+        candidate(batch_size=1, accumulation_steps=1),  # steps for which the smaller folds have no post
     ],
-    ids=["focal", "weighted", "adjusted", "linear"],
+    ids=["focal", "weighted", "adjusted", "linear", "post by post"],
 )
-def test_folds_together_are_the_folds_one_after_the_other(config):
+@IN_MEMORY
+def test_folds_together_are_the_folds_one_after_the_other(config, most_bytes, monkeypatch):
+    monkeypatch.setattr("core.bags.MOST_BYTES", most_bytes)
     corpus = planted(unlabelled=0.1)
     together = stack([0, 1, 2], config, corpus)
     singles = [stack([fold], config, corpus) for fold in range(3)]
@@ -163,10 +170,11 @@ def test_the_validation_loss_is_the_mean_over_labelled_pairs():
 
 def test_every_training_post_is_seen_once_an_epoch():
     trained = stack([0, 2])
-    seen = [[], []]
-    read = trained.inputs.batch
-    trained.inputs.batch = lambda posts: [seen[fold].extend(posts[fold]) for fold in (0, 1)] and read(posts)
-    pairs = sum(batch.weight for batch in trained._batches())
+    seen, pairs = [[], []], 0
+    for batch in trained._batches():
+        pairs = pairs + batch.weight
+        for place in (0, 1):
+            seen[place].extend(batch.inputs[place])
     folds = uneven(planted())
     for place, fold in enumerate((0, 2)):
         assert set(seen[place]) == set(folds.train(fold))
@@ -234,8 +242,10 @@ def test_the_penalty_reaches_the_gradient():
 # ---- resumed, repeated, diverged --------------------------------------------------------------------------------
 
 
+@IN_MEMORY
 @pytest.mark.parametrize("interrupted", [1, 3])
-def test_resumed_is_undisturbed(interrupted):
+def test_resumed_is_undisturbed(interrupted, most_bytes, monkeypatch):
+    monkeypatch.setattr("core.bags.MOST_BYTES", most_bytes)
     undisturbed = stack([0, 1])
     whole = [(undisturbed.advance(), undisturbed.validate()[1]) for _ in range(5)]
     first = stack([0, 1])

@@ -105,20 +105,21 @@ def test_no_trial_is_pruned_after_its_last_stage(claims, tmp_path, monkeypatch):
     assert run(claims(data), data)[0] == TrialState.COMPLETE
 
 
-def test_peers_are_the_other_trials_at_the_same_folds_pruned_ones_too(claims, tmp_path):
+def test_peers_are_the_other_trials_at_the_same_folds_pruned_ones_too_but_none_that_failed(claims, tmp_path):
     data = prepared(tmp_path)
     mine = claims(data)
-    for number, values in enumerate([{1: 0.5}, {1: 0.6, 2: 0.7}]):
+    states = [TrialState.PRUNED, TrialState.PRUNED, TrialState.FAIL]
+    for number, (values, state) in enumerate(zip([{1: 0.5}, {1: 0.6, 2: 0.7}, {1: 0.9, 2: 0.9}], states, strict=True)):
         claim = mine.claim()
         assert isinstance(claim, Claim)
         assert claim.trial.number == number
         for step, value in values.items():
             claim.trial.report(value, step)
-        claim.finish(TrialState.PRUNED)
-    assert pruning.peers_at(mine.study, 2, 1) == [0.5, 0.6]
-    assert pruning.peers_at(mine.study, 2, 2) == [0.7]
+        claim.finish(state, reason="diverged" if state == TrialState.FAIL else None)
+    assert pruning.peers_at(mine.study, 3, 1) == [0.5, 0.6]
+    assert pruning.peers_at(mine.study, 3, 2) == [0.7]
     assert pruning.peers_at(mine.study, 1, 1) == [0.5]
-    assert pruning.peers_at(mine.study, 2, 3) == []
+    assert pruning.peers_at(mine.study, 3, 3) == []
 
 
 def test_a_trial_that_diverges_is_infeasible_not_pruned(claims, tmp_path):
