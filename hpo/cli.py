@@ -172,10 +172,8 @@ def _join(definition: StudyDefinition, url: str, budget: int, console: Console) 
         prepared = prepare(definition, progress=progress)
     finally:
         progress.close()
-    reused = prepared.texts - prepared.computed
     console.print(
-        f"{definition.name}: {len(prepared.corpus)} posts; {prepared.texts} texts, {prepared.computed} embedded now, "
-        f"{reused} from the cache"
+        f"{definition.name}: {len(prepared.corpus)} posts; {prepared.texts} texts, {prepared.computed} embedded now"
     )
     return join(definition, prepared, url, trials=budget), prepared
 

@@ -188,7 +188,7 @@ def _outcome(trial: FrozenTrial) -> str:
     if trial.state == TrialState.PRUNED:
         step = trial.last_step
         folds = "1 fold" if step == 1 else f"{step} folds"
-        return f"{number(trial.intermediate_values[step])} pruned ({folds})" if step else "pruned"
+        return f"{number(trial.intermediate_values[step])} on {folds}, pruned" if step else "pruned"
     return "infeasible" if "hpo:reason" in trial.user_attrs else "failed"
 
 
