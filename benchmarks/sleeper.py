@@ -8,7 +8,7 @@ from pathlib import Path
 
 from optuna.trial import TrialState
 
-from hpo import claims, space
+from hpo import claims, space, startup
 from hpo.definition import load
 from hpo.sampler import seeded
 from hpo.storage import engine_of, load_existing, open_storage
@@ -23,6 +23,7 @@ def main() -> None:
     mine = claims.Claims(
         engine_of(study), study, budget=trials, heartbeat_seconds=20, grace_seconds=120, max_attempts=3
     )  # fmt: skip
+    startup.settled()  # as a worker does
     while not isinstance(got := mine.claim(), claims.Finished):
         if isinstance(got, claims.Wait):
             time.sleep(0.5)
