@@ -83,7 +83,9 @@ def main() -> None:
     for name in wanted:
         print(f"measuring {name} …", file=sys.stderr, flush=True)
         found |= {key: round(value, 4) for key, value in PARTS[name]().items()} | {"machine": machine()}
-        RESULTS.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")  # each part: together they take hours
+        RESULTS.write_text(
+            json.dumps(found, indent=2, sort_keys=True) + "\n"
+        )  # after each part: together they take an hour
     print(*table(found), sep="\n")
 
 

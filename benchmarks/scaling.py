@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import optuna
 
 from benchmarks.altered import altered
 from benchmarks.service import databases
+from benchmarks.turns import by_turns
 from hpo.definition import load
 from hpo.slots import usable_cores
 from hpo.storage import engine_of, open_storage, open_study
@@ -94,20 +96,17 @@ def memory() -> dict[str, float]:
 
 def startup(rounds: int = 5) -> dict[str, float]:
     """Seconds until `hpo --help` has answered, and until a further worker has joined a finished study and left it."""
-    found = {}
     with databases() as fresh, tempfile.TemporaryDirectory() as folder:
         path = _study(Path(folder), "startup", 1)
         environment = {**os.environ, "HPO_STORAGE": fresh("startup")}
-        worker = [sys.executable, "-m", "hpo", "worker", str(path), "--threads", "1"]
-        for name, command in (("help", [sys.executable, "-m", "hpo", "--help"]), ("worker", worker)):
-            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)  # the worker's: the study
-            taken = []
-            for _ in range(rounds):
-                started = time.perf_counter()
-                subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-                taken.append(time.perf_counter() - started)
-            found[f"startup.{name}_seconds"] = sorted(taken)[rounds // 2]
-    return found
+
+        def hpo(*arguments: str) -> None:
+            command = [sys.executable, "-m", "hpo", *arguments]
+            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+
+        # the worker's first turn, which is not counted, is the study
+        taken = by_turns([lambda: hpo("--help"), lambda: hpo("worker", str(path), "--threads", "1")], rounds)
+    return dict(zip(("startup.help_seconds", "startup.worker_seconds"), map(statistics.median, taken), strict=True))
 
 
 def measure() -> dict[str, float]:

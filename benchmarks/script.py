@@ -27,6 +27,7 @@ from core.seeding import stable_seed
 from core.splits import Folds
 from hpo import space
 from hpo.definition import StudyDefinition, load
+from hpo.sampler import short_seed
 
 
 def train_fold(
@@ -77,7 +78,7 @@ def main() -> None:
     folds = Folds(data["assignment"], int(data["assignment"].max()) + 1)
     definition = load(Path(path))
     storage = optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-    sampler = optuna.samplers.TPESampler(seed=stable_seed(definition.search.seed, "worker", worker) % 2**32)
+    sampler = optuna.samplers.TPESampler(seed=short_seed(definition.search.seed, "worker", worker))
     study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)  # MedianPruner is the default
     enough = optuna.study.MaxTrialsCallback(int(trials), states=(TrialState.COMPLETE, TrialState.PRUNED))
     study.optimize(lambda trial: evaluate(trial, definition, corpus, folds), callbacks=[enough])

@@ -1,4 +1,4 @@
-"""Two ways of doing one thing, timed by turns: when the machine is slow for a while, it is for both of them."""
+"""Things timed by turns: when the machine is slow for a while, it is for all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 
-def by_turns(runs: Sequence[Callable[[], None]], rounds: int) -> list[list[float]]:
+def by_turns(runs: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
     """Seconds `[runs][rounds]` of runs that take turns; the first turn of each is not counted."""
     for run in runs:
         run()

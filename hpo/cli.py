@@ -172,9 +172,7 @@ def _join(definition: StudyDefinition, url: str, budget: int, console: Console) 
         prepared = prepare(definition, progress=progress)
     finally:
         progress.close()
-    console.print(
-        f"{definition.name}: {len(prepared.corpus)} posts; {prepared.texts} texts, {prepared.computed} embedded now"
-    )
+    console.print(f"{definition.name}: {len(prepared.corpus)} posts; {prepared.embedding}")
     return join(definition, prepared, url, trials=budget), prepared
 
 

@@ -35,7 +35,7 @@ def plan(definition: StudyDefinition, progress: Progress | None = None) -> dict[
         f"half of them {int(np.median(lengths))} or fewer",
         "folds": f"{folds.count}, in stages of {', '.join(map(str, definition.split.stage_sizes()))}; "
         f"validation posts {', '.join(str(len(folds.validation(f))) for f in range(folds.count))}",
-        "embedding": f"{prepared.texts} texts: {prepared.computed} embedded now, the others known or repeated",
+        "embedding": prepared.embedding,
         **_retrieval(prepared),
         **_floors(prepared),
         **_cost(prepared),

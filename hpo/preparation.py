@@ -47,12 +47,17 @@ class Prepared:
     texts: int
     """Chunks and criteria of the study, over all its encoders."""
     computed: int
-    """How many of them had to be embedded just now; the rest was in the cache."""
+    """How many of them had to be embedded just now; the rest was in the cache, or is the same text again."""
 
     @property
     def criteria(self) -> tuple[str, ...]:
         """The criteria's names, in column order."""
         return tuple(criterion.name for criterion in self.corpus.criteria)
+
+    @property
+    def embedding(self) -> str:
+        """How much there was to embed, in words."""
+        return f"{self.texts} texts, {self.computed} embedded now, {self.texts - self.computed} known or repeated"
 
     def identity(self) -> dict[str, Any]:
         """What all workers of the study must have in common."""

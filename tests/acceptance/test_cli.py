@@ -165,7 +165,9 @@ def test_another_study_with_the_same_encoder_and_chunks_embeds_nothing(call, tmp
     assert call("run", SMOKE, "--workers", "1", "--trials", "1", "--storage", database).returncode == 0
     other = call("run", variant(tmp_path, "other", folds="3", stages="[1, 2]"), "--trials", "1", "--storage", database)
     assert (other.returncode, other.stderr) == (0, "")
-    assert re.search(r"^other: 60 posts; \d+ texts, 0 embedded now$", other.stdout, re.MULTILINE)
+    assert re.search(
+        r"^other: 60 posts; (\d+) texts, 0 embedded now, \1 known or repeated$", other.stdout, re.MULTILINE
+    )
 
 
 # ---- stopped and killed ----
