@@ -130,12 +130,12 @@ def _one_of_ours(mine: claims.Claims, definition: StudyDefinition) -> None:
             claim.trial.set_user_attr(objective.CONFIG, space.to_dict(candidate))
         value = _score(claim.trial.params)
         stored = _attributes(Filled({}, value, [value] * EPOCHS))
-        for folds_finished in (2, FOLDS):
-            if not claim.reported(folds_finished):
-                claim.trial.report(value, folds_finished)
-            if folds_finished < FOLDS:
-                peers = pruning.peers_at(claim.trial.study, claim.trial.number, folds_finished)
-                pruning.is_hopeless(value, peers, percentile=50, startup_trials=5, higher_is_better=True)
+        for folds in (2, FOLDS):
+            if folds < FOLDS:
+                for known in (claim.trials, claim.trial.study.get_trials(deepcopy=False)):  # stage begins, stage ends
+                    pruning.needed(pruning.peers_at(known, claim.trial.number, folds), definition.search.pruner)
+            if not claim.reported(folds):
+                claim.trial.report(value, folds)
         attributes = {objective.CURVES: stored[objective.CURVES], objective.CV: stored[objective.CV]}
         claim.finish(TrialState.COMPLETE, value, attributes=attributes)
 

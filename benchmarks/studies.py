@@ -14,17 +14,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import optuna
 
 from benchmarks.altered import altered
+from benchmarks.anew import cross_validation, folds_anew
 from benchmarks.service import databases
 from core.config import CandidateConfig
-from core.crossval import CrossValidation
-from core.splits import split
 from hpo import space
 from hpo.definition import StudyDefinition, load
 from hpo.preparation import Prepared, prepare
@@ -103,23 +101,9 @@ def _script(definition: StudyDefinition, prepared: Prepared, url: str, folder: P
 
 def rescored(prepared: Prepared, candidate: CandidateConfig) -> float:
     """Mean score over fresh folds and seeds, which neither search has seen."""
-    corpus = prepared.embedded[candidate.model.encoder]
-    search = prepared.folds.assignment >= 0
     values = []
     for seed in FRESH_SEEDS:
-        rows = np.flatnonzero(search)
-        inner = split(
-            [prepared.corpus.groups[row] for row in rows],
-            corpus.labels[rows],
-            replace(prepared.definition.split, holdout=0.0, seed=seed),
-            criteria=prepared.criteria,
-        )
-        assignment = np.full(len(search), -1, dtype=np.int16)
-        assignment[rows] = inner.assignment
-        cv = CrossValidation(
-            corpus, replace(inner, assignment=assignment), candidate, stages=(inner.count,),
-            metric=prepared.definition.search.metric, criteria=prepared.criteria, seed=seed,
-        )  # fmt: skip
+        cv = cross_validation(prepared, folds_anew(prepared, seed), candidate, seed)
         for _ in cv.epochs():
             pass
         values.append(cv.summary().value)

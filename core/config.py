@@ -35,17 +35,15 @@ class SplitConfig:
     folds: Annotated[int, Interval(ge=2, le=50)] = 5
     """Number of folds; groups never straddle them."""
     stages: tuple[Count, ...] = ()
-    """Folds trained in lock-step, stage after stage; they add up to `folds`. Left out: 1, 1, then the rest."""
+    """Folds trained in lock-step, stage after stage; they add up to `folds`. Left out: two, then the rest."""
     holdout: Annotated[float, Interval(ge=0, le=0.5)] = 0.2
     """Share of the posts (in whole groups) locked away until the final evaluation."""
     seed: int = 0
     """Seed of the hold-out and the folds."""
 
     def stage_sizes(self) -> tuple[int, ...]:
-        """The stages with the default filled in: `(1, 1, folds - 2)`, or `(1, 1)` for two folds."""
-        if self.stages:
-            return self.stages
-        return (1, 1, self.folds - 2) if self.folds > 2 else (1, 1)
+        """The stages with the default filled in: `(2, folds - 2)`, or `(1, 1)` for two folds."""
+        return self.stages or ((2, self.folds - 2) if self.folds > 2 else (1, 1))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from core.config import CandidateConfig
 from core.models import Readable
 from core.splits import Folds
 from core.stack import Stack, make_stack
-from core.stopping import best_index, is_stale
+from core.stopping import best_index, is_stale, prospect
 
 
 @dataclass(frozen=True)
@@ -158,15 +158,32 @@ class CrossValidation:
         return event
 
     @property
-    def folds_finished(self) -> int:
-        """Folds of the stages that have stopped."""
-        return sum(len(stage.stack.which) for stage in self._stages if stage.ended)
+    def folds_begun(self) -> int:
+        """Folds of the stages that have trained an epoch."""
+        return sum(len(stage.stack.which) for stage in self._stages if stage.curve)
 
-    def finished_value(self) -> float:
-        """Mean score of the finished folds, each at the best epoch of its own stage."""
-        ended = [stage for stage in self._stages if stage.ended]
-        best = [stage.means[best_index(stage.means, higher_is_better=self.metric.higher_is_better)] for stage in ended]
-        return float(np.average(best, weights=[len(stage.stack.which) for stage in ended]))
+    def value_so_far(self) -> float:
+        """Mean score of the folds begun, each at the best epoch of its own stage."""
+        return self._mean_of([self._best(stage) for stage in self._stages if stage.curve])
+
+    def prospect(self) -> float:
+        """What `value_so_far` may become by the end of the stage in training: see `stopping.prospect`.
+
+        Once the stage has stopped it is the value itself.
+        """
+        begun = [stage for stage in self._stages if stage.curve]
+        return self._mean_of([self._best(stage) if stage.ended else self._prospect(stage) for stage in begun])
+
+    def _best(self, stage: _Stage) -> float:
+        return stage.means[best_index(stage.means, higher_is_better=self.metric.higher_is_better)]
+
+    def _prospect(self, stage: _Stage) -> float:
+        patience, longest, higher = self.training.patience, self.training.epochs, self.metric.higher_is_better
+        return prospect(stage.means, patience, longest=longest, higher_is_better=higher)
+
+    def _mean_of(self, values: Sequence[float]) -> float:
+        """Mean over the folds of the first stages, from a value of each stage."""
+        return float(np.average(values, weights=[len(stage.stack.which) for stage in self._stages[: len(values)]]))
 
     def curves(self) -> dict[str, list[list[float]]]:
         """Everything that was measured, by name: `[folds][epochs]`."""

@@ -1,7 +1,8 @@
-"""When a curve has stopped improving, and where it was best."""
+"""When a curve has stopped improving, where it was best, and where it is heading."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,3 +19,25 @@ def best_index(means: Sequence[float], *, higher_is_better: bool = True) -> int:
     """Index of the best value, the earliest among equals; undefined (NaN) values are never best."""
     signed = np.asarray(means) if higher_is_better else -np.asarray(means)
     return int(np.argmax(np.where(np.isnan(signed), -np.inf, signed)))
+
+
+def prospect(means: Sequence[float], patience: int, *, longest: int, higher_is_better: bool = True) -> float:
+    """What the curve's best would be after `patience` more epochs at the pace of the last half of `patience`.
+
+    Learning curves flatten, so a straight line flatters them: who has no prospects by this measure has none.
+
+    Args:
+        means: the curve so far, one value an epoch.
+        patience: epochs that an improvement is waited for.
+        longest: epochs at most; the line ends there, too.
+        higher_is_better: the metric's direction.
+
+    Returns:
+        The value; infinitely good while the curve is too short to have a pace.
+    """
+    window = math.ceil(patience / 2)
+    if len(means) <= window:
+        return math.inf if higher_is_better else -math.inf
+    now = means[best_index(means, higher_is_better=higher_is_better)]
+    before = means[best_index(means[:-window], higher_is_better=higher_is_better)]
+    return now + (now - before) / window * min(patience, longest - len(means))

@@ -23,7 +23,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -121,7 +121,7 @@ class Claims:
         self.study._thread_local.cached_all_trials = trials  # noqa: SLF001 (no public way)
         trial = Trial(self.study, got.trial_id)
         logger.info("Claimed trial %d.", trial.number, extra={"action": "claimed", "attempt": got.attempt})
-        return Claim(self.engine, trial, owner, got, self.terms, discard=self.discard, stalled=self.stalled)
+        return Claim(self.engine, trial, owner, got, self.terms, trials, discard=self.discard, stalled=self.stalled)
 
     def reap(self) -> None:
         """End what has had all its attempts, and tidy up after workers that were killed while they finished."""
@@ -168,11 +168,14 @@ class Claim:
         owner: str,
         held: Held,
         terms: Terms,
+        trials: Sequence[FrozenTrial],
         *,
         discard: Discard = lambda _: True,
         stalled: Callable[[], None] = lambda: None,
     ) -> None:
         self.trial = trial
+        self.trials = trials
+        """The study's trials as they were when this one was claimed."""
         self.owner = owner
         self.attempt = held.attempt
         self.checkpoint, self.checkpoint_sha256, self.pending = held.checkpoint, held.checkpoint_sha256, held.pending
@@ -239,6 +242,7 @@ class Claim:
         value: float | None = None,
         *,
         attributes: Mapping[str, Any] | None = None,
+        reports: Mapping[int, float] | None = None,
         reason: str | None = None,
     ) -> None:
         """Tell the trial's end, and what is known of it then, in one transaction.
@@ -247,6 +251,7 @@ class Claim:
             state: COMPLETE with its value, PRUNED, or FAIL, which means infeasible.
             value: of a complete trial; a pruned one has what it reported last, as Optuna has it.
             attributes: user attributes of the trial.
+            reports: by step, as `trial.report` takes them.
             reason: why it is infeasible.
 
         Raises:
@@ -254,6 +259,7 @@ class Claim:
         """
         if state == TrialState.COMPLETE and (value is None or math.isnan(value)):
             raise ValueError(f"A complete trial needs a value, not {value}: end it as infeasible (FAIL, reason=...).")
+        self._known.intermediate_values.update(reports or {})
         if state == TrialState.PRUNED:
             value = self._last_report()
         told = dict(attributes or {})
@@ -265,7 +271,7 @@ class Claim:
         study.sampler.after_trial(study, self._known, state, values)  # as `Study.tell` does
         try:
             # The claim is what remembers artifacts: without any it can go at once.
-            backend(study).end(self._key["trial"], state, values, told, drop_claim=not artifacts)
+            backend(study).end(self._key["trial"], state, values, told, reports, drop_claim=not artifacts)
         except ClaimLost:
             self.lost.set()
             raise

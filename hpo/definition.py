@@ -40,13 +40,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PrunerConfig:
-    """When a trial is given up between two stages."""
+    """When a trial is given up."""
 
     name: Literal["same_folds", "none"] = "same_folds"
-    percentile: Annotated[float, Interval(gt=0, lt=100)] = 50.0
+    percentile: Annotated[float, Interval(gt=0, lt=100)] = 25.0
     """A trial goes on when its mean is within this best share of the trials that finished the same folds."""
     startup_trials: Annotated[int, Interval(ge=0)] = 1
     """Nothing is pruned before this many other trials have reported at the stage."""
+    within_stages: bool = True
+    """Also within a stage: as soon as the trial, rising for `patience` epochs more as it did over the last half of
+    that, would not go on."""
 
 
 @dataclass(frozen=True)

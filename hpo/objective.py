@@ -12,7 +12,6 @@ from optuna.trial import TrialState
 
 from core.crossval import CrossValidation
 from core.errors import NonFiniteLossError
-from core.metrics import METRICS
 from hpo import pruning, space
 from hpo.checkpoints import Checkpoints
 from hpo.claims import Claim
@@ -49,14 +48,17 @@ def run(
         claim.trial.set_user_attr(CONFIG, config)
     try:
         number = claim.trial.number
+        rule = pruning.SameFolds(prepared.definition.search, claim.trial, claim.trials)
         cv = checkpoints.resumed(
             claim, config, lambda: prepared.cross_validation(candidate, trial=number, device=device)
         )
         with closing(cv.epochs()) as events:
             for event in events:
                 claim.progress(event.stage, event.epoch)
-                if event.stage_ended and _report(claim, prepared, cv):
-                    return _end(claim, cv, TrialState.PRUNED)
+                if rule.gives_up(cv, stage_ended=event.stage_ended):
+                    return _prune(claim, cv)
+                if event.stage_ended:
+                    _report(claim, cv)
                 if stop():
                     checkpoints.save(claim, config, cv)
                     claim.release()
@@ -66,32 +68,25 @@ def run(
         return _infeasible(claim, f"diverged: {error}")
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _out_of_memory(claim, error) from error
-    return _end(claim, cv, TrialState.COMPLETE)
+    return _complete(claim, cv)
 
 
-def _report(claim: Claim, prepared: Prepared, cv: CrossValidation) -> bool:
-    """Report a stage that has ended; is the trial to be pruned?"""
-    value, finished = cv.finished_value(), cv.folds_finished
-    if not claim.reported(finished):  # else an earlier worker was killed just after this very report
-        claim.trial.report(value, step=finished)
-    pruner = prepared.definition.search.pruner
-    if pruner.name == "none" or finished == prepared.folds.count:
-        return False
-    return pruning.is_hopeless(
-        value,
-        pruning.peers_at(claim.trial.study, claim.trial.number, finished),
-        percentile=pruner.percentile,
-        startup_trials=pruner.startup_trials,
-        higher_is_better=METRICS[prepared.definition.search.metric].higher_is_better,
-    )
+def _report(claim: Claim, cv: CrossValidation) -> None:
+    """Report a stage that has ended: its trial goes on, and the others are compared with it."""
+    if not claim.reported(cv.folds_begun):  # else an earlier worker was killed just after this very report
+        claim.trial.report(cv.value_so_far(), step=cv.folds_begun)
 
 
-def _end(claim: Claim, cv: CrossValidation, state: TrialState) -> TrialState:
-    attributes: dict[str, Any] = {CURVES: cv.curves()}
-    if state == TrialState.COMPLETE:
-        attributes[CV] = _summary(cv)
-    claim.finish(state, attributes[CV]["mean"] if CV in attributes else None, attributes=attributes)
-    return state
+def _prune(claim: Claim, cv: CrossValidation) -> TrialState:
+    report = {cv.folds_begun: cv.value_so_far()}
+    claim.finish(TrialState.PRUNED, attributes={CURVES: cv.curves()}, reports=report)
+    return TrialState.PRUNED
+
+
+def _complete(claim: Claim, cv: CrossValidation) -> TrialState:
+    summary = _summary(cv)
+    claim.finish(TrialState.COMPLETE, summary["mean"], attributes={CURVES: cv.curves(), CV: summary})
+    return TrialState.COMPLETE
 
 
 def _infeasible(claim: Claim, reason: str) -> TrialState:

@@ -249,10 +249,8 @@ class PatientStorage(RDBStorage):
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         """As Optuna's."""
-        table = models.TrialIntermediateValueModel
-        value, kind = table.intermediate_value_to_stored_repr(intermediate_value)
         with self._batch(trial_id) as batch:
-            batch.add(table, step, intermediate_value=value, intermediate_value_type=kind)
+            _add_report(batch, step, intermediate_value)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """As Optuna's; see `end`."""
@@ -269,10 +267,11 @@ class PatientStorage(RDBStorage):
         state: TrialState,
         values: Sequence[float] | None = None,
         attributes: Mapping[str, Any] | None = None,
+        reports: Mapping[int, float] | None = None,
         *,
         drop_claim: bool = False,
     ) -> None:
-        """Write a trial's end with its values and user attributes, and drop our claim if asked to; all or none.
+        """Write a trial's end and what is told with it, and drop our claim if asked to; all or none.
 
         Raises:
             UpdateFinishedTrialError: it has ended before, by somebody else.
@@ -284,6 +283,8 @@ class PatientStorage(RDBStorage):
             batch.add(models.TrialValueModel, objective, value=value, value_type=kind)
         for key, attribute in (attributes or {}).items():
             batch.add(models.TrialUserAttributeModel, key, value_json=json.dumps(attribute))
+        for step, each in (reports or {}).items():
+            _add_report(batch, step, each)
         sent = False
 
         def finish(connection: sa.Connection) -> None:
@@ -336,3 +337,9 @@ class PatientStorage(RDBStorage):
             if state is None:
                 raise ClaimLost
         self.check_trial_is_updatable(trial_id, TrialState[state])
+
+
+def _add_report(batch: Batch, step: int, reported: float) -> None:
+    table = models.TrialIntermediateValueModel
+    value, kind = table.intermediate_value_to_stored_repr(reported)
+    batch.add(table, step, intermediate_value=value, intermediate_value_type=kind)

@@ -13,7 +13,7 @@ from core.checkpoint import pack_state, unpack_state
 from core.config import AbmilConfig, LinearConfig
 from core.crossval import CrossValidation, CvEpoch
 from core.models import EmbeddedCorpus
-from core.stopping import best_index, is_stale
+from core.stopping import best_index, is_stale, prospect
 
 NAN = math.nan
 NAMES = ("a", "b", "c")
@@ -72,6 +72,33 @@ def test_when_a_curve_is_stale(means, patience, higher, stale):
 )
 def test_which_epoch_is_best(means, higher, best):
     assert best_index(means, higher_is_better=higher) == best
+
+
+@pytest.mark.parametrize(
+    ("means", "patience", "longest", "higher", "expected"),
+    [
+        # the pace of the last two epochs, for four more
+        ([0.1, 0.2, 0.3], 4, 99, True, 0.3 + 4 * 0.1),
+        ([0.0, 0.2, 0.3, 0.3], 4, 99, True, 0.3 + 4 * 0.05),
+        ([0.3, 0.1, 0.2, 0.2], 4, 99, True, 0.3),  # nothing new is best: it stands still
+        ([0.5, 0.4, 0.3], 4, 99, False, 0.3 - 4 * 0.1),
+        # no further than the last epoch
+        ([0.1, 0.2, 0.3], 4, 5, True, 0.3 + 2 * 0.1),
+        ([0.1, 0.2, 0.3], 4, 3, True, 0.3),
+        # an odd patience looks back over the larger half
+        ([0.1, 0.2, 0.4, 0.4], 5, 99, True, 0.4 + 5 * 0.1),
+        ([0.1, 0.2], 1, 99, True, 0.3),
+        # too short to have a pace
+        ([0.1, 0.2], 4, 99, True, math.inf),
+        ([0.1], 1, 99, False, -math.inf),
+        # what is undefined has no pace, and is none's best
+        ([NAN, 0.1, 0.2], 4, 99, True, NAN),
+        ([0.1, NAN, 0.2], 4, 99, True, 0.2 + 4 * 0.05),
+    ],
+)
+def test_where_a_curve_is_heading(means, patience, longest, higher, expected):
+    found = prospect(means, patience, longest=longest, higher_is_better=higher)
+    assert found == pytest.approx(expected, nan_ok=True)
 
 
 # ---- the stream -------------------------------------------------------------------------------------------------
@@ -149,13 +176,33 @@ def test_scores_are_the_metric_on_the_validation_posts():
 
 def test_reports_of_a_stage_are_of_its_own_best_epoch():
     cv = crossval((1, 2))
-    assert cv.folds_finished == 0
-    reports = [(cv.folds_finished, cv.finished_value()) for event in cv.epochs() if event.stage_ended]
+    assert cv.folds_begun == 0
+    reports = [(cv.folds_begun, cv.value_so_far()) for event in cv.epochs() if event.stage_ended]
     means = {stage: [e.mean for e in crossval_events(stage)] for stage in (0, 1)}
     assert reports[0] == (1, pytest.approx(max(means[0])))
     # the first stage catches up later; its report may only grow by that
     assert reports[1][0] == 3
     assert reports[1][1] == pytest.approx((max(means[0]) + 2 * max(means[1])) / 3)
+
+
+def test_a_prospect_is_that_of_the_stage_in_training():
+    cv = crossval((1, 2))
+    means: dict[int, list[float]] = {0: [], 1: []}
+    for event in cv.epochs():
+        means[event.stage].append(event.mean)
+        ahead = [
+            max(curve) if stage < event.stage or event.stage_ended else prospect(curve, 2, longest=8)
+            for stage, curve in means.items()
+            if curve
+        ]
+        assert cv.folds_begun == (1, 3)[event.stage]
+        assert cv.value_so_far() == pytest.approx(
+            np.average([max(c) for c in means.values() if c], weights=(1, 2)[: len(ahead)])
+        )
+        assert cv.prospect() == pytest.approx(np.average(ahead, weights=(1, 2)[: len(ahead)]))
+        if event.stage == 1 and event.stage_ended:
+            assert cv.prospect() == cv.value_so_far()
+            break
 
 
 def crossval_events(stage):

@@ -56,10 +56,10 @@ def test_shipped_studies_load_and_match_the_schema(path):
 def test_data_and_model_name_alone_make_a_study(tmp_path):
     definition = define(tmp_path, DATA + MODEL, name="tiny.toml")
     assert definition.name == "tiny"
-    assert definition.split.stages == (1, 1, 3)
+    assert definition.split.stages == (2, 3)
     assert definition.search.metric == "average_precision"
     assert (definition.search.trials, definition.search.seed, definition.search.sampler) == (40, 0, "tpe")
-    assert (definition.search.pruner.name, definition.search.pruner.percentile) == ("same_folds", 50.0)
+    assert (definition.search.pruner.name, definition.search.pruner.percentile) == ("same_folds", 25.0)
     assert (definition.service.heartbeat_seconds, definition.service.grace_seconds) == (20.0, 120.0)
     assert [loss.name for loss in definition.loss] == ["bce"]
     assert definition.model[0].leaves["num_queries"] == IrisConfig().num_queries
@@ -389,7 +389,7 @@ def test_numbers_are_the_fields_own_type(tmp_path):
 FULL = DATA + MODEL + "k_retrieved = { low = 2, high = 6 }\n[training]\nepochs = 30\n"
 
 SAME = {
-    "a default written out": FULL + "patience = 6\n[split]\nstages = [1, 1, 3]\nfolds = 5\n[[loss]]\nname = 'bce'\n",
+    "a default written out": FULL + "patience = 6\n[split]\nstages = [2, 3]\nfolds = 5\n[[loss]]\nname = 'bce'\n",
     "one alternative in a list": FULL.replace("[model]", "[[model]]"),
     "a range's default written out": FULL.replace("high = 6", "high = 6, log = false, default = 4"),
     "an integer for a float": FULL + "clip_norm = 1\n",

@@ -82,27 +82,68 @@ def test_trials_share_their_folds_and_not_their_seed(tmp_path):
 
 
 def test_a_hopeless_trial_is_pruned_after_the_stage(claims, tmp_path, monkeypatch):
-    asked = []
-
-    def peers(study, number, folds_finished):
-        asked.append(folds_finished)
-        return [0.0, 0.0] if folds_finished == 1 else [2.0, 2.0]  # 2 is better than any average precision
-
-    monkeypatch.setattr(pruning, "peers_at", peers)
+    # 2 is better than any average precision
+    monkeypatch.setattr(pruning, "peers_at", lambda _trials, _number, folds: [0.0] if folds == 1 else [2.0])
     data = prepared(tmp_path)
     mine = claims(data)
     state, _ = run(mine, data)
     trial = mine.study.trials[0]
     assert state == trial.state == TrialState.PRUNED
-    assert asked == list(trial.intermediate_values) == [1, 2]
+    assert list(trial.intermediate_values) == [1, 2]
+    assert trial.value == trial.intermediate_values[2]
     assert CV not in trial.user_attrs
     assert len(curves(mine)["scores"]) < 3 or curves(mine)["scores"][2] == []
 
 
 def test_no_trial_is_pruned_after_its_last_stage(claims, tmp_path, monkeypatch):
-    monkeypatch.setattr(pruning, "peers_at", lambda _study, _number, folds: [2.0, 2.0] if folds == 3 else [])
+    monkeypatch.setattr(pruning, "peers_at", lambda _trials, _number, folds: [2.0, 2.0] if folds == 3 else [])
     data = prepared(tmp_path)
     assert run(claims(data), data)[0] == TrialState.COMPLETE
+
+
+@pytest.mark.parametrize(("within", "epochs"), [("true", 4), ("false", 6)])
+def test_within_a_stage_a_trial_without_prospects_is_given_up(within, epochs, claims, tmp_path, monkeypatch):
+    """It stands still with a rate that teaches nothing; patience 5 looks back three epochs."""
+    monkeypatch.setattr(pruning, "peers_at", lambda _trials, _number, _folds: [2.0])
+    data = prepared(tmp_path, epochs=20, patience=5, learning_rate=1e-12, within_stages=within)
+    mine = claims(data)
+    state, claim = run(mine, data)
+    trial = mine.study.trials[0]
+    assert state == trial.state == TrialState.PRUNED
+    (scores,) = [curve for curve in curves(mine)["scores"] if curve]
+    assert len(scores) == epochs
+    assert trial.intermediate_values == {1: max(scores)} == claim.trial._cached_frozen_trial.intermediate_values
+    assert trial.value == max(scores)
+
+
+def test_within_a_stage_whoever_rises_fast_enough_goes_on(claims, tmp_path, monkeypatch):
+    monkeypatch.setattr(pruning, "peers_at", lambda _trials, _number, _folds: [0.6])
+    data = prepared(tmp_path, epochs=4, patience=2, learning_rate=0.03)
+    mine = claims(data)
+    run(mine, data)
+    scores = curves(mine)["scores"][0]
+    assert scores[1] < 0.6, "else it proves nothing"
+    assert len(scores) > 2
+
+
+def test_what_is_known_of_the_others_is_read_again_once_it_is_old(claims, tmp_path, monkeypatch):
+    monkeypatch.setattr(pruning, "FRESH_SECONDS", 0.0)
+    data = prepared(tmp_path, epochs=20, patience=5, learning_rate=1e-12)
+    mine = claims(data)
+    told: list[int] = []
+
+    def another_reports() -> bool:
+        """In the second epoch, long after the trial was claimed."""
+        told.append(1)
+        if len(told) == 2:
+            other = mine.claim()
+            assert isinstance(other, Claim)
+            other.trial.report(1.0, 1)
+            other.release()
+        return False
+
+    assert run(mine, data, stop=another_reports)[0] == TrialState.PRUNED
+    assert len(told) == 3
 
 
 def test_peers_are_the_other_trials_at_the_same_folds_pruned_ones_too_but_none_that_failed(claims, tmp_path):
@@ -116,10 +157,11 @@ def test_peers_are_the_other_trials_at_the_same_folds_pruned_ones_too_but_none_t
         for step, value in values.items():
             claim.trial.report(value, step)
         claim.finish(state, reason="diverged" if state == TrialState.FAIL else None)
-    assert pruning.peers_at(mine.study, 3, 1) == [0.5, 0.6]
-    assert pruning.peers_at(mine.study, 3, 2) == [0.7]
-    assert pruning.peers_at(mine.study, 1, 1) == [0.5]
-    assert pruning.peers_at(mine.study, 3, 3) == []
+    trials = mine.study.trials
+    assert pruning.peers_at(trials, 3, 1) == [0.5, 0.6]
+    assert pruning.peers_at(trials, 3, 2) == [0.7]
+    assert pruning.peers_at(trials, 1, 1) == [0.5]
+    assert pruning.peers_at(trials, 3, 3) == []
 
 
 def test_a_trial_that_diverges_is_infeasible_not_pruned(claims, tmp_path):

@@ -25,22 +25,29 @@ stages = [1, 1, 1]
 holdout = 0.0
 [search]
 trials = 4
+pruner = {{ percentile = 50, within_stages = {within_stages} }}
 [model]
 name = "iris"
 num_queries = 2
 hidden = 4
 [training]
 epochs = {epochs}
-patience = 1
+patience = {patience}
 learning_rate = {learning_rate}
 """
 
 
 def prepared(
-    folder: Path, *, epochs: int = 2, learning_rate: str = "{ low = 1e-3, high = 1e-1, log = true }"
+    folder: Path,
+    *,
+    epochs: int = 2,
+    patience: int = 1,
+    learning_rate: str | float = "{ low = 1e-3, high = 1e-1, log = true }",
+    within_stages: str = "true",
 ) -> Prepared:
     path = folder / "tiny.toml"
-    path.write_text(TOML.format(epochs=epochs, learning_rate=learning_rate), encoding="utf-8")
+    filled = {"epochs": epochs, "patience": patience, "learning_rate": learning_rate, "within_stages": within_stages}
+    path.write_text(TOML.format(**filled), encoding="utf-8")
     definition = load(path, environ={})
     corpus = definition.data.load(folder)
     chunks = chunk(corpus.posts, definition.chunks)
