@@ -4,8 +4,9 @@
 
 Every candidate is trained to its last epoch on every split of the posts into folds, each time with a seed of its own.
 Which epochs a study on one of the splits would have trained, and which candidate it would have chosen, follows from the
-curves alone; what the chosen one is worth is its mean over the other splits, which the study has not seen. That is
-replayed for 100 studies of half of the candidates, drawn anew and in another order, after the default configuration.
+curves alone; what the chosen one is worth is its mean over the other splits: the same posts, but folds and seeds that
+the study has not seen. That is replayed for 100 studies of half of the candidates, drawn anew and in another order,
+after the default configuration. They have one worker, no warm-up, and random candidates: TPE's become better with time.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,14 +24,17 @@ import optuna
 
 from benchmarks.anew import cross_validation, folds_anew
 from core.errors import NonFiniteLossError
+from core.metrics import METRICS
 from core.seeding import stable_seed
 from core.stopping import is_stale, prospect
 from hpo import space
-from hpo.definition import PrunerConfig, load
+from hpo.definition import PrunerConfig, StudyDefinition, load
 from hpo.preparation import prepare
 from hpo.pruning import needed
 
 REPLAYS = 100
+MEDIAN_STARTUP = 5
+"""Trials that Optuna's MedianPruner waits for."""
 
 Curves = npt.NDArray[np.float64]
 """Scores `[candidates, folds, epochs]` on one split."""
@@ -47,9 +51,8 @@ class Outcome:
     value: float
 
 
-def trained(study: Path, candidates: int, splits: int) -> list[Curves]:
+def trained(definition: StudyDefinition, candidates: int, splits: int) -> list[Curves]:
     """Curves of random candidates on several splits, the study's own first; the default configuration comes first."""
-    definition = load(study)
     prepared = prepare(definition)
     seeds = [0, *range(11, 10 + splits)]
     folds = [folds_anew(prepared, seed) if seed else prepared.folds for seed in seeds]
@@ -72,18 +75,19 @@ def trained(study: Path, candidates: int, splits: int) -> list[Curves]:
     return list(np.array(found).swapaxes(0, 1))
 
 
-@dataclass
 class Replay:
     """A study on curves: stage after stage as `hpo.objective` does it, then the other folds catch up."""
 
-    stages: Sequence[int]
-    pruner: PrunerConfig
-    patience: int
+    def __init__(self, stages: Sequence[int], pruner: PrunerConfig, patience: int) -> None:
+        self.stages = stages
+        self.pruner = pruner
+        self.patience = patience
+        self._peers: dict[int, list[float]] = {}
 
     def study(self, curves: Curves, order: Sequence[int]) -> Outcome:
         """Train the candidates in this order."""
-        self.peers: dict[int, list[float]] = {}
-        ends = [self._candidate(curves[number]) for number in order]
+        self._peers.clear()
+        ends = [self.candidate(curves[number]) for number in order]
         values = [value for _, value in ends]
         return Outcome(
             epochs=sum(epochs for epochs, _ in ends),
@@ -92,13 +96,13 @@ class Replay:
             value=max(values),
         )
 
-    def _candidate(self, scores: npt.NDArray[np.float64]) -> tuple[int, float]:
-        """Epochs (of one fold) and value of a candidate; minus infinity if it is given up."""
+    def candidate(self, scores: npt.NDArray[np.float64]) -> tuple[int, float]:
+        """Epochs (of one fold) and value of the next candidate; minus infinity if it is given up."""
         longest, ends, values, folds = scores.shape[1], [], [], 0
         for size in self.stages:
             means = scores[folds : folds + size].mean(0).tolist()
             folds += size
-            known = self.peers.setdefault(folds, [])
+            known = self._peers.setdefault(folds, [])
             least = -np.inf if self.pruner.name == "none" or folds == len(scores) else needed(known, self.pruner)
             for end in range(1, longest + 1):
                 stopped = end == longest or is_stale(means[:end], self.patience)
@@ -117,6 +121,36 @@ class Replay:
         return float(np.average(values, weights=self.stages[: len(values)]))
 
 
+def by_median(curves: Curves, order: Sequence[int], patience: int) -> Outcome:
+    """As `benchmarks.script`: fold after fold, `MedianPruner` every epoch; its value is the mean of the folds' best."""
+    complete: list[npt.NDArray[np.float64]] = []  # reports of complete trials, NaN where it had stopped
+    epochs, values = 0, []
+    for scores in curves[order]:
+        reports, best, value = np.full(scores.shape, np.nan), -np.inf, np.nan
+        for fold, epoch in _fold_after_fold(scores, patience):
+            epochs += 1
+            reports[fold, epoch] = scores[fold, epoch]
+            best = max(best, scores[fold, epoch])
+            rivals = [each[fold, epoch] for each in complete if not np.isnan(each[fold, epoch])]
+            if len(complete) >= MEDIAN_STARTUP and rivals and best < np.median(rivals):
+                break
+        else:
+            complete.append(reports)
+            value = float(np.nanmax(reports, axis=1).mean())
+        values.append(value)
+    winner = int(np.nanargmax(values))
+    return Outcome(epochs, len(complete), order[winner], values[winner])
+
+
+def _fold_after_fold(scores: npt.NDArray[np.float64], patience: int) -> Iterator[tuple[int, int]]:
+    """Folds and epochs, as they are trained one after the other, each until it is stale."""
+    for fold, curve in enumerate(scores):
+        for epoch in range(len(curve)):
+            yield fold, epoch
+            if is_stale(curve[: epoch + 1].tolist(), patience):
+                break
+
+
 def rows(splits: Sequence[Curves], patience: int) -> Iterator[str]:
     """Lines of a Markdown table."""
     candidates, folds, _ = splits[0].shape
@@ -125,38 +159,44 @@ def rows(splits: Sequence[Curves], patience: int) -> Iterator[str]:
         [0, *np.random.default_rng(number).choice(others, trials - 1, replace=False).tolist()]
         for number in range(REPLAYS)
     ]
-    best = np.array([curves.mean(1).max(1) for curves in splits])  # [splits, candidates]
+    never = Replay((folds,), PrunerConfig(name="none"), patience)
+    worth = np.array([[never.candidate(scores)[1] for scores in curves] for curves in splits])  # [splits, candidates]
 
-    def measured(stages: Sequence[int], pruner: PrunerConfig, length: int = trials) -> npt.NDArray[np.float64]:
-        """Mean epochs, complete trials, value in the search and anew."""
-        outcomes = [
-            (outcome.epochs, outcome.complete, outcome.value, np.delete(best[:, outcome.winner], split).mean())
+    def measured(study: Callable[[Curves, list[int]], Outcome], length: int = trials) -> npt.NDArray[np.float64]:
+        """Epochs, complete trials, value in the search and anew: means of each split's studies `[splits, 4]`."""
+        return np.array([
+            np.mean([
+                (outcome.epochs, outcome.complete, outcome.value, np.delete(worth[:, outcome.winner], split).mean())
+                for outcome in (study(curves, order[:length]) for order in orders)
+            ], axis=0)
             for split, curves in enumerate(splits)
-            for outcome in (Replay(stages, pruner, patience).study(curves, order[:length]) for order in orders)
-        ]
-        return np.mean(outcomes, 0)
+        ])  # fmt: skip
+
+    whole = measured(never.study)
+
+    def row(words: str, found: npt.NDArray[np.float64], length: int = trials) -> str:
+        epochs, complete, _, _ = found.mean(0)
+        lost, anew = (whole - found)[:, 2:].T
+        error = anew.std(ddof=1) / np.sqrt(len(splits))
+        return (
+            f"| {words} | {epochs / length:.1f} | {epochs / whole[:, 0].mean():.2f} | {complete:.1f} "
+            f"| {lost.mean():.4f} | {anew.mean():.4f} ± {error:.4f} |"
+        )
 
     yield "| stages | percentile | within stages | epochs a trial | of all | complete | lost | lost anew |"
     yield "|---|---|---|---|---|---|---|---|"
-    never = PrunerConfig(name="none")
-    whole = measured((folds,), never)
-    yield f"| {folds} | – | – | {whole[0] / trials:.1f} | 1 | {trials} | | |"
-
-    def row(words: str, found: npt.NDArray[np.float64]) -> str:
-        lost = whole[2:] - found[2:]
-        return (
-            f"| {words} | {found[0] / trials:.1f} | {found[0] / whole[0]:.2f} | {found[1]:.1f} "
-            f"| {lost[0]:.4f} | {lost[1]:.4f} |"
-        )
-
-    for part in (0.5, 0.25):
-        length = round(part * trials)
-        yield row(f"{folds}, {length} trials | – | –", measured((folds,), never, length))
+    yield row(f"{folds} | – | –", whole)
+    for length in (trials // 2, trials // 4):
+        yield row(f"{folds}, {length} trials | – | –", measured(never.study, length), length)
+    yield row("MedianPruner | – | –", measured(lambda curves, order: by_median(curves, order, patience)))
     for stages in ((2, folds - 2), (1, folds - 1), (1, 1, folds - 2)):
-        for percentile in (50, 33, 25, 15):
+        for percentile in (50, 25, 15):
             for within in (False, True):
-                found = measured(stages, PrunerConfig(percentile=percentile, within_stages=within))
-                yield row(f"{', '.join(map(str, stages))} | {percentile} | {'yes' if within else 'no'}", found)
+                pruner = PrunerConfig(percentile=percentile, within_stages=within)
+                words = f"{', '.join(map(str, stages))} | {percentile} | {'yes' if within else 'no'}"
+                yield row(words, measured(Replay(stages, pruner, patience).study))
+    likeness = np.corrcoef(worth)[np.triu_indices(len(worth), k=1)].mean()
+    yield f"\nA candidate's values on two splits correlate by {likeness:.2f}."
 
 
 def main() -> None:
@@ -164,17 +204,24 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("--candidates", type=int, default=80)
     parser.add_argument("--splits", type=int, default=5)
-    parser.add_argument("--patience", type=int, default=6)
     parser.add_argument("--curves", type=Path, help="written once, then read")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if arguments.curves and arguments.curves.exists():
-        splits = [np.array(curves) for curves in json.loads(arguments.curves.read_text())]
+    definition = load(arguments.study)
+    if not METRICS[definition.search.metric].higher_is_better:
+        parser.error(f"{definition.search.metric} is better when lower; replays know only the other direction")
+    file: Path | None = arguments.curves
+    if file is not None and file.exists():
+        stored = json.loads(file.read_text())
+        if stored["study"] != definition.name:
+            parser.error(f"{file} has the curves of {stored['study']}, not of {definition.name}")
+        splits = [np.array(curves) for curves in stored["curves"]]
     else:
-        splits = trained(arguments.study, arguments.candidates, arguments.splits)
-        if arguments.curves:
-            arguments.curves.write_text(json.dumps([curves.tolist() for curves in splits]))
-    print(*rows(splits, arguments.patience), sep="\n")
+        splits = trained(definition, arguments.candidates, arguments.splits)
+        if file is not None:
+            file.write_text(json.dumps({"study": definition.name, "curves": [curves.tolist() for curves in splits]}))
+    default = space.suggest(definition, optuna.trial.FixedTrial(space.default_parameters(definition)))
+    print(*rows(splits, default.training.patience), sep="\n")
 
 
 if __name__ == "__main__":

@@ -178,8 +178,13 @@ class CrossValidation:
         return stage.means[best_index(stage.means, higher_is_better=self.metric.higher_is_better)]
 
     def _prospect(self, stage: _Stage) -> float:
-        patience, longest, higher = self.training.patience, self.training.epochs, self.metric.higher_is_better
-        return prospect(stage.means, patience, longest=longest, higher_is_better=higher)
+        return prospect(
+            stage.means,
+            self.training.patience,
+            longest=self.training.epochs,
+            warmup=stage.stack.warmup_epochs,
+            higher_is_better=self.metric.higher_is_better,
+        )
 
     def _mean_of(self, values: Sequence[float]) -> float:
         """Mean over the folds of the first stages, from a value of each stage."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from core import losses, models
 from core.batches import Batch
-from core.config import CandidateConfig
+from core.config import CandidateConfig, TokenConfig
 from core.errors import NonFiniteLossError
 from core.models import Readable
 from core.models.token import Token
@@ -42,6 +42,9 @@ class Stack(Protocol):
     """Some folds in training: what the cross-validation drives."""
 
     which: tuple[int, ...]
+
+    warmup_epochs: int
+    """Epochs at the beginning in which learning is held back."""
 
     @property
     def epoch(self) -> int:
@@ -114,6 +117,9 @@ class FoldStack:
         largest = max(len(folds.train(fold)) for fold in range(folds.count))
         self.steps = math.ceil(largest / (self.training.batch_size * self.training.accumulation_steps))
         self.width = math.ceil(largest / self.steps)
+        self.warmup_epochs = math.ceil(self.training.warmup_steps / self.steps)
+        if isinstance(candidate.model, TokenConfig):
+            self.warmup_epochs = max(self.warmup_epochs, candidate.model.head_epochs)
         self._labels = torch.tensor(corpus.labels, device=device)
         model, self.inputs = models.build(
             candidate.model, corpus, self._train, folds=self.which, seed=seed, device=device
@@ -237,6 +243,7 @@ class FoldRow:
     def __init__(self, stacks: Sequence[FoldStack]) -> None:
         self.stacks = tuple(stacks)
         self.which = tuple(fold for stack in self.stacks for fold in stack.which)
+        self.warmup_epochs = self.stacks[0].warmup_epochs
 
     @property
     def epoch(self) -> int:

@@ -21,22 +21,26 @@ def best_index(means: Sequence[float], *, higher_is_better: bool = True) -> int:
     return int(np.argmax(np.where(np.isnan(signed), -np.inf, signed)))
 
 
-def prospect(means: Sequence[float], patience: int, *, longest: int, higher_is_better: bool = True) -> float:
+def prospect(
+    means: Sequence[float], patience: int, *, longest: int, warmup: int = 0, higher_is_better: bool = True
+) -> float:
     """What the curve's best would be after `patience` more epochs at the pace of the last half of `patience`.
 
-    Learning curves flatten, so a straight line flatters them: who has no prospects by this measure has none.
+    Learning curves flatten once learning has begun in earnest, and a straight line flatters such a curve. One that has
+    stood still for half the patience has its best as its prospect.
 
     Args:
         means: the curve so far, one value an epoch.
         patience: epochs that an improvement is waited for.
         longest: epochs at most; the line ends there, too.
+        warmup: epochs at the beginning that say nothing of the pace, because learning was held back.
         higher_is_better: the metric's direction.
 
     Returns:
         The value; infinitely good while the curve is too short to have a pace.
     """
     window = math.ceil(patience / 2)
-    if len(means) <= window:
+    if len(means) <= warmup + window:
         return math.inf if higher_is_better else -math.inf
     now = means[best_index(means, higher_is_better=higher_is_better)]
     before = means[best_index(means[:-window], higher_is_better=higher_is_better)]

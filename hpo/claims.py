@@ -174,8 +174,8 @@ class Claim:
         stalled: Callable[[], None] = lambda: None,
     ) -> None:
         self.trial = trial
-        self.trials = trials
-        """The study's trials as they were when this one was claimed."""
+        self.trials_when_claimed = trials
+        """Those of the study, this one included."""
         self.owner = owner
         self.attempt = held.attempt
         self.checkpoint, self.checkpoint_sha256, self.pending = held.checkpoint, held.checkpoint_sha256, held.pending

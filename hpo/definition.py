@@ -44,12 +44,13 @@ class PrunerConfig:
 
     name: Literal["same_folds", "none"] = "same_folds"
     percentile: Annotated[float, Interval(gt=0, lt=100)] = 25.0
-    """A trial goes on when its mean is within this best share of the trials that finished the same folds."""
+    """After every stage but the last, a trial goes on when its mean is within this best share of the trials on the same
+    folds."""
     startup_trials: Annotated[int, Interval(ge=0)] = 1
     """Nothing is pruned before this many other trials have reported at the stage."""
     within_stages: bool = True
-    """Also within a stage: as soon as the trial, rising for `patience` epochs more as it did over the last half of
-    that, would not go on."""
+    """Also after every epoch, by where the trial's best would be after `patience` more epochs at its pace in the last
+    half of `patience`."""
 
 
 @dataclass(frozen=True)

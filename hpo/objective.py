@@ -48,16 +48,17 @@ def run(
         claim.trial.set_user_attr(CONFIG, config)
     try:
         number = claim.trial.number
-        rule = pruning.SameFolds(prepared.definition.search, claim.trial, claim.trials)
+        rule = pruning.SameFolds(prepared.definition, claim.trial, claim.trials_when_claimed)
         cv = checkpoints.resumed(
             claim, config, lambda: prepared.cross_validation(candidate, trial=number, device=device)
         )
         with closing(cv.epochs()) as events:
             for event in events:
                 claim.progress(event.stage, event.epoch)
-                if rule.gives_up(cv, stage_ended=event.stage_ended):
+                passed = claim.reported(cv.folds_begun)  # by an earlier worker, killed before it saved that
+                if not passed and rule.gives_up(cv.folds_begun, cv.prospect(), stage_ended=event.stage_ended):
                     return _prune(claim, cv)
-                if event.stage_ended:
+                if event.stage_ended and not passed:
                     _report(claim, cv)
                 if stop():
                     checkpoints.save(claim, config, cv)
@@ -73,8 +74,7 @@ def run(
 
 def _report(claim: Claim, cv: CrossValidation) -> None:
     """Report a stage that has ended: its trial goes on, and the others are compared with it."""
-    if not claim.reported(cv.folds_begun):  # else an earlier worker was killed just after this very report
-        claim.trial.report(cv.value_so_far(), step=cv.folds_begun)
+    claim.trial.report(cv.value_so_far(), step=cv.folds_begun)
 
 
 def _prune(claim: Claim, cv: CrossValidation) -> TrialState:

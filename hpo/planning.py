@@ -82,7 +82,7 @@ def _cost(prepared: Prepared) -> dict[str, str]:
     return {
         "probe": f"{seconds:.2f} s for an epoch of all {prepared.folds.count} folds, default configuration",
         "projected": f"{duration(shortest)} to {duration(longest)} for {definition.search.trials} trials and one "
-        f"worker, from all stopping as early as they may to none stopping early",
+        f"worker if none is pruned, from all stopping as early as they may to none stopping early",
     }
 
 

@@ -45,7 +45,7 @@ seed = {fold_seed}
 [search]
 trials = {trials}
 sampler = "random"
-pruner = {{ name = "none" }}
+pruner = {{ name = "{pruner}" }}
 [model]
 name = "iris"
 num_queries = 1
@@ -64,8 +64,8 @@ max_attempts = {attempts}
 checkpoint_seconds = {checkpoint}
 stall_seconds = {stall}
 """
-FILLED = {"name": "tiny", "data_seed": 0, "fold_seed": 0, "trials": 3, "k": 2, "epochs": 4, "heartbeat": 0.3,
-          "grace": 1.5, "attempts": 3, "checkpoint": 0, "stall": 60}  # fmt: skip
+FILLED = {"name": "tiny", "data_seed": 0, "fold_seed": 0, "trials": 3, "pruner": "none", "k": 2, "epochs": 4,
+          "heartbeat": 0.3, "grace": 1.5, "attempts": 3, "checkpoint": 0, "stall": 60}  # fmt: skip
 
 
 def tiny(folder: Path, **changes: Any) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,23 @@ def test_a_worker_is_killed(name: str, database: str, tmp_path: Path, undisturbe
     assert done.epochs + epochs == WHOLE + again + in_flight, "only what was not saved is trained again"
     assert artifacts(tmp_path) == []
     storage.engine_of(study).dispose()
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_worker_is_killed_when_it_prunes(
+    after: bool, database: str, fresh_database: Callable[[], str], tmp_path: Path
+) -> None:
+    tiny(tmp_path, pruner="same_folds", trials=6)
+    calm, reached = fresh_database(), tmp_path / "reached"
+    with crew(tmp_path, calm, 1) as (worker,):
+        assert worker.end() == 0, worker.said
+    undisturbed = study_of(calm)
+    assert 0 < count(undisturbed).pruned < 6
+    _, study = finished_elsewhere(tmp_path, database, Moment("hpo.objective:_prune", reached, 1, after), reached)
+    assert outcomes(study) == outcomes(undisturbed), "to the bit"
+    assert artifacts(tmp_path) == []
+    for each in (study, undisturbed):
+        storage.engine_of(each).dispose()
 
 
 def test_a_worker_is_killed_while_it_writes_a_checkpoint(database: str, tmp_path: Path, undisturbed: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -328,6 +329,31 @@ def test_an_end_is_told_with_all_its_attributes_or_not_at_all(claims: Any) -> No
     assert (trial.state, trial.value, trial.user_attrs) == (TrialState.RUNNING, None, {})
     claim.finish(TrialState.FAIL, reason="r", attributes={"a": 1})
     assert mine.study.get_trials()[0].user_attrs == {"a": 1, "hpo:outcome": "infeasible", "hpo:reason": "r"}
+
+
+def test_a_pruned_end_is_told_with_its_last_report_or_not_at_all(claims: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = claims(budget=1)
+    claim = claimed(mine)
+    claim.trial.report(0.25, 1)
+    with pytest.raises(sa.exc.DBAPIError):
+        claim.finish(TrialState.PRUNED, reports={2: 0.5}, attributes={"b" * 2000: 2})
+    (trial,) = mine.study.get_trials()
+    assert (trial.state, trial.value, trial.intermediate_values) == (TrialState.RUNNING, None, {1: 0.25})
+    lost = losing_the_next_answer(monkeypatch)
+    claim.finish(TrialState.PRUNED, reports={2: 0.5}, attributes={"a": 1})
+    assert lost
+    (trial,) = mine.study.get_trials()
+    assert (trial.state, trial.value, trial.intermediate_values) == (TrialState.PRUNED, 0.5, {1: 0.25, 2: 0.5})
+    assert trial.user_attrs == {"a": 1}
+    assert rows(mine) == []
+
+
+def test_a_pruned_end_whose_report_is_undefined_has_no_value(claims: Any) -> None:
+    mine = claims(budget=1)
+    claimed(mine).finish(TrialState.PRUNED, reports={1: math.nan})
+    (trial,) = mine.study.get_trials()
+    assert (trial.state, trial.value) == (TrialState.PRUNED, None)
+    assert math.isnan(trial.intermediate_values[1])
 
 
 def test_a_pruned_trial_has_the_value_that_it_reported_last(claims: Any) -> None:

@@ -101,6 +101,18 @@ def test_where_a_curve_is_heading(means, patience, longest, higher, expected):
     assert found == pytest.approx(expected, nan_ok=True)
 
 
+def test_a_warm_up_says_nothing_of_the_pace():
+    means = [0.1, 0.1, 0.1, 0.1]
+    assert [prospect(means[:end], 2, longest=9, warmup=2) for end in (2, 3, 4)] == [math.inf, math.inf, 0.1]
+    patient = replace(CONFIG, training=replace(CONFIG.training, epochs=9, patience=6, warmup_steps=9))
+    cv = crossval((3,), patient)
+    held_back = cv._stages[0].stack.warmup_epochs
+    assert held_back > 1
+    events = [(event.epoch, cv.prospect()) for event in cv.epochs() if not event.stage_ended]
+    assert [epoch for epoch, ahead in events if math.isinf(ahead)] == list(range(1, held_back + 4))
+    assert len(events) > held_back + 3
+
+
 # ---- the stream -------------------------------------------------------------------------------------------------
 
 
@@ -191,7 +203,7 @@ def test_a_prospect_is_that_of_the_stage_in_training():
     for event in cv.epochs():
         means[event.stage].append(event.mean)
         ahead = [
-            max(curve) if stage < event.stage or event.stage_ended else prospect(curve, 2, longest=8)
+            max(curve) if stage < event.stage or event.stage_ended else prospect(curve, 2, longest=8, warmup=1)
             for stage, curve in means.items()
             if curve
         ]

@@ -224,6 +224,13 @@ def test_warm_up_counts_optimizer_steps():
         assert trained.trainer.optimizer.param_groups[0]["lr"] == pytest.approx(rate * expected)
 
 
+@pytest.mark.parametrize(("steps", "epochs"), [(0, 0), (1, 1), (3, 1), (9, 3), (10, 4)])
+def test_warm_up_in_epochs(steps, epochs):
+    trained = stack([0], candidate(warmup_steps=steps, accumulation_steps=1, batch_size=16))
+    assert (trained.steps, trained.warmup_epochs) == (3, epochs)
+    assert FoldRow([trained]).warmup_epochs == epochs
+
+
 def test_the_penalty_reaches_the_gradient():
     """At the start the head is zero, so the queries' gradient is the penalty's alone."""
     gradients = {}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from optuna.trial import FixedTrial, TrialState
 from tiny import prepared
 
+from benchmarks.stages import Replay
 from hpo import objective, preparation, pruning, space
 from hpo.checkpoints import Checkpoints, resolve
 from hpo.claims import OUTCOME, REASON, Claim, Claims, Finished, count, workers
@@ -25,10 +28,10 @@ NEVER = lambda: False  # noqa: E731
 def claims(database: str, tmp_path: Path):
     opened = []
 
-    def make(data: Prepared) -> Claims:
-        study = join(data.definition, data, database, trials=4)
+    def make(data: Prepared, budget: int = 4) -> Claims:
+        study = join(data.definition, data, database, trials=budget)
         opened.append(engine_of(study))
-        return Claims(engine_of(study), study, budget=4, heartbeat_seconds=5, grace_seconds=60, max_attempts=3)
+        return Claims(engine_of(study), study, budget=budget, heartbeat_seconds=5, grace_seconds=60, max_attempts=3)
 
     yield make
     for engine in opened:
@@ -43,13 +46,18 @@ def run(claims: Claims, data: Prepared, stop: Callable[[], bool] = NEVER) -> tup
         return objective.run(claim, data, saved, device="cpu", stop=stop), claim
 
 
-def curves(claims: Claims):
-    """The first trial's, as whoever opens the storage finds them; workers leave them out."""
+def all_curves(claims: Claims):
+    """As whoever opens the storage finds them; workers leave them out."""
     assert CURVES not in claims.study.trials[0].user_attrs
     storage = open_storage(claims.engine.url.render_as_string(hide_password=False))
-    found = load_existing(storage, claims.study.study_name).trials[0].user_attrs[CURVES]
+    found = [trial.user_attrs[CURVES] for trial in load_existing(storage, claims.study.study_name).trials]
     engine_of(storage).dispose()
     return found
+
+
+def curves(claims: Claims):
+    """The first trial's."""
+    return all_curves(claims)[0]
 
 
 def test_a_complete_trial_reports_once_a_stage_at_the_folds_finished(claims, tmp_path):
@@ -126,6 +134,19 @@ def test_within_a_stage_whoever_rises_fast_enough_goes_on(claims, tmp_path, monk
     assert len(scores) > 2
 
 
+def test_a_stage_that_was_reported_has_been_passed(claims, tmp_path, monkeypatch):
+    """An earlier worker went on from there and was killed before it saved that; the trial does not lose it again."""
+    data = prepared(tmp_path)
+    mine = claims(data)
+    claim = mine.claim()
+    assert isinstance(claim, Claim)
+    claim.trial.report(0.5, 1)
+    claim.release()
+    monkeypatch.setattr(pruning, "peers_at", lambda _trials, _number, folds: [2.0] if folds == 1 else [])
+    assert run(mine, data)[0] == TrialState.COMPLETE
+    assert mine.study.trials[0].intermediate_values[1] == 0.5
+
+
 def test_what_is_known_of_the_others_is_read_again_once_it_is_old(claims, tmp_path, monkeypatch):
     monkeypatch.setattr(pruning, "FRESH_SECONDS", 0.0)
     data = prepared(tmp_path, epochs=20, patience=5, learning_rate=1e-12)
@@ -144,6 +165,27 @@ def test_what_is_known_of_the_others_is_read_again_once_it_is_old(claims, tmp_pa
 
     assert run(mine, data, stop=another_reports)[0] == TrialState.PRUNED
     assert len(told) == 3
+
+
+@pytest.mark.parametrize("within", ["true", "false"])
+def test_the_benchmarks_replay_a_study_as_it_is(within, claims, tmp_path):
+    """What docs/performance.md says of giving up stands on replays of curves."""
+    data = prepared(tmp_path, epochs=8, patience=2, within_stages=within)
+    mine = claims(data, budget=12)
+    for _ in range(12):
+        run(mine, data)
+    trials = mine.study.trials
+    endless = []
+    for trial in trials:
+        candidate = space.suggest(data.definition, FixedTrial(trial.params))
+        training = replace(candidate.training, patience=candidate.training.epochs)
+        cv = data.cross_validation(replace(candidate, training=training), trial=trial.number)
+        list(cv.epochs())
+        endless.append(cv.curves()["scores"])
+    replayed = Replay((1, 1, 1), data.definition.search.pruner, patience=2).study(np.array(endless), range(12))
+    assert 0 < replayed.complete == count(mine.study).complete < 12
+    assert replayed.epochs == sum(len(fold) for each in all_curves(mine) for fold in each["scores"])
+    assert (replayed.winner, replayed.value) == (mine.study.best_trial.number, pytest.approx(mine.study.best_value))
 
 
 def test_peers_are_the_other_trials_at_the_same_folds_pruned_ones_too_but_none_that_failed(claims, tmp_path):
