@@ -28,7 +28,7 @@ from hpo.definition import StudyDefinition, load
 from hpo.preparation import Prepared, prepare
 
 STUDIES = {"home": Path(__file__).with_name("home.toml"), "quickstart": Path("studies/quickstart.toml")}
-SEARCHES = {"home": (0,), "quickstart": (0, 1, 2)}
+SEARCHES = {"home": (0,), "quickstart": (0, 1, 2, 3, 4, 5)}
 """Seeds of the searches."""
 PROCESSES = 2
 FRESH_SEEDS = (101, 102, 103, 104, 105)
