@@ -82,7 +82,10 @@ class Row:
     epoch: int | None
 
 
-SOURCES = {"editorials": EditorialsSource(), "synthetic": SyntheticSource(posts=500, criteria=4)}
+SOURCES: dict[str, EditorialsSource | SyntheticSource] = {
+    "editorials": EditorialsSource(),
+    "synthetic": SyntheticSource(posts=500, criteria=4),
+}
 
 
 def prepare(source: str) -> Data:

@@ -28,7 +28,7 @@ def measure() -> dict[str, float]:
             return embed(texts, encoder, root=Path(folder)).vectors
 
     def theirs() -> np.ndarray:
-        return load_encoder(encoder, "cpu").encode(texts, show_progress_bar=False)
+        return np.asarray(load_encoder(encoder, "cpu").encode(texts, show_progress_bar=False))
 
     assert np.abs(ours() - theirs()).max() < 1e-5
     return {"encode.vs_sentence_transformers": ratio(by_turns([ours, theirs], 3))}

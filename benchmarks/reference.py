@@ -26,7 +26,7 @@ class Pairs(Dataset[Pair]):
     def __init__(self, corpus: EmbeddedCorpus, posts: Sequence[int]) -> None:
         self._corpus = corpus
         self._posts = list(posts)
-        self._criteria = corpus.labels.shape[1]
+        self._criteria: int = corpus.labels.shape[1]
 
     def __len__(self) -> int:
         return len(self._posts) * self._criteria
@@ -75,7 +75,8 @@ class PairIris(nn.Module):
         read = self.value((weights[..., None] * retrieved).sum(2))  # [pairs, queries, hidden]
         read = read + self.outer(torch.relu(self.inner(read)))
         pooled = self.dropout(self.norm(read.mean(1)))
-        return (pooled * self.head[criterion]).sum(-1) + self.bias[criterion]
+        logits: Tensor = (pooled * self.head[criterion]).sum(-1) + self.bias[criterion]
+        return logits
 
     def penalty(self) -> Tensor:
         """Diversity penalty."""

@@ -24,8 +24,9 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
 from benchmarks.turns import by_turns, ratio
-from hpo import claims, objective, pruning, space
+from hpo import claims, pruning, space
 from hpo.definition import StudyDefinition, load
+from hpo.export import CONFIG, CURVES, CV
 from hpo.sampler import seeded
 from hpo.storage import engine_of, open_storage, open_study
 
@@ -104,14 +105,14 @@ def fill(engine: sa.Engine, study_id: int, trials: list[Filled], attributes: boo
 
 def _attributes(trial: Filled) -> dict[str, Any]:
     curves = {name: [trial.curve] * FOLDS for name in ("scores", "train_loss", "validation_loss")}
-    return {objective.CONFIG: trial.params, objective.CV: {"folds": [trial.value] * FOLDS}, objective.CURVES: curves}
+    return {CONFIG: trial.params, CV: {"folds": [trial.value] * FOLDS}, CURVES: curves}
 
 
 def ours(url: str, stored: int) -> Callable[[], None]:
     """A trial of our loop: claim, configuration, two stage reports, attributes, end."""
     definition = load(DEFINITION)
     study = open_study(
-        open_storage(url, without=(objective.CURVES,)), "ours", direction="maximize", identity=_identity(definition),
+        open_storage(url, without=(CURVES,)), "ours", direction="maximize", identity=_identity(definition),
         sampler=seeded("tpe", seed=0),
     )  # fmt: skip
     fill(engine_of(study), study._study_id, drawn(stored, space.distributions(definition)), attributes=True)
@@ -127,16 +128,15 @@ def _one_of_ours(mine: claims.Claims, definition: StudyDefinition) -> None:
     with claim:
         with claim.together():
             candidate = space.suggest(definition, claim.trial)
-            claim.trial.set_user_attr(objective.CONFIG, space.to_dict(candidate))
+            claim.trial.set_user_attr(CONFIG, space.to_dict(candidate))
         value = _score(claim.trial.params)
         stored = _attributes(Filled({}, value, [value] * EPOCHS))
+        rule = pruning.SameFolds(definition, claim.trial, claim.trials_when_claimed)
         for folds in (2, FOLDS):
-            if folds < FOLDS:
-                for known in (claim.trials, claim.trial.study.get_trials(deepcopy=False)):  # stage begins, stage ends
-                    pruning.needed(pruning.peers_at(known, claim.trial.number, folds), definition.search.pruner)
-            if not claim.reported(folds):
-                claim.trial.report(value, folds)
-        attributes = {objective.CURVES: stored[objective.CURVES], objective.CV: stored[objective.CV]}
+            for stage_ended in (False, True):
+                rule.gives_up(folds, value, stage_ended=stage_ended)  # asked, but every trial runs to its end
+            claim.trial.report(value, folds)
+        attributes = {CURVES: stored[CURVES], CV: stored[CV]}
         claim.finish(TrialState.COMPLETE, value, attributes=attributes)
 
 

@@ -98,7 +98,9 @@ class Replay:
 
     def candidate(self, scores: npt.NDArray[np.float64]) -> tuple[int, float]:
         """Epochs (of one fold) and value of the next candidate; minus infinity if it is given up."""
-        longest, ends, values, folds = scores.shape[1], [], [], 0
+        longest, folds = scores.shape[1], 0
+        ends: list[int] = []
+        values: list[float] = []
         for size in self.stages:
             means = scores[folds : folds + size].mean(0).tolist()
             folds += size
@@ -124,7 +126,8 @@ class Replay:
 def by_median(curves: Curves, order: Sequence[int], patience: int) -> Outcome:
     """As `benchmarks.script`: fold after fold, `MedianPruner` every epoch; its value is the mean of the folds' best."""
     complete: list[npt.NDArray[np.float64]] = []  # reports of complete trials, NaN where it had stopped
-    epochs, values = 0, []
+    epochs = 0
+    values: list[float] = []
     for scores in curves[order]:
         reports, best, value = np.full(scores.shape, np.nan), -np.inf, np.nan
         for fold, epoch in _fold_after_fold(scores, patience):

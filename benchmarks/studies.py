@@ -63,7 +63,7 @@ def measure(which: tuple[str, ...] = ("home", "quickstart")) -> dict[str, float]
     return found
 
 
-def _timed(start: Callable[[], None]) -> float:
+def _timed(start: Callable[[], object]) -> float:
     began = time.perf_counter()
     start()
     return time.perf_counter() - began
@@ -73,7 +73,7 @@ def _ours(definition: StudyDefinition, url: str, folder: Path) -> tuple[float, C
     out = folder / "best.json"
     command = [sys.executable, "-m", "hpo", "run", str(definition.path), "--workers", str(PROCESSES), "--out", str(out)]
     environment = {**os.environ, "HPO_STORAGE": url}
-    taken = _timed(lambda: subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL) and None)
+    taken = _timed(lambda: subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL))
     return taken, space.from_dict(json.loads(out.read_text())["config"])
 
 
