@@ -6,26 +6,21 @@ from dataclasses import replace
 
 import numpy as np
 
-from core.config import CandidateConfig
-from core.crossval import CrossValidation
-from core.splits import Folds, split
+from core.splits import split
 from hpo.preparation import Prepared
 
 
-def folds_anew(prepared: Prepared, seed: int) -> Folds:
-    """Other folds of the same posts; the hold-out stays locked away."""
+def anew(prepared: Prepared, seed: int) -> Prepared:
+    """The same posts with other folds and another search seed; the hold-out stays locked away."""
+    definition = prepared.definition
     searched = np.flatnonzero(prepared.folds.assignment >= 0)
-    config = replace(prepared.definition.split, holdout=0.0, seed=seed)
+    config = replace(definition.split, holdout=0.0, seed=seed)
     groups = [prepared.corpus.groups[row] for row in searched]
     inner = split(groups, prepared.corpus.labels[searched], config, criteria=prepared.criteria)
     assignment = np.full(len(prepared.folds.assignment), -1, dtype=np.int16)
     assignment[searched] = inner.assignment
-    return replace(inner, assignment=assignment)
-
-
-def cross_validation(prepared: Prepared, folds: Folds, candidate: CandidateConfig, seed: int) -> CrossValidation:
-    """All folds in lock-step."""
-    return CrossValidation(
-        prepared.readable(candidate.model), folds, candidate, stages=(folds.count,),
-        metric=prepared.definition.search.metric, criteria=prepared.criteria, seed=seed,
-    )  # fmt: skip
+    return replace(
+        prepared,
+        definition=replace(definition, search=replace(definition.search, seed=seed)),
+        folds=replace(inner, assignment=assignment),
+    )

@@ -22,10 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import optuna
 
-from benchmarks.anew import cross_validation, folds_anew
+from benchmarks.anew import anew
 from core.errors import NonFiniteLossError
 from core.metrics import METRICS
-from core.seeding import stable_seed
 from core.stopping import is_stale, prospect
 from hpo import space
 from hpo.definition import PrunerConfig, StudyDefinition, load
@@ -53,9 +52,8 @@ class Outcome:
 
 def trained(definition: StudyDefinition, candidates: int, splits: int) -> list[Curves]:
     """Curves of random candidates on several splits, the study's own first; the default configuration comes first."""
-    prepared = prepare(definition)
-    seeds = [0, *range(11, 10 + splits)]
-    folds = [folds_anew(prepared, seed) if seed else prepared.folds for seed in seeds]
+    own = prepare(definition)
+    studies = [own, *(anew(own, seed) for seed in range(11, 10 + splits))]
     drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     drawn.enqueue_trial(space.default_parameters(definition))
     found: list[list[list[list[float]]]] = []
@@ -65,8 +63,8 @@ def trained(definition: StudyDefinition, candidates: int, splits: int) -> list[C
         endless = replace(candidate, training=replace(candidate.training, patience=candidate.training.epochs))
         curves = []
         try:
-            for seed, each in zip(seeds, folds, strict=True):
-                cv = cross_validation(prepared, each, endless, stable_seed(seed, "trial", trial.number + 1))
+            for study in studies:
+                cv = study.cross_validation(endless, trial=trial.number + 1, stages=(study.folds.count,))
                 curves.append([list(fold) for fold in zip(*(event.scores for event in cv.epochs()), strict=True)])
         except NonFiniteLossError:
             continue

@@ -20,7 +20,7 @@ import numpy as np
 import optuna
 
 from benchmarks.altered import altered
-from benchmarks.anew import cross_validation, folds_anew
+from benchmarks.anew import anew
 from benchmarks.service import databases
 from core.config import CandidateConfig
 from hpo import space
@@ -103,7 +103,7 @@ def rescored(prepared: Prepared, candidate: CandidateConfig) -> float:
     """Mean score over fresh folds and seeds, which neither search has seen."""
     values = []
     for seed in FRESH_SEEDS:
-        cv = cross_validation(prepared, folds_anew(prepared, seed), candidate, seed)
+        cv = anew(prepared, seed).cross_validation(candidate, stages=(prepared.folds.count,))
         for _ in cv.epochs():
             pass
         values.append(cv.summary().value)

@@ -55,11 +55,11 @@ def run(
         with closing(cv.epochs()) as events:
             for event in events:
                 claim.progress(event.stage, event.epoch)
-                passed = claim.reported(cv.folds_begun)  # by an earlier worker, killed before it saved that
-                if not passed and rule.gives_up(cv.folds_begun, cv.prospect(), stage_ended=event.stage_ended):
-                    return _prune(claim, cv)
-                if event.stage_ended and not passed:
-                    _report(claim, cv)
+                if not claim.reported(cv.folds_begun):  # else it has passed, with a worker killed before it saved that
+                    if rule.gives_up(cv.folds_begun, cv.prospect(), stage_ended=event.stage_ended):
+                        return _prune(claim, cv)
+                    if event.stage_ended:
+                        _report(claim, cv)
                 if stop():
                     checkpoints.save(claim, config, cv)
                     claim.release()

@@ -167,6 +167,7 @@ def test_frozen_layers_stay_and_are_not_saved(corpus):
 
 def test_the_head_learns_alone_at_first(corpus):
     stack = FoldStack(corpus, FOLDS, [0], candidate(head_epochs=1), seed=0)
+    assert stack.warmup_epochs == 1
     changed = []
     for _ in range(2):
         before = {name: value.clone() for name, value in stack.trainer.model.named_parameters()}
