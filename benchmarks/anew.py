@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from core.splits import split
-from hpo.preparation import Prepared
+from sparse_evidence.core.splits import split
+from sparse_evidence.hpo.running.task import Prepared
 
 
 def anew(prepared: Prepared, seed: int) -> Prepared:

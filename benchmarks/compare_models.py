@@ -4,7 +4,7 @@
     python -m benchmarks.compare_models --no-token   # under a minute on one core
     python -m benchmarks.compare_models --no-token --data synthetic
 
-Every model is trained with its default configuration (`core.config`), token with that of studies/token_smoke.toml,
+Every model is trained with its default configuration (`sparse_evidence.core.config`), token with that of studies/token_smoke.toml,
 against plain binary cross-entropy, and taken at the best epoch of the mean over the folds, as a study does. The
 hold-out stays locked.
 """
@@ -25,10 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from core import explain, metrics
-from core.bags import mean_embeddings
-from core.chunks import Chunks, chunk, evidence_mask
-from core.config import (
+from sparse_evidence.core import explain, metrics
+from sparse_evidence.core.config import (
     AbmilConfig,
     BCEConfig,
     CandidateConfig,
@@ -39,15 +37,17 @@ from core.config import (
     TokenConfig,
     TrainingConfig,
 )
-from core.data import Corpus
-from core.embeddings import embed
-from core.encoders import locate
-from core.models import EmbeddedCorpus, Readable, TextCorpus
-from core.models.linear import fitted_floor, linear_floor
-from core.sources import EditorialsSource, SyntheticSource
-from core.splits import Folds, split
-from core.stack import FoldRow, FoldStack, make_stack
-from core.stopping import best_index, is_stale
+from sparse_evidence.core.corpus.data import Corpus
+from sparse_evidence.core.corpus.sources import EditorialsSource, SyntheticSource
+from sparse_evidence.core.features.bags import mean_embeddings
+from sparse_evidence.core.features.chunks import Chunks, chunk, evidence_mask
+from sparse_evidence.core.features.embeddings import embed
+from sparse_evidence.core.features.encoders import locate
+from sparse_evidence.core.models import EmbeddedCorpus, Readable, TextCorpus
+from sparse_evidence.core.models.linear import fitted_floor, linear_floor
+from sparse_evidence.core.splits import Folds, split
+from sparse_evidence.core.training.stack import FoldRow, FoldStack, make_stack
+from sparse_evidence.core.training.stopping import best_index, is_stale
 
 METRIC = "average_precision"
 ROOT = Path(__file__).parents[1]
@@ -188,8 +188,8 @@ def line(row: Row, base: Row, data: Data, repeats: int) -> str:
 def token_candidate() -> CandidateConfig:
     from optuna.trial import FixedTrial
 
-    from hpo import space
-    from hpo.definition import load
+    from sparse_evidence.hpo.study import space
+    from sparse_evidence.hpo.study.definition import load
 
     definition = load(ROOT / "studies" / "token_smoke.toml", environ={})
     return space.suggest(definition, FixedTrial(space.default_parameters(definition)))

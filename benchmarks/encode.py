@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.turns import by_turns, ratio
-from core.chunks import chunk
-from core.config import ChunksConfig
-from core.embeddings import embed, load_encoder
-from core.encoders import locate
-from core.sources import EditorialsSource
+from sparse_evidence.core.config import ChunksConfig
+from sparse_evidence.core.corpus.sources import EditorialsSource
+from sparse_evidence.core.features.chunks import chunk
+from sparse_evidence.core.features.embeddings import embed, load_encoder
+from sparse_evidence.core.features.encoders import locate
 
 TEXTS = 1024
 

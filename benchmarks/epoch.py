@@ -12,13 +12,20 @@ from torch.utils.data import DataLoader
 
 from benchmarks import reference
 from benchmarks.turns import by_turns, ratio
-from core.chunks import chunk
-from core.config import BCEConfig, CandidateConfig, ChunksConfig, IrisConfig, SplitConfig, TrainingConfig
-from core.metrics import score
-from core.models import EmbeddedCorpus, prior_log_odds
-from core.sources import SyntheticSource
-from core.splits import Folds, split
-from core.stack import Stack, make_stack
+from sparse_evidence.core.config import (
+    BCEConfig,
+    CandidateConfig,
+    ChunksConfig,
+    IrisConfig,
+    SplitConfig,
+    TrainingConfig,
+)
+from sparse_evidence.core.corpus.sources import SyntheticSource
+from sparse_evidence.core.features.chunks import chunk
+from sparse_evidence.core.metrics import score
+from sparse_evidence.core.models import EmbeddedCorpus, prior_log_odds
+from sparse_evidence.core.splits import Folds, split
+from sparse_evidence.core.training.stack import Stack, make_stack
 
 HOME_POSTS = 1484
 DIM, CRITERIA, QUERIES = 384, 10, 8
@@ -117,7 +124,7 @@ def bare_products(given: Case) -> Callable[[], None]:
 
 
 def _products(width: int, length: float, hidden: int) -> Callable[[bool], None]:
-    """The products of `core.models.iris` on one batch of random numbers; with or without those of the gradient."""
+    """The products of `sparse_evidence.core.models.iris` on one batch of random numbers; with or without those of the gradient."""
     reads, rows, each = CRITERIA * QUERIES, round(width * length), round(length)
     chunks = torch.randn(FOLDS, rows, DIM)
     projection, projected = torch.randn(FOLDS, DIM, reads + hidden), torch.randn(FOLDS, rows, reads + hidden)

@@ -1,7 +1,7 @@
 """IRIS and its training loop as one writes them first: the yardstick for speed, and the oracle for the fused model.
 
 Pairs (post, criterion) come from a DataLoader, every query gathers its top-k chunks, and the folds are trained one
-after the other. The function computed is the one of `core.models.iris`; nothing here is meant to be fast.
+after the other. The function computed is the one of `sparse_evidence.core.models.iris`; nothing here is meant to be fast.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from core.config import IrisConfig
-from core.models import EmbeddedCorpus
+from sparse_evidence.core.config import IrisConfig
+from sparse_evidence.core.models import EmbeddedCorpus
 
 Pair = tuple[Tensor, int, float]
 

@@ -15,9 +15,9 @@ import optuna
 from benchmarks.altered import altered
 from benchmarks.service import databases
 from benchmarks.turns import by_turns
-from hpo.definition import load
-from hpo.slots import usable_cores
-from hpo.storage import engine_of, open_storage, open_study
+from sparse_evidence.hpo.database.studies import engine_of, open_storage, open_study
+from sparse_evidence.hpo.running.slots import usable_cores
+from sparse_evidence.hpo.study.definition import load
 
 SLEEP_SECONDS = 2.0
 SLEEPERS = 64
@@ -43,7 +43,7 @@ def workers_2() -> dict[str, float]:
         for count in (1, 2):
             path = _study(Path(folder), f"scaling_{count}", TRIALS)
             url = fresh(path.stem)
-            command = [sys.executable, "-m", "hpo", "worker", str(path), "--threads", "1"]
+            command = [sys.executable, "-m", "sparse_evidence.hpo", "worker", str(path), "--threads", "1"]
             environment = {**os.environ, "HPO_STORAGE": url, "OMP_NUM_THREADS": "1"}
             running = [subprocess.Popen(command, env=environment) for _ in range(count)]
             assert [process.wait() for process in running] == [0] * count
@@ -88,7 +88,18 @@ def memory() -> dict[str, float]:
             "subprocess.run(sys.argv[1:], check=True);"
             "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
         )
-        command = [sys.executable, "-c", code, sys.executable, "-m", "hpo", "worker", str(path), "--threads", "1"]
+        command = [
+            sys.executable,
+            "-c",
+            code,
+            sys.executable,
+            "-m",
+            "sparse_evidence.hpo",
+            "worker",
+            str(path),
+            "--threads",
+            "1",
+        ]
         said = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout
     kibibytes = int(said.split()[-1])
     return {"memory.worker_gib": kibibytes / 2**20}
@@ -101,7 +112,7 @@ def startup(rounds: int = 5) -> dict[str, float]:
         environment = {**os.environ, "HPO_STORAGE": fresh("startup")}
 
         def hpo(*arguments: str) -> None:
-            command = [sys.executable, "-m", "hpo", *arguments]
+            command = [sys.executable, "-m", "sparse_evidence.hpo", *arguments]
             subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
 
         # the worker's first turn, which is not counted, is the study

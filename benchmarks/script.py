@@ -19,15 +19,15 @@ from optuna.trial import TrialState
 from torch.utils.data import DataLoader
 
 from benchmarks import reference
-from core import losses
-from core.config import CandidateConfig, IrisConfig
-from core.metrics import score
-from core.models import EmbeddedCorpus, prior_log_odds
-from core.seeding import stable_seed
-from core.splits import Folds
-from hpo import space
-from hpo.definition import StudyDefinition, load
-from hpo.sampler import short_seed
+from sparse_evidence.core import losses
+from sparse_evidence.core.config import CandidateConfig, IrisConfig
+from sparse_evidence.core.metrics import score
+from sparse_evidence.core.models import EmbeddedCorpus, prior_log_odds
+from sparse_evidence.core.seeding import stable_seed
+from sparse_evidence.core.splits import Folds
+from sparse_evidence.hpo.running.sampler import short_seed
+from sparse_evidence.hpo.study import space
+from sparse_evidence.hpo.study.definition import StudyDefinition, load
 
 
 def train_fold(

@@ -24,11 +24,12 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
 from benchmarks.turns import by_turns, ratio
-from hpo import claims, pruning, space
-from hpo.definition import StudyDefinition, load
-from hpo.export import CONFIG, CURVES, CV
-from hpo.sampler import seeded
-from hpo.storage import engine_of, open_storage, open_study
+from sparse_evidence.hpo.database.studies import engine_of, open_storage, open_study
+from sparse_evidence.hpo.results.best import CONFIG, CURVES, CV
+from sparse_evidence.hpo.running import claims, pruning
+from sparse_evidence.hpo.running.sampler import seeded
+from sparse_evidence.hpo.study import space
+from sparse_evidence.hpo.study.definition import StudyDefinition, load
 
 EPOCHS, FOLDS, REPORTS = 20, 5, 20
 MEASURED = 30
@@ -174,7 +175,7 @@ def databases() -> Iterator[Callable[[str], str]]:
     """A throw-away Postgres; yields a function that makes an empty database and returns its URL."""
     import tempfile
 
-    from hpo import embedded
+    from sparse_evidence.hpo.database import embedded
 
     with tempfile.TemporaryDirectory() as folder, embedded.serve(Path(folder)) as url:
         root = sa.create_engine(url, isolation_level="AUTOCOMMIT")

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from optuna.trial import TrialState
 
-from hpo import claims, space, startup
-from hpo.definition import load
-from hpo.sampler import seeded
-from hpo.storage import engine_of, load_existing, open_storage
+from sparse_evidence.hpo.database.studies import engine_of, load_existing, open_storage
+from sparse_evidence.hpo.running import claims
+from sparse_evidence.hpo.running import process as startup
+from sparse_evidence.hpo.running.sampler import seeded
+from sparse_evidence.hpo.study import space
+from sparse_evidence.hpo.study.definition import load
 
 
 def main() -> None:

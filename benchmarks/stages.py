@@ -23,13 +23,13 @@ import numpy.typing as npt
 import optuna
 
 from benchmarks.anew import anew
-from core.errors import NonFiniteLossError
-from core.metrics import METRICS
-from core.stopping import is_stale, prospect
-from hpo import space
-from hpo.definition import PrunerConfig, StudyDefinition, load
-from hpo.preparation import prepare
-from hpo.pruning import needed
+from sparse_evidence.core.errors import NonFiniteLossError
+from sparse_evidence.core.metrics import METRICS
+from sparse_evidence.core.training.stopping import is_stale, prospect
+from sparse_evidence.hpo.running.pruning import needed
+from sparse_evidence.hpo.running.task import prepare
+from sparse_evidence.hpo.study import space
+from sparse_evidence.hpo.study.definition import PrunerConfig, StudyDefinition, load
 
 REPLAYS = 100
 MEDIAN_STARTUP = 5
@@ -74,7 +74,7 @@ def trained(definition: StudyDefinition, candidates: int, splits: int) -> list[C
 
 
 class Replay:
-    """A study on curves: stage after stage as `hpo.objective` does it, then the other folds catch up."""
+    """A study on curves: stage after stage as `sparse_evidence.hpo.running.objective` does it, then the other folds catch up."""
 
     def __init__(self, stages: Sequence[int], pruner: PrunerConfig, patience: int) -> None:
         self.stages = stages

@@ -22,10 +22,10 @@ import optuna
 from benchmarks.altered import altered
 from benchmarks.anew import anew
 from benchmarks.service import databases
-from core.config import CandidateConfig
-from hpo import space
-from hpo.definition import StudyDefinition, load
-from hpo.preparation import Prepared, prepare
+from sparse_evidence.core.config import CandidateConfig
+from sparse_evidence.hpo.running.task import Prepared, prepare
+from sparse_evidence.hpo.study import space
+from sparse_evidence.hpo.study.definition import StudyDefinition, load
 
 STUDIES = {"home": Path(__file__).with_name("home.toml"), "quickstart": Path("studies/quickstart.toml")}
 SEARCHES = {"home": (0,), "quickstart": (0, 1, 2, 3, 4, 5)}
@@ -71,7 +71,17 @@ def _timed(start: Callable[[], object]) -> float:
 
 def _ours(definition: StudyDefinition, url: str, folder: Path) -> tuple[float, CandidateConfig]:
     out = folder / "best.json"
-    command = [sys.executable, "-m", "hpo", "run", str(definition.path), "--workers", str(PROCESSES), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "sparse_evidence.hpo",
+        "run",
+        str(definition.path),
+        "--workers",
+        str(PROCESSES),
+        "--out",
+        str(out),
+    ]
     environment = {**os.environ, "HPO_STORAGE": url}
     taken = _timed(lambda: subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL))
     return taken, space.from_dict(json.loads(out.read_text())["config"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 from platformdirs import user_cache_dir
 
-from core.errors import UserError
+from .errors import UserError
 
 CACHE_VARIABLE = "HPO_CACHE"
 

@@ -1,7 +1,7 @@
 """A resolved configuration: everything that trains one candidate, and no ranges left.
 
 Frozen dataclasses only. The bounds stand in the annotations (`annotated_types`), so that whoever reads a
-configuration from a file (`hpo.definition`) checks values and range ends against the very same limits, and an
+configuration from a file (`hpo.study.definition`) checks values and range ends against the very same limits, and an
 editor's JSON schema is generated from them. Field comments are the documentation of the study file.
 """
 

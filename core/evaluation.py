@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from core import metrics
-from core.metrics import Floats, Labels, Scores
+from . import metrics
+from .metrics import Floats, Labels, Scores
 
 BINS = 10
 _POOLED = ("average_precision", "auroc", "f1", "precision", "sensitivity", "specificity", "brier")

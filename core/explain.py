@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from core.bags import Bag, ChunkBags
-from core.chunks import Chunks
-from core.config import TokenConfig
-from core.models import TextCorpus, reader
-from core.models.abmil import Abmil
-from core.models.iris import Iris
-from core.models.linear import Linear
-from core.models.token import Token
-from core.retrieval import NOTHING, ChunkIndex, Hits
-from core.splits import Folds
+from .config import TokenConfig
+from .features.bags import Bag, ChunkBags
+from .features.chunks import Chunks
+from .features.retrieval import NOTHING, ChunkIndex, Hits
+from .models import TextCorpus, reader
+from .models.abmil import Abmil
+from .models.iris import Iris
+from .models.linear import Linear
+from .models.token import Token
+from .splits import Folds
 
 Floats = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
@@ -273,7 +273,7 @@ def evidence_hits(
 
     Args:
         reading: of the posts in question.
-        evidence: bool `[chunks, criteria]`, as `core.chunks.evidence_mask` gives it.
+        evidence: bool `[chunks, criteria]`, as `core.features.chunks.evidence_mask` gives it.
         labels: int8 `[posts, criteria]` of the whole corpus.
         by: which ranking.
     """

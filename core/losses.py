@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from core.config import (
+from .config import (
     LOSSES,
     AsymmetricConfig,
     BCEConfig,
@@ -28,7 +28,7 @@ from core.config import (
     LossConfig,
     WeightedBCEConfig,
 )
-from core.errors import ConfigError
+from .errors import ConfigError
 
 Labels = Tensor | ArrayLike
 Parameter = float | Tensor

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from core.errors import ConfigError
+from .errors import ConfigError
 
 Floats = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -303,7 +303,7 @@ def macro_f1(counts: Confusion) -> float:
 
 
 def f1_from_logits(labels: Labels, logits: Scores, threshold: float = 0.5) -> float:
-    """Return the pooled F1 of "positive if σ(logit) ≥ threshold": a `metric_fn` for `core.trainer.Trainer.train`.
+    """Return the pooled F1 of "positive if σ(logit) ≥ threshold": a `metric_fn` for `core.classic.trainer.Trainer.train`.
 
     Args:
         labels: [posts] or [posts, criteria].

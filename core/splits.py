@@ -28,8 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from core.config import SplitConfig
-from core.errors import ConfigError, SplitError
+from .config import SplitConfig
+from .errors import ConfigError, SplitError
 
 Floats = NDArray[np.float64]
 Index = NDArray[np.int64]

@@ -1,5 +1,5 @@
-"""`python -m hpo` is `hpo`."""
+"""`python -m sparse_evidence.hpo` is `hpo`."""
 
-from hpo.cli import main
+from .cli.app import main
 
 main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import IntEnum
 
-from core.errors import UserError
+from sparse_evidence.core.errors import UserError
 
 
 class Exit(IntEnum):

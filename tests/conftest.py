@@ -24,7 +24,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """An embedded Postgres for this test process, gone when it ends; data that need not survive a crash."""
-    from hpo import embedded
+    from sparse_evidence.hpo.database import embedded
 
     home = Path(tempfile.mkdtemp(prefix="hpo-tests-"))
     home.chmod(0o711)
@@ -38,7 +38,7 @@ def server() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def template(server: str) -> str:
     """The name of a database with all tables and nothing in them."""
-    from hpo import storage
+    from sparse_evidence.hpo.database import studies as storage
 
     _administer(server, 'CREATE DATABASE "template_hpo"')
     opened = storage.open_storage(_at(server, "template_hpo"))

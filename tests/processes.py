@@ -8,6 +8,6 @@ PROCESSES = multiprocessing.get_context("forkserver")
 # One list for all tests: whoever starts the first process decides. Modules of installed packages only, because that
 # process does not know pytest's sys.path.
 PROCESSES.set_forkserver_preload(
-    ["psycopg2", "sqlalchemy.dialects.postgresql.psycopg2", "torch._dynamo", "core.sources", "hpo.checkpoints",
-     "hpo.cli", "hpo.live", "hpo.signals", "hpo.slots", "hpo.worker"]
+    ["psycopg2", "sqlalchemy.dialects.postgresql.psycopg2", "torch._dynamo", "sparse_evidence.core.corpus.sources", "sparse_evidence.hpo.running.artifacts",
+     "sparse_evidence.hpo.cli.app", "sparse_evidence.hpo.results.live", "sparse_evidence.hpo.running.signals", "sparse_evidence.hpo.running.slots", "sparse_evidence.hpo.running.worker"]
 )  # fmt: skip

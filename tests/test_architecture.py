@@ -12,8 +12,8 @@ from typing import Any
 
 import typer
 
-from hpo import cli
-from hpo.errors import Exit
+from sparse_evidence.hpo.cli import app as cli
+from sparse_evidence.hpo.errors import Exit
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,7 +67,7 @@ def test_help_waits_for_nothing_heavy():
 
 def test_checking_a_study_file_waits_for_nothing_heavy():
     heavy = python(
-        "import sys; from pathlib import Path; from hpo.definition import load\n"
+        "import sys; from pathlib import Path; from sparse_evidence.hpo.study.definition import load\n"
         "load(Path('studies/smoke.toml'))\n"
         "print([name for name in ('torch', 'optuna', 'sqlalchemy', 'pandas', 'sklearn') if name in sys.modules])"
     ).strip()
@@ -76,7 +76,7 @@ def test_checking_a_study_file_waits_for_nothing_heavy():
 
 def test_a_worker_imports_no_more_than_it_needs():
     heavy = python(
-        "import sys, hpo.worker, hpo.live, hpo.cli\n"
+        "import sys, sparse_evidence.hpo.running.worker, sparse_evidence.hpo.results.live, sparse_evidence.hpo.cli.app\n"
         "names = ('transformers', 'sentence_transformers', 'optuna_dashboard', 'faiss', 'sklearn', 'pandas', 'pyarrow')"
         "\n"
         "print([name for name in names if name in sys.modules])"

@@ -52,7 +52,7 @@ def test_measured_figures_are_those_of_the_last_measurement():
 
 def test_every_verb_and_target_is_named():
     verbs = subprocess.run(
-        [sys.executable, "-m", "hpo", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "sparse_evidence.hpo", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     for verb in ("validate", "run", "worker", "status", "export", "dashboard"):
         assert re.search(rf"\b{verb}\b", verbs)

@@ -12,14 +12,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from core.bags import ChunkBags, MeanBags
-from core.config import AbmilConfig, EmbeddingModelConfig, IrisConfig, LinearConfig, ModelConfig, TokenConfig
-from core.encoders import Encoder
-from core.models.abmil import Abmil
-from core.models.iris import Iris
-from core.models.linear import Linear
-from core.models.token import Token
-from core.tokens import TokenPosts
+from ..config import (
+    AbmilConfig,
+    EmbeddingModelConfig,
+    IrisConfig,
+    LinearConfig,
+    ModelConfig,
+    TokenConfig,
+)
+from ..features.bags import ChunkBags, MeanBags
+from ..features.encoders import Encoder
+from ..features.tokens import TokenPosts
+from .abmil import Abmil
+from .iris import Iris
+from .linear import Linear
+from .token import Token
 
 
 class Inputs(Protocol):

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from core.bags import Bag
-from core.config import AbmilConfig
-from core.models.dropout import FoldDropout
-from core.seeding import torch_generator
+from ..config import AbmilConfig
+from ..features.bags import Bag
+from ..seeding import torch_generator
+from .dropout import FoldDropout
 
 
 class Abmil(nn.Module):

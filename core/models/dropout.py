@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from core.seeding import torch_generator
+from ..seeding import torch_generator
 
 
 class FoldDropout(nn.Module):

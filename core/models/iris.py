@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from core.bags import Bag
-from core.config import IrisConfig
-from core.models.dropout import FoldDropout
-from core.seeding import torch_generator
+from ..config import IrisConfig
+from ..features.bags import Bag
+from ..seeding import torch_generator
+from .dropout import FoldDropout
 
 
 class Iris(nn.Module):

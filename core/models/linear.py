@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from core.splits import Folds
+from ..splits import Folds
 
 _CERTAIN = 1000.0
 """A logit whose probability is exactly 1, and with a minus exactly 0."""

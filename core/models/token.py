@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from core.config import TokenConfig
-from core.encoders import Encoder
-from core.errors import ConfigError
-from core.models.dropout import FoldDropout
-from core.seeding import stable_seed
-from core.tokens import TokenBatch
+from ..config import TokenConfig
+from ..errors import ConfigError
+from ..features.encoders import Encoder
+from ..features.tokens import TokenBatch
+from ..seeding import stable_seed
+from .dropout import FoldDropout
 
 SEQUENCES = 32
 """Sequences per pass through the encoder: they are sorted by length, so each pass pads to its own longest only."""

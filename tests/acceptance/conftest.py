@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo import embedded
+from sparse_evidence.hpo.database import embedded
 
 ROOT = Path(__file__).parents[2]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -32,7 +32,7 @@ def start(tmp_path: Path, cache: Path) -> Iterator[Start]:
 
     def begin(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "hpo", *map(str, arguments)],
+            [sys.executable, "-m", "sparse_evidence.hpo", *map(str, arguments)],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT), "HPO_CACHE": str(cache), **environment},
             stdin=subprocess.DEVNULL,

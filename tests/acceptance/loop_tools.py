@@ -24,10 +24,10 @@ from typing import Any
 import optuna
 from processes import PROCESSES
 
-from core.errors import UserError
-from hpo import storage
-from hpo.claims import workers
-from hpo.export import CONFIG, CURVES, CV
+from sparse_evidence.core.errors import UserError
+from sparse_evidence.hpo.database import studies as storage
+from sparse_evidence.hpo.results.best import CONFIG, CURVES, CV
+from sparse_evidence.hpo.running.claims import workers
 
 TINY = """
 name = "{name}"
@@ -95,7 +95,7 @@ def _main(arguments: list[str], environment: dict[str, str], log: str, folder: s
     sys.argv = ["hpo", *arguments]
     for prepare in before:
         prepare.install()
-    from hpo.cli import main
+    from sparse_evidence.hpo.cli.app import main
 
     main()
 
@@ -208,7 +208,7 @@ class HalfWritten:
     nth: int = 2
 
     def install(self) -> None:
-        from hpo import checkpoints
+        from sparse_evidence.hpo.running import artifacts as checkpoints
 
         write = checkpoints._PrivateFolder.write
         calls = 0
@@ -243,7 +243,7 @@ class Counted:
 
             return call
 
-        _wrap("core.stack:FoldStack.advance", around)
+        _wrap("sparse_evidence.core.training.stack:FoldStack.advance", around)
 
     @property
     def epochs(self) -> int:
@@ -264,7 +264,7 @@ class Slow:
 
             return call
 
-        _wrap("core.stack:FoldStack.advance", around)
+        _wrap("sparse_evidence.core.training.stack:FoldStack.advance", around)
 
 
 @dataclass
@@ -282,7 +282,7 @@ class Poison:
 
             return call
 
-        _wrap("hpo.objective:run", around)
+        _wrap("sparse_evidence.hpo.running.objective:run", around)
 
 
 @dataclass
@@ -305,7 +305,7 @@ class Raising:
 
             return call
 
-        _wrap("core.stack:FoldStack.advance", around)
+        _wrap("sparse_evidence.core.training.stack:FoldStack.advance", around)
 
 
 # ---- what is in the database ----------------------------------------------------------------------------------------
@@ -410,9 +410,9 @@ class Proxy:
 
 
 def command(folder: Path, url: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """Start `python -m hpo …` as a shell would."""
+    """Start `python -m sparse_evidence.hpo …` as a shell would."""
     return subprocess.Popen(
-        [sys.executable, "-m", "hpo", *arguments],
+        [sys.executable, "-m", "sparse_evidence.hpo", *arguments],
         cwd=folder,
         env=os.environ | {"HPO_STORAGE": url, "OMP_NUM_THREADS": "1"} | environment,
         stdin=subprocess.DEVNULL,

@@ -17,9 +17,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from core.errors import UserError
-from hpo import storage
-from hpo.claims import workers
+from sparse_evidence.core.errors import UserError
+from sparse_evidence.hpo.database import studies as storage
+from sparse_evidence.hpo.running.claims import workers
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "studies" / "smoke.toml"

@@ -22,10 +22,11 @@ import sqlalchemy as sa
 import yaml
 from loop_tools import at_work, command, study_of, tiny, until
 
-from hpo import embedded, storage
-from hpo.claims import Counts, count, workers
-from hpo.errors import Exit
-from hpo.supervisor import STOP_SECONDS
+from sparse_evidence.hpo.database import embedded
+from sparse_evidence.hpo.database import studies as storage
+from sparse_evidence.hpo.errors import Exit
+from sparse_evidence.hpo.running.claims import Counts, count, workers
+from sparse_evidence.hpo.running.supervisor import STOP_SECONDS
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT / "tests" / "schemas"
@@ -117,7 +118,7 @@ def test_the_image_is_built_in_two_stages_and_runs_as_nobody() -> None:
     assert sorted(copied) == sorted(admitted)
     scripts = (ROOT / "pyproject.toml").read_text()
     assert 'ENTRYPOINT ["hpo"]' in lines
-    assert 'hpo = "hpo.cli:main"' in scripts
+    assert 'hpo = "sparse_evidence.hpo.cli.app:main"' in scripts
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
@@ -217,7 +218,7 @@ def shims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     scripts = {
-        "hpo": f'exec {sys.executable} -m hpo "$@"',
+        "hpo": f'exec {sys.executable} -m sparse_evidence.hpo "$@"',
         "docker": f'printf "%s\\n" "$*" >> {tmp_path}/docker',
         "nvidia-smi": "exit 9",
     }

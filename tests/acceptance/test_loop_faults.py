@@ -27,9 +27,10 @@ from loop_tools import (
     until,
 )
 
-from hpo import embedded, storage
-from hpo.claims import Counts, count
-from hpo.ledger import ATTEMPTS, REASON
+from sparse_evidence.hpo.database import embedded
+from sparse_evidence.hpo.database import studies as storage
+from sparse_evidence.hpo.database.claims_sql import ATTEMPTS, REASON
+from sparse_evidence.hpo.running.claims import Counts, count
 
 pytestmark = pytest.mark.slow
 

@@ -24,9 +24,9 @@ from loop_tools import (
     until,
 )
 
-from hpo import storage
-from hpo.claims import Counts, count, workers
-from hpo.ledger import ATTEMPTS
+from sparse_evidence.hpo.database import studies as storage
+from sparse_evidence.hpo.database.claims_sql import ATTEMPTS
+from sparse_evidence.hpo.running.claims import Counts, count, workers
 
 pytestmark = pytest.mark.slow
 TRIALS, EPOCHS, GRACE = 3, 4, 1.5
@@ -52,20 +52,20 @@ def undisturbed(database_of_module: str, tmp_path_factory: pytest.TempPathFactor
 
 MOMENTS = {
     # name: (function, which call, after it?, epochs of the whole study that are trained a second time)
-    "between trials": ("hpo.claims:Claims.claim", 2, False, 0),
-    "just claimed": ("hpo.objective:run", 1, False, 0),
+    "between trials": ("sparse_evidence.hpo.running.claims:Claims.claim", 2, False, 0),
+    "just claimed": ("sparse_evidence.hpo.running.objective:run", 1, False, 0),
     "between two suggestions": ("optuna.trial:Trial.suggest_float", 1, True, 0),
-    "in the first epoch": ("core.trainer:Trainer._step", 2, False, 0),
-    "in a later epoch": ("core.trainer:Trainer._step", 10, False, 0),
-    "after an epoch, before its checkpoint": ("hpo.checkpoints:Checkpoints.epoch_ended", 3, False, 1),
-    "announced a checkpoint": ("hpo.claims:Claim.announce", 3, True, 1),
-    "wrote a checkpoint that the claim does not know": ("hpo.claims:Claim.keep", 3, False, 1),
-    "kept a checkpoint, the old one is still there": ("hpo.checkpoints:Checkpoints.discard", 2, False, 0),
-    "between stages, before the report": ("hpo.objective:_report", 1, False, 1),
-    "reporting, in the transaction": ("hpo.rows:Batch.write", 2, False, 1),
-    "just reported": ("hpo.objective:_report", 1, True, 1),
-    "telling, before": ("hpo.claims:Claim.finish", 1, False, 0),
-    "told, claim not yet dropped": ("hpo.claims:Claim._end", 1, False, 0),
+    "in the first epoch": ("sparse_evidence.core.classic.trainer:Trainer._step", 2, False, 0),
+    "in a later epoch": ("sparse_evidence.core.classic.trainer:Trainer._step", 10, False, 0),
+    "after an epoch, before its checkpoint": ("sparse_evidence.hpo.running.artifacts:Checkpoints.epoch_ended", 3, False, 1),
+    "announced a checkpoint": ("sparse_evidence.hpo.running.claims:Claim.announce", 3, True, 1),
+    "wrote a checkpoint that the claim does not know": ("sparse_evidence.hpo.running.claims:Claim.keep", 3, False, 1),
+    "kept a checkpoint, the old one is still there": ("sparse_evidence.hpo.running.artifacts:Checkpoints.discard", 2, False, 0),
+    "between stages, before the report": ("sparse_evidence.hpo.running.objective:_report", 1, False, 1),
+    "reporting, in the transaction": ("sparse_evidence.hpo.database.trial_rows:Batch.write", 2, False, 1),
+    "just reported": ("sparse_evidence.hpo.running.objective:_report", 1, True, 1),
+    "telling, before": ("sparse_evidence.hpo.running.claims:Claim.finish", 1, False, 0),
+    "told, claim not yet dropped": ("sparse_evidence.hpo.running.claims:Claim._end", 1, False, 0),
 }  # fmt: skip
 
 
@@ -107,7 +107,9 @@ def test_a_worker_is_killed_when_it_prunes(
         assert worker.end() == 0, worker.said
     undisturbed = study_of(calm)
     assert 0 < count(undisturbed).pruned < 6
-    _, study = finished_elsewhere(tmp_path, database, Moment("hpo.objective:_prune", reached, 1, after), reached)
+    _, study = finished_elsewhere(
+        tmp_path, database, Moment("sparse_evidence.hpo.running.objective:_prune", reached, 1, after), reached
+    )
     assert outcomes(study) == outcomes(undisturbed), "to the bit"
     assert artifacts(tmp_path) == []
     for each in (study, undisturbed):
@@ -130,7 +132,9 @@ def test_a_checkpoint_that_cannot_be_used_costs_time_only(
 ) -> None:
     tiny(tmp_path)
     reached = tmp_path / "reached"
-    with crew(tmp_path, database, 1, before=Moment("core.trainer:Trainer._step", reached, 10)) as (victim,):
+    with crew(
+        tmp_path, database, 1, before=Moment("sparse_evidence.core.classic.trainer:Trainer._step", reached, 10)
+    ) as (victim,):
         until(reached.exists)
         victim.kill()
     (checkpoint,) = artifacts(tmp_path)
@@ -187,7 +191,7 @@ def test_a_second_signal_ends_at_once(database: str, tmp_path: Path) -> None:
 
 
 def test_the_command_itself_drains(database: str, tmp_path: Path) -> None:
-    """The same, without a forked stand-in: `python -m hpo worker`, as a person or a pod runs it."""
+    """The same, without a forked stand-in: `python -m sparse_evidence.hpo worker`, as a person or a pod runs it."""
     tiny(tmp_path, epochs=2000, grace=1000, heartbeat=0.2)
     process = command(tmp_path, database, "worker", "tiny.toml", "--trials", "1")
     try:

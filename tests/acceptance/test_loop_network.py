@@ -16,8 +16,9 @@ from uuid import uuid4
 import pytest
 from loop_tools import artifacts, started, tiny, until
 
-from hpo import embedded, storage
-from hpo.claims import Counts, count, workers
+from sparse_evidence.hpo.database import embedded
+from sparse_evidence.hpo.database import studies as storage
+from sparse_evidence.hpo.running.claims import Counts, count, workers
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +63,7 @@ class Machine:
         run = f'hostname {self.name} && exec "$@"'
         return subprocess.Popen(
             ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-c", run, "sh",
-             sys.executable, "-m", "hpo", "worker", str(study), "--threads", "1"],
+             sys.executable, "-m", "sparse_evidence.hpo", "worker", str(study), "--threads", "1"],
             cwd=home,
             env=os.environ | {
                 "HPO_STORAGE": f"postgresql://postgres@{self.subnet}.1:{port}/postgres",

@@ -15,9 +15,10 @@ import psutil
 import pytest
 from loop_tools import artifacts, at_work, command, study_of, tiny, until
 
-from core.errors import UserError
-from hpo import slots, storage
-from hpo.claims import Counts, count, workers
+from sparse_evidence.core.errors import UserError
+from sparse_evidence.hpo.database import studies as storage
+from sparse_evidence.hpo.running import slots
+from sparse_evidence.hpo.running.claims import Counts, count, workers
 
 UUIDS = ["GPU-11111111-aaaa-bbbb-cccc-000000000001", "GPU-22222222-aaaa-bbbb-cccc-000000000002"]
 

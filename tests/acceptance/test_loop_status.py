@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from loop_tools import Counted, Slow, command, crew, study_of, tiny, until
 
-from hpo import storage
-from hpo.claims import workers
+from sparse_evidence.hpo.database import studies as storage
+from sparse_evidence.hpo.running.claims import workers
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo import cli
+from sparse_evidence.hpo.cli import app as cli
 
 ROOT = Path(__file__).parents[2]
 Call = Callable[..., tuple[int, str]]
@@ -223,7 +223,7 @@ def test_a_dashboard_for_everybody_needs_a_password(hpo, tmp_path):
 
 def in_a_process(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "hpo", *arguments],
+        [sys.executable, "-m", "sparse_evidence.hpo", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HPO_CACHE": str(folder / "cache"), **environment},
         capture_output=True,

@@ -19,10 +19,22 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from processes import PROCESSES
 
-from hpo import embedded, storage
-from hpo.claims import Claim, ClaimLost, Claims, Counts, Finished, Reaper, Wait, Worker, count, workers
-from hpo.ledger import KEEP
-from hpo.sampler import seeded, short_seed
+from sparse_evidence.hpo.database import embedded
+from sparse_evidence.hpo.database import studies as storage
+from sparse_evidence.hpo.database.claims_sql import KEEP
+from sparse_evidence.hpo.running.claims import (
+    Claim,
+    ClaimLost,
+    Claims,
+    Counts,
+    Finished,
+    Reaper,
+    Wait,
+    Worker,
+    count,
+    workers,
+)
+from sparse_evidence.hpo.running.sampler import seeded, short_seed
 
 IDENTITY = {"definition": {}, "definition_sha256": "d", "data_sha256": "a", "folds_sha256": "f", "code": "1"}
 

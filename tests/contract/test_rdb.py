@@ -16,9 +16,10 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo import pruning, storage
-from hpo.claims import Claim, Claims
-from hpo.sampler import seeded
+from sparse_evidence.hpo.database import studies as storage
+from sparse_evidence.hpo.running import pruning
+from sparse_evidence.hpo.running.claims import Claim, Claims
+from sparse_evidence.hpo.running.sampler import seeded
 
 DISTRIBUTIONS = {
     "float": FloatDistribution(0, 1),

@@ -17,9 +17,11 @@ import pytest
 import sqlalchemy as sa
 from processes import PROCESSES
 
-from core.errors import UserError
-from hpo import embedded, rdb, storage
-from hpo.errors import Refused, StorageError
+from sparse_evidence.core.errors import UserError
+from sparse_evidence.hpo.database import embedded
+from sparse_evidence.hpo.database import optuna_storage as rdb
+from sparse_evidence.hpo.database import studies as storage
+from sparse_evidence.hpo.errors import Refused, StorageError
 
 IDENTITY = {
     "definition": {"search": {"seed": 0}},

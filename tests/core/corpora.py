@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from core.chunks import chunk
-from core.config import CandidateConfig, ChunksConfig, FocalConfig, IrisConfig, TrainingConfig
-from core.models import EmbeddedCorpus
-from core.seeding import numpy_generator
-from core.splits import Folds, kfold
-from core.synthetic import generate
+from sparse_evidence.core.config import CandidateConfig, ChunksConfig, FocalConfig, IrisConfig, TrainingConfig
+from sparse_evidence.core.corpus.synthetic import generate
+from sparse_evidence.core.features.chunks import chunk
+from sparse_evidence.core.models import EmbeddedCorpus
+from sparse_evidence.core.seeding import numpy_generator
+from sparse_evidence.core.splits import Folds, kfold
 
 IRIS = IrisConfig(num_queries=2, k_retrieved=3, hidden=8, dropout=0.3)
 TRAINING = TrainingConfig(batch_size=8, learning_rate=1e-2, accumulation_steps=2, warmup_steps=3)
@@ -85,7 +85,7 @@ def words(texts, dim=64):
 
 
 def synthetic(posts=240, criteria=3, folds=3, seed=0):
-    """The made-up posts of `core.synthetic` as bags of words, with three grouped folds."""
+    """The made-up posts of `sparse_evidence.core.corpus.synthetic` as bags of words, with three grouped folds."""
     corpus = generate(posts=posts, criteria=criteria, seed=seed, sentences_mean=6.0, min_positives=posts // 5)
     chunks = chunk(corpus.posts, ChunksConfig())
     texts = [criterion.text for criterion in corpus.criteria]

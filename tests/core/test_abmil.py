@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from core.bags import ChunkBags
-from core.config import AbmilConfig, BCEConfig, CandidateConfig, TrainingConfig
-from core.models import EmbeddedCorpus
-from core.models.abmil import Abmil
-from core.splits import Folds
-from core.stack import FoldStack
+from sparse_evidence.core.config import AbmilConfig, BCEConfig, CandidateConfig, TrainingConfig
+from sparse_evidence.core.features.bags import ChunkBags
+from sparse_evidence.core.models import EmbeddedCorpus
+from sparse_evidence.core.models.abmil import Abmil
+from sparse_evidence.core.splits import Folds
+from sparse_evidence.core.training.stack import FoldStack
 
 DIM, CRITERIA, POSTS = 12, 3, 40
 CONFIG = AbmilConfig(hidden=8, attention_hidden=5, dropout=0.2)

@@ -14,8 +14,8 @@ from corpora import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.checkpoint import load_state, pack_state, save_state, unpack_state
-from core.errors import CheckpointError
+from sparse_evidence.core.errors import CheckpointError
+from sparse_evidence.core.training.state_file import load_state, pack_state, save_state, unpack_state
 
 TIED = torch.arange(6.0).reshape(2, 3)
 STATE = {
@@ -168,7 +168,7 @@ def test_a_writer_that_dies_leaves_the_last_one(tmp_path):
     path = tmp_path / "it"
     save_state(path, {"round": -1, "w": torch.zeros(1)})
     code = (
-        "import torch; from core.checkpoint import save_state\n"
+        "import torch; from sparse_evidence.core.training.state_file import save_state\n"
         "for round in range(10**6):\n"
         f"    save_state({str(path)!r}, {{'round': round, 'w': torch.full((200_000,), float(round))}})\n"
         "    print(round, flush=True)\n"

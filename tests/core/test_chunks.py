@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.chunks import chunk, evidence_mask, share_within
-from core.config import ChunksConfig
-from core.data import Corpus, Criterion, Evidence
-from core.errors import DataError
+from sparse_evidence.core.config import ChunksConfig
+from sparse_evidence.core.corpus.data import Corpus, Criterion, Evidence
+from sparse_evidence.core.errors import DataError
+from sparse_evidence.core.features.chunks import chunk, evidence_mask, share_within
 
 WORDS = st.sampled_from(
     [*"abI.!?…\"')(", "Dr.", "e.g.", "U.S.", "3.5", "...", "tired", "Then", " ", "  ", "\n", "\r\n"]

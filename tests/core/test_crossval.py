@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from corpora import IRIS, assert_same_bits, candidate, planted, uneven
 
-from core import metrics
-from core.checkpoint import pack_state, unpack_state
-from core.config import AbmilConfig, LinearConfig
-from core.crossval import CrossValidation, CvEpoch
-from core.models import EmbeddedCorpus
-from core.stopping import best_index, is_stale, prospect
+from sparse_evidence.core import metrics
+from sparse_evidence.core.config import AbmilConfig, LinearConfig
+from sparse_evidence.core.models import EmbeddedCorpus
+from sparse_evidence.core.training.crossval import CrossValidation, CvEpoch
+from sparse_evidence.core.training.state_file import pack_state, unpack_state
+from sparse_evidence.core.training.stopping import best_index, is_stale, prospect
 
 NAN = math.nan
 NAMES = ("a", "b", "c")

@@ -5,8 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from core.data import DEPRESSION, UNLABELLED, Corpus, Criterion, Evidence, duplicates_across_groups
-from core.errors import DataError
+from sparse_evidence.core.corpus.data import (
+    DEPRESSION,
+    UNLABELLED,
+    Corpus,
+    Criterion,
+    Evidence,
+    duplicates_across_groups,
+)
+from sparse_evidence.core.errors import DataError
 
 # Studies store fingerprints, so they stay.
 PINNED = "7fae85ac4aab"

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.embeddings import embed
-from core.encoders import locate
-from core.errors import EncoderError, UserError
+from sparse_evidence.core.errors import EncoderError, UserError
+from sparse_evidence.core.features.embeddings import embed
+from sparse_evidence.core.features.encoders import locate
 
 WORDS = ("sad", "tired", "dog", "bread", "night", "sleep", "never", "happy")
 TEXTS = [f"{a} {b}" for a in WORDS for b in WORDS]
@@ -193,7 +193,7 @@ def embed_slowly(encoder, root, events, computed):
 
 
 def embed_next(encoder, root, events, computed):
-    logger = logging.getLogger("core.embeddings")
+    logger = logging.getLogger("sparse_evidence.core.features.embeddings")
     handler = logging.Handler()
     handler.emit = lambda record: events["waiting"].set()
     logger.addHandler(handler)

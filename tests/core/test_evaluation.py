@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from core import metrics
-from core.evaluation import evaluate
-from core.seeding import numpy_generator
+from sparse_evidence.core import metrics
+from sparse_evidence.core.evaluation import evaluate
+from sparse_evidence.core.seeding import numpy_generator
 
 NAMES = ("a", "b", "c")
 

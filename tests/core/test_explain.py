@@ -4,14 +4,21 @@ import numpy as np
 import pytest
 import torch
 
-from core import explain
-from core.bags import ChunkBags, mean_embeddings
-from core.config import AbmilConfig, BCEConfig, CandidateConfig, IrisConfig, LinearConfig, TrainingConfig
-from core.models import EmbeddedCorpus
-from core.models.iris import Iris
-from core.models.linear import Linear, fitted_floor
-from core.splits import Folds
-from core.stack import FoldStack
+from sparse_evidence.core import explain
+from sparse_evidence.core.config import (
+    AbmilConfig,
+    BCEConfig,
+    CandidateConfig,
+    IrisConfig,
+    LinearConfig,
+    TrainingConfig,
+)
+from sparse_evidence.core.features.bags import ChunkBags, mean_embeddings
+from sparse_evidence.core.models import EmbeddedCorpus
+from sparse_evidence.core.models.iris import Iris
+from sparse_evidence.core.models.linear import Linear, fitted_floor
+from sparse_evidence.core.splits import Folds
+from sparse_evidence.core.training.stack import FoldStack
 
 DIM, POSTS, CRITERIA, CHUNKS = 24, 120, 2, 7
 CONFIGS = [

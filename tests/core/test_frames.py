@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
-from core.errors import DataError, SplitError
-from core.frames import create_dataloader, create_kfold_splits
-from core.seeding import numpy_generator
+from sparse_evidence.core.classic.frames import create_dataloader, create_kfold_splits
+from sparse_evidence.core.errors import DataError, SplitError
+from sparse_evidence.core.seeding import numpy_generator
 
 CRITERIA = ("mood", "sleep", "appetite")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits as torch_bce
 
-from core import losses
-from core.config import (
+from sparse_evidence.core import losses
+from sparse_evidence.core.config import (
     LOSSES,
     AsymmetricConfig,
     BCEConfig,
@@ -16,7 +16,7 @@ from core.config import (
     LogitAdjustedConfig,
     WeightedBCEConfig,
 )
-from core.errors import ConfigError
+from sparse_evidence.core.errors import ConfigError
 
 NINETY_TEN = torch.tensor([0] * 90 + [1] * 10)
 

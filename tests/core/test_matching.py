@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from core import explain
-from core.config import IrisConfig
-from core.data import Criterion
-from core.errors import ConfigError, DataError
-from core.losses import FocalLoss
-from core.models.iris import Iris
-from core.models.matching import IRISForCriterionMatching
+from sparse_evidence.core import explain
+from sparse_evidence.core.classic.matching import IRISForCriterionMatching
+from sparse_evidence.core.config import IrisConfig
+from sparse_evidence.core.corpus.data import Criterion
+from sparse_evidence.core.errors import ConfigError, DataError
+from sparse_evidence.core.losses import FocalLoss
+from sparse_evidence.core.models.iris import Iris
 
 POSTS = [
     "The minister lied to us. The weather was mild. A bus went by. Nobody knew. It was Monday.",

@@ -10,8 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from core import metrics
-from core.errors import ConfigError
+from sparse_evidence.core import metrics
+from sparse_evidence.core.errors import ConfigError
 
 HOME = (328, 124, 44, 102, 35, 124, 311, 59, 165, 92)
 

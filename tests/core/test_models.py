@@ -5,14 +5,14 @@ import pytest
 import torch
 from corpora import planted, unit, with_post
 
-from core.bags import ChunkBags, MeanBags, mean_embeddings
-from core.config import IrisConfig, LinearConfig
-from core.models import build, prior_log_odds
-from core.models.dropout import FoldDropout
-from core.models.iris import kth_largest, overlap
-from core.models.linear import linear_floor
-from core.seeding import numpy_generator
-from core.splits import Folds
+from sparse_evidence.core.config import IrisConfig, LinearConfig
+from sparse_evidence.core.features.bags import ChunkBags, MeanBags, mean_embeddings
+from sparse_evidence.core.models import build, prior_log_odds
+from sparse_evidence.core.models.dropout import FoldDropout
+from sparse_evidence.core.models.iris import kth_largest, overlap
+from sparse_evidence.core.models.linear import linear_floor
+from sparse_evidence.core.seeding import numpy_generator
+from sparse_evidence.core.splits import Folds
 
 CONFIGS = [IrisConfig(num_queries=3, k_retrieved=3, hidden=8), LinearConfig()]
 both = pytest.mark.parametrize("config", CONFIGS, ids=["iris", "linear"])

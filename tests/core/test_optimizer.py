@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from core.optimizer import FoldAdamW
+from sparse_evidence.core.training.optimizer import FoldAdamW
 
 SHAPES = ((2, 3, 4), (2, 5), (2, 4, 1, 2))
 
@@ -90,7 +90,7 @@ def test_a_schedule_sets_its_rate():
 def test_torchs_compiler_is_not_imported():
     """It takes a second, of every worker."""
     code = (
-        "import sys, torch; from core.optimizer import FoldAdamW;"
+        "import sys, torch; from sparse_evidence.core.training.optimizer import FoldAdamW;"
         "o = FoldAdamW([torch.nn.Parameter(torch.ones(1, 2))], 0.1); o.zero_grad(); o.step(); o.state_dict();"
         "sys.exit('torch._dynamo' in sys.modules)"
     )

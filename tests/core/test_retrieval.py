@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from core.retrieval import NOTHING, ChunkIndex, near_duplicates
+from sparse_evidence.core.features.retrieval import NOTHING, ChunkIndex, near_duplicates
 
 DIM = 16
 

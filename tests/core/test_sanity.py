@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from corpora import synthetic
 
-from core import metrics
-from core.config import BCEConfig, CandidateConfig, IrisConfig, TrainingConfig
-from core.crossval import CrossValidation
-from core.models import EmbeddedCorpus
-from core.seeding import numpy_generator
+from sparse_evidence.core import metrics
+from sparse_evidence.core.config import BCEConfig, CandidateConfig, IrisConfig, TrainingConfig
+from sparse_evidence.core.models import EmbeddedCorpus
+from sparse_evidence.core.seeding import numpy_generator
+from sparse_evidence.core.training.crossval import CrossValidation
 
 IRIS = IrisConfig(num_queries=2, k_retrieved=3, hidden=16)
 CONFIG = CandidateConfig(IRIS, TrainingConfig(epochs=12, patience=12, learning_rate=1e-2), BCEConfig())
@@ -107,8 +107,8 @@ def test_a_model_that_reads_nothing_scores_its_floor():
 
 def test_retrieving_everything_is_said():
     """k above the number of chunks: the model then reads whole posts, and the share of such posts is reported."""
-    from core.chunks import chunk, share_within
-    from core.config import ChunksConfig
+    from sparse_evidence.core.config import ChunksConfig
+    from sparse_evidence.core.features.chunks import chunk, share_within
 
     chunks = chunk(["One. Two. Three.", "One. Two.", "One."], ChunksConfig())
     assert [share_within(chunks, k) for k in (1, 2, 3)] == [pytest.approx(1 / 3), pytest.approx(2 / 3), 1.0]
@@ -117,7 +117,7 @@ def test_retrieving_everything_is_said():
 def test_one_chunk_retrieved_teaches_the_queries_nothing():
     """Top-k has no gradient: with k = 1 the queries stay where they started (so is the method, it is no bug)."""
     corpus, folds = synthetic(posts=120)
-    from core.stack import FoldStack
+    from sparse_evidence.core.training.stack import FoldStack
 
     quiet = replace(IRIS, k_retrieved=1, diversity_weight=0.0)
     plain = replace(CONFIG, model=quiet, training=replace(CONFIG.training, weight_decay=0.0))

@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from core import cache, tables
-from core.data import DEPRESSION, UNLABELLED, Evidence
-from core.errors import DataError, UserError
-from core.sources import SOURCES, EditorialsSource, PairsSource, Redsm5Source, SyntheticSource
+from sparse_evidence.core import cache
+from sparse_evidence.core.corpus import tables
+from sparse_evidence.core.corpus.data import DEPRESSION, UNLABELLED, Evidence
+from sparse_evidence.core.corpus.sources import SOURCES, EditorialsSource, PairsSource, Redsm5Source, SyntheticSource
+from sparse_evidence.core.errors import DataError, UserError
 
 SECRET = "purple elephants"  # stands for a person's words: must never be in a message
 
@@ -484,7 +485,7 @@ def test_a_cache_that_cannot_be_used_is_a_sentence(tmp_path, monkeypatch):
 def test_several_processes_fetch_once(folder, tmp_path):
     script = f"""
 import time
-from core.cache import fetched
+from sparse_evidence.core.cache import fetched
 
 def fetch():
     with open({str(tmp_path / "log")!r}, "a") as log:

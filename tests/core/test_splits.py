@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.config import SplitConfig
-from core.errors import ConfigError, SplitError
-from core.splits import Folds, holdout_split, kfold, partition, split
+from sparse_evidence.core.config import SplitConfig
+from sparse_evidence.core.errors import ConfigError, SplitError
+from sparse_evidence.core.splits import Folds, holdout_split, kfold, partition, split
 
 HOME = (328, 124, 44, 102, 35, 124, 311, 59, 165, 92)  # positive posts of each criterion among 1,484
 NAMES = tuple(f"A{number}" for number in range(1, 11))
@@ -90,7 +90,7 @@ def test_names_of_groups_do_not_matter(table, seed):
 
 def test_the_same_in_another_process_with_another_hash_seed():
     code = (
-        "import numpy as np; from core.splits import partition; r = np.random.default_rng(3);"
+        "import numpy as np; from sparse_evidence.core.splits import partition; r = np.random.default_rng(3);"
         "labels = r.integers(-1, 2, (200, 5)).astype(np.int8);"
         "print(partition([f'u{i}' for i in r.integers(0, 80, 200)], labels, [1] * 5, 7).tolist())"
     )

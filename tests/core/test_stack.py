@@ -9,8 +9,7 @@ import pytest
 import torch
 from corpora import IRIS, TRAINING, assert_same_bits, candidate, planted, uneven, unit
 
-from core.checkpoint import pack_state, unpack_state
-from core.config import (
+from sparse_evidence.core.config import (
     BCEConfig,
     FocalConfig,
     IrisConfig,
@@ -18,12 +17,13 @@ from core.config import (
     LogitAdjustedConfig,
     WeightedBCEConfig,
 )
-from core.errors import NonFiniteLossError
-from core.losses import focal
-from core.models import EmbeddedCorpus
-from core.seeding import numpy_generator
-from core.splits import Folds
-from core.stack import FoldRow, FoldStack
+from sparse_evidence.core.errors import NonFiniteLossError
+from sparse_evidence.core.losses import focal
+from sparse_evidence.core.models import EmbeddedCorpus
+from sparse_evidence.core.seeding import numpy_generator
+from sparse_evidence.core.splits import Folds
+from sparse_evidence.core.training.stack import FoldRow, FoldStack
+from sparse_evidence.core.training.state_file import pack_state, unpack_state
 
 
 def stack(which, config=None, corpus=None, folds=None, seed=0):
@@ -56,7 +56,7 @@ IN_MEMORY = pytest.mark.parametrize("most_bytes", [1 << 27, 1 << 10], ids=["whol
 )
 @IN_MEMORY
 def test_folds_together_are_the_folds_one_after_the_other(config, most_bytes, monkeypatch):
-    monkeypatch.setattr("core.bags.MOST_BYTES", most_bytes)
+    monkeypatch.setattr("sparse_evidence.core.features.bags.MOST_BYTES", most_bytes)
     corpus = planted(unlabelled=0.1)
     together = stack([0, 1, 2], config, corpus)
     singles = [stack([fold], config, corpus) for fold in range(3)]
@@ -194,7 +194,7 @@ def test_accumulated_batches_are_one_batch_as_long_as_they_fit_into_memory(monke
     accumulated = candidate(IRIS, accumulation_steps=2, batch_size=16)
     together, large = stack([0], accumulated), stack([0], candidate(IRIS, accumulation_steps=1, batch_size=32))
     assert (together.steps, together.pieces) == (2, 1)
-    monkeypatch.setattr("core.bags.MOST_BYTES", 1)  # one post at a time
+    monkeypatch.setattr("sparse_evidence.core.features.bags.MOST_BYTES", 1)  # one post at a time
     apart = stack([0], accumulated, planted())
     assert (apart.steps, apart.pieces) == (2, apart.width)
     ends = [trained.advance().train_loss for trained in (together, large, apart)]
@@ -252,7 +252,7 @@ def test_the_penalty_reaches_the_gradient():
 @IN_MEMORY
 @pytest.mark.parametrize("interrupted", [1, 3])
 def test_resumed_is_undisturbed(interrupted, most_bytes, monkeypatch):
-    monkeypatch.setattr("core.bags.MOST_BYTES", most_bytes)
+    monkeypatch.setattr("sparse_evidence.core.features.bags.MOST_BYTES", most_bytes)
     undisturbed = stack([0, 1])
     whole = [(undisturbed.advance(), undisturbed.validate()[1]) for _ in range(5)]
     first = stack([0, 1])

@@ -8,17 +8,17 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from core import explain
-from core.checkpoint import pack_state, unpack_state
-from core.chunks import chunk
-from core.config import BCEConfig, CandidateConfig, ChunksConfig, TokenConfig, TrainingConfig
-from core.encoders import locate
-from core.errors import ConfigError
-from core.models import TextCorpus, build
-from core.models.token import Token, pool
-from core.splits import Folds
-from core.stack import FoldRow, FoldStack, make_stack
-from core.tokens import TokenPosts, pieces, tokenised, vocabulary
+from sparse_evidence.core import explain
+from sparse_evidence.core.config import BCEConfig, CandidateConfig, ChunksConfig, TokenConfig, TrainingConfig
+from sparse_evidence.core.errors import ConfigError
+from sparse_evidence.core.features.chunks import chunk
+from sparse_evidence.core.features.encoders import locate
+from sparse_evidence.core.features.tokens import TokenPosts, pieces, tokenised, vocabulary
+from sparse_evidence.core.models import TextCorpus, build
+from sparse_evidence.core.models.token import Token, pool
+from sparse_evidence.core.splits import Folds
+from sparse_evidence.core.training.stack import FoldRow, FoldStack, make_stack
+from sparse_evidence.core.training.state_file import pack_state, unpack_state
 
 WORDS = [f"w{number}" for number in range(30)]
 CRITERIA = ("w0 w1", "w2 w3 w4")

@@ -17,11 +17,11 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 from training_by_hand import network, rows
 
-from core import metrics
-from core.batches import Batch, as_batch, logits_of
-from core.errors import CheckpointError, ConfigError, NonFiniteLossError, OutOfMemoryError
-from core.losses import BCELoss, FocalLoss, create_loss_function
-from core.trainer import Trainer, linear_warmup
+from sparse_evidence.core import metrics
+from sparse_evidence.core.classic.trainer import Trainer, linear_warmup
+from sparse_evidence.core.errors import CheckpointError, ConfigError, NonFiniteLossError, OutOfMemoryError
+from sparse_evidence.core.losses import BCELoss, FocalLoss, create_loss_function
+from sparse_evidence.core.training.batches import Batch, as_batch, logits_of
 
 INPUTS, LABELS = rows()
 

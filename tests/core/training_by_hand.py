@@ -14,9 +14,9 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from core import metrics
-from core.losses import create_loss_function
-from core.trainer import Trainer, linear_warmup
+from sparse_evidence.core import metrics
+from sparse_evidence.core.classic.trainer import Trainer, linear_warmup
+from sparse_evidence.core.losses import create_loss_function
 
 EPOCHS = 5
 VARIANTS = ("warm-up", "float16", "bfloat16", "plateau", "own generator")

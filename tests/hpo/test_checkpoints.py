@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.errors import UserError
-from hpo import checkpoints
-from hpo.checkpoints import Checkpoints
-from hpo.claims import ClaimLost
+from sparse_evidence.core.errors import UserError
+from sparse_evidence.hpo.running import artifacts as checkpoints
+from sparse_evidence.hpo.running.artifacts import Checkpoints
+from sparse_evidence.hpo.running.claims import ClaimLost
 
 
 class State:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from core.errors import UserError
-from hpo import dashboard
-from hpo.dashboard import Gate
+from sparse_evidence.core.errors import UserError
+from sparse_evidence.hpo.results import dashboard
+from sparse_evidence.hpo.results.dashboard import Gate
 
 
 def behind(environ: dict[str, Any], start_response: Any) -> list[bytes]:

@@ -12,12 +12,12 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from core.config import IrisConfig, TrainingConfig
-from core.errors import DataError, UserError
-from hpo.definition import StudyDefinition, differences, load
-from hpo.errors import DefinitionError, Exit, Refused, StorageError, exit_code_of
-from hpo.fields import Choices, Range
-from hpo.schema import json_schema
+from sparse_evidence.core.config import IrisConfig, TrainingConfig
+from sparse_evidence.core.errors import DataError, UserError
+from sparse_evidence.hpo.errors import DefinitionError, Exit, Refused, StorageError, exit_code_of
+from sparse_evidence.hpo.study.definition import StudyDefinition, differences, load
+from sparse_evidence.hpo.study.fields import Choices, Range
+from sparse_evidence.hpo.study.schema import json_schema
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "studies").glob("*.toml"))
@@ -475,7 +475,7 @@ def test_the_schema_carries_the_comments_of_the_fields():
 
 def test_the_committed_schema_is_current():
     committed = json.loads((ROOT / "docs" / "study.schema.json").read_text(encoding="utf-8"))
-    assert committed == json_schema(), "run: python -m hpo.schema > docs/study.schema.json"
+    assert committed == json_schema(), "run: python -m sparse_evidence.hpo.study.schema > docs/study.schema.json"
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -508,7 +508,7 @@ def test_definitions_and_errors_travel_between_processes(tmp_path):
 
 def test_importing_stays_light():
     code = (
-        "import sys, hpo.definition, hpo.space;"
+        "import sys, sparse_evidence.hpo.study.definition, sparse_evidence.hpo.study.space;"
         "print([name for name in ('torch', 'transformers', 'optuna', 'pandas') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

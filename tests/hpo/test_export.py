@@ -11,12 +11,13 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from tiny import prepared
 
-from core.errors import UserError
-from hpo import export, objective
-from hpo.checkpoints import Checkpoints, resolve
-from hpo.claims import Claim, Claims
-from hpo.storage import engine_of, try_lock
-from hpo.worker import join, measure_floors
+from sparse_evidence.core.errors import UserError
+from sparse_evidence.hpo.database.studies import engine_of, try_lock
+from sparse_evidence.hpo.results import best as export
+from sparse_evidence.hpo.running import objective
+from sparse_evidence.hpo.running.artifacts import Checkpoints, resolve
+from sparse_evidence.hpo.running.claims import Claim, Claims
+from sparse_evidence.hpo.running.worker import join, measure_floors
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "best.schema.json").read_text(encoding="utf-8"))
 

@@ -5,11 +5,11 @@ import math
 import optuna
 import pytest
 
-from core.crossval import CrossValidation
-from core.models import EmbeddedCorpus, TextCorpus
-from hpo import space
-from hpo.definition import load
-from hpo.preparation import encoder_names, prepare
+from sparse_evidence.core.models import EmbeddedCorpus, TextCorpus
+from sparse_evidence.core.training.crossval import CrossValidation
+from sparse_evidence.hpo.running.task import encoder_names, prepare
+from sparse_evidence.hpo.study import space
+from sparse_evidence.hpo.study.definition import load
 
 STUDY = """
 [data]

@@ -13,13 +13,15 @@ from optuna.trial import FixedTrial, TrialState
 from tiny import prepared
 
 from benchmarks.stages import Replay
-from hpo import objective, preparation, pruning, space
-from hpo.checkpoints import Checkpoints, resolve
-from hpo.claims import OUTCOME, REASON, Claim, Claims, Finished, count, workers
-from hpo.export import CONFIG, CURVES, CV
-from hpo.preparation import Prepared
-from hpo.storage import engine_of, load_existing, open_storage
-from hpo.worker import join
+from sparse_evidence.hpo.database.studies import engine_of, load_existing, open_storage
+from sparse_evidence.hpo.results.best import CONFIG, CURVES, CV
+from sparse_evidence.hpo.running import objective, pruning
+from sparse_evidence.hpo.running import task as preparation
+from sparse_evidence.hpo.running.artifacts import Checkpoints, resolve
+from sparse_evidence.hpo.running.claims import OUTCOME, REASON, Claim, Claims, Finished, count, workers
+from sparse_evidence.hpo.running.task import Prepared
+from sparse_evidence.hpo.running.worker import join
+from sparse_evidence.hpo.study import space
 
 NEVER = lambda: False  # noqa: E731
 

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 from tiny import prepared
 
-from hpo import planning, preparation
+from sparse_evidence.hpo.results import plan as planning
+from sparse_evidence.hpo.running import task as preparation
 
 
 def test_a_plan(tmp_path, monkeypatch):

@@ -9,8 +9,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from hpo import live, report
-from hpo.claims import Counts
+from sparse_evidence.hpo.results import live
+from sparse_evidence.hpo.results import tables as report
+from sparse_evidence.hpo.running.claims import Counts
 
 NAMES = [
     "depressed_mood", "anhedonia", "appetite_change", "sleep_issues", "psychomotor", "fatigue", "worthlessness",
@@ -144,8 +145,8 @@ def test_the_pace_counts_from_the_first_trial_at_work():
 def test_the_live_view_is_five_lines_with_everything_in_them(database, tmp_path):
     from tiny import prepared
 
-    from hpo.storage import engine_of
-    from hpo.worker import join, measure_floors
+    from sparse_evidence.hpo.database.studies import engine_of
+    from sparse_evidence.hpo.running.worker import join, measure_floors
 
     data = prepared(tmp_path)
     study = join(data.definition, data, database, trials=4)

@@ -7,7 +7,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from core.config import (
+from sparse_evidence.core.config import (
     LOSSES,
     MODELS,
     BCEConfig,
@@ -17,10 +17,10 @@ from core.config import (
     LinearConfig,
     TrainingConfig,
 )
-from core.errors import ConfigError
-from hpo import space
-from hpo.definition import load
-from hpo.fields import Choices, Range
+from sparse_evidence.core.errors import ConfigError
+from sparse_evidence.hpo.study import space
+from sparse_evidence.hpo.study.definition import load
+from sparse_evidence.hpo.study.fields import Choices, Range
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "studies").glob("*.toml"))

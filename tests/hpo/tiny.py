@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from core.chunks import chunk
-from core.models import EmbeddedCorpus
-from core.splits import split
-from hpo.definition import load
-from hpo.preparation import Prepared
+from sparse_evidence.core.features.chunks import chunk
+from sparse_evidence.core.models import EmbeddedCorpus
+from sparse_evidence.core.splits import split
+from sparse_evidence.hpo.running.task import Prepared
+from sparse_evidence.hpo.study.definition import load
 
 TOML = """
 name = "tiny"

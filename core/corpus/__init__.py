@@ -1,0 +1,1 @@
+"""Labelled posts: the corpus itself, the readers of each source, and the registry of sources."""

@@ -1,0 +1,1 @@
+"""Posts as model inputs: sentences, embeddings, token sequences, and retrieval over them."""

@@ -1,0 +1,133 @@
+"""Posts become chunks: sentences, each with the characters it stands at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import ChunksConfig
+from ..corpus.data import Corpus
+from ..errors import DataError
+
+_LINE = re.compile(r"[^\r\n]+")
+_WORD = re.compile(r"\S+")
+# The lookbehind keeps long runs of stops linear: a run is tried at its first stop only.
+_STOP = re.compile(r"""(?<![.!?…])(?P<stops>[.!?…]++)(?P<closers>["'”’»)\]*_]*+)\s+""")
+_DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")
+
+# A full stop after these never ends a sentence: something always follows.
+_TITLES = frozenset(
+    ("mr", "mrs", "ms", "mx", "dr", "prof", "st", "gen", "gov", "lt", "sgt", "capt", "vs", "cf", "eg", "ie", "viz")
+)
+# A full stop after these ends a sentence only where the next word is written large.
+_SHORT = frozenset(
+    ("etc", "approx", "inc", "co", "corp", "ltd", "jr", "sr", "dept", "min", "max", "hr", "hrs", "a.m", "p.m")
+)
+_MONTHS = frozenset(("jan", "feb", "apr", "jun", "jul", "aug", "sept", "oct", "nov", "dec"))
+_LONGEST_ABBREVIATION = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Chunks:
+    """The chunks of all posts, post after post, in reading order."""
+
+    texts: tuple[str, ...] = field(repr=False)  # representations end up in logs and tracebacks
+    post: npt.NDArray[np.int32]
+    """[chunks]: number of the post it is cut from."""
+    start: npt.NDArray[np.int32]
+    """[chunks]: `posts[post][start:end]` is the chunk's text."""
+    end: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    """[posts + 1]: the chunks of post i are `offsets[i]:offsets[i + 1]`; there is always at least one."""
+
+    def __post_init__(self) -> None:
+        assert len(self.texts) == len(self.post) == len(self.start) == len(self.end) == self.offsets[-1]
+        for array in (self.post, self.start, self.end, self.offsets):
+            array.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def chunk(posts: Sequence[str], config: ChunksConfig) -> Chunks:
+    """Cut every post at its sentences, and sentences at `config.max_words` words.
+
+    Every character that is not whitespace is in exactly one chunk.
+
+    Raises:
+        DataError: naming (by number, from 0) the posts that have no text.
+    """
+    spans = [[piece for start, end in _sentences(post) for piece in _cut(post, start, end, config)] for post in posts]
+    empty = [f"post number {row} has no text" for row, found in enumerate(spans) if not found]
+    if empty:
+        raise DataError("the corpus", empty)
+    counts = np.array([len(found) for found in spans], dtype=np.int64)
+    flat = np.array([span for found in spans for span in found], dtype=np.int32).reshape(-1, 2)
+    return Chunks(
+        texts=tuple(post[start:end] for post, found in zip(posts, spans, strict=True) for start, end in found),
+        post=np.repeat(np.arange(len(posts), dtype=np.int32), counts),
+        start=flat[:, 0].copy(),
+        end=flat[:, 1].copy(),
+        offsets=np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)]),
+    )
+
+
+def evidence_mask(corpus: Corpus, chunks: Chunks) -> npt.NDArray[np.bool_]:
+    """[chunks, criteria]: the chunk shares half of the shorter of the two with a span of evidence."""
+    assert len(chunks.offsets) == len(corpus) + 1, "these are the chunks of another corpus"
+    mask = np.zeros((len(chunks), len(corpus.criteria)), dtype=np.bool_)
+    for item in corpus.evidence:
+        rows = slice(int(chunks.offsets[item.post]), int(chunks.offsets[item.post + 1]))
+        start, end = chunks.start[rows], chunks.end[rows]
+        shared = np.minimum(end, item.end) - np.maximum(start, item.start)
+        shorter = np.minimum(end - start, item.end - item.start)
+        mask[rows, item.criterion] |= 2 * shared >= shorter
+    return mask
+
+
+def share_within(chunks: Chunks, k: int) -> float:
+    """Share of posts with no more than `k` chunks, for which retrieving `k` chunks returns everything; NaN of none."""
+    counts = np.diff(chunks.offsets)
+    return float((counts <= k).mean()) if len(counts) else float("nan")
+
+
+def _sentences(post: str) -> Iterator[tuple[int, int]]:
+    """Spans of the sentences of a post; a line break always ends one. Spans may hold whitespace only."""
+    for line in _LINE.finditer(post):
+        start = line.start()
+        for stop in _STOP.finditer(post, line.start(), line.end()):
+            if _ends_sentence(post, start, stop):
+                yield start, stop.end()
+                start = stop.end()
+        yield start, line.end()
+
+
+def _ends_sentence(post: str, start: int, stop: re.Match[str]) -> bool:
+    following = post[stop.end() : stop.end() + 1]
+    small = following.islower()
+    stops, closed = stop["stops"], bool(stop["closers"])
+    if stops != ".":
+        # '"Why?" she asked' and 'I was ... tired' go on; so does nothing that ends in a bare ! or ?
+        return not (small and (closed or stops.endswith((".", "…"))))
+    if closed:
+        return not small
+    head = post[max(start, stop.start() - _LONGEST_ABBREVIATION) : stop.start()]
+    word = (head.split() or [""])[-1].lstrip("\"'“‘«([{*_")
+    if word.isdigit() and len(word) <= 2 and not post[start : stop.start() - len(word)].strip():
+        return False  # the number of a list item
+    if word.lower() in _SHORT | _MONTHS:
+        return following.isupper()
+    initial = len(word) == 1 and word.isupper() and word != "I"
+    return not (initial or word.lower() in _TITLES or _DOTTED.fullmatch(word))
+
+
+def _cut(post: str, start: int, end: int, config: ChunksConfig) -> Iterator[tuple[int, int]]:
+    """Yield the span without outer whitespace, cut where it has more than `max_words` words."""
+    words = [match.span() for match in _WORD.finditer(post, start, end)]
+    for first in range(0, len(words), config.max_words):
+        last = min(first + config.max_words, len(words)) - 1
+        yield words[first][0], words[last][1]

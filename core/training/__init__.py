@@ -1,0 +1,1 @@
+"""Training: one engine, stacked folds, cross-validation, early stopping, resumable state."""

@@ -1,0 +1,1 @@
+"""Postgres: connections, the embedded server, Optuna's tables, the claims table."""

@@ -1,0 +1,83 @@
+"""Everything that hpo stores by key: user attributes of studies and trials, with typed readers.
+
+The stored names are a contract with databases that exist: change what Python calls them, never the strings.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+# --- attributes of a study --------------------------------------------------------------------------------------------
+
+IDENTITY = "hpo:identity"
+"""What the study was started with: its definition, and hashes of data, folds, encoders and code version."""
+BASELINES = "hpo:floors"
+"""Scores of the baselines on the study's folds."""
+REQUESTED = "hpo:requested"
+"""The largest number of trials that anyone asked for."""
+
+# --- attributes of a trial --------------------------------------------------------------------------------------------
+
+CONFIG = "hpo:config"
+"""The resolved configuration: model, training and loss, without ranges."""
+CV = "hpo:cv"
+"""Summary of a complete trial's cross-validation, every number at its best epoch."""
+CURVES = "hpo:curves"
+"""Every measured curve, `{name: [folds][epochs]}`."""
+OUTCOME = "hpo:outcome"
+"""`INFEASIBLE` for a failed trial that counts as finished."""
+INFEASIBLE = "infeasible"
+REASON = "hpo:reason"
+"""Why a trial is infeasible, in a sentence."""
+ATTEMPTS = "hpo:attempts"
+"""How many workers started the trial, where it was more than one."""
+
+
+def identity(study: Study) -> dict[str, Any]:
+    """What the study was started with. Raises `KeyError` for a study that hpo did not create."""
+    stored: dict[str, Any] = study.user_attrs[IDENTITY]
+    return stored
+
+
+def metric(study: Study) -> str:
+    """Name of the metric that the study optimises."""
+    return str(identity(study)["definition"]["search"]["metric"])
+
+
+def baselines(study: Study) -> dict[str, Any] | None:
+    """Scores of the baselines by name, None until they have been measured."""
+    stored: dict[str, Any] | None = study.user_attrs.get(BASELINES)
+    return stored
+
+
+def requested(study: Study) -> int | None:
+    """The largest number of trials that anyone asked for."""
+    stored: int | None = study.user_attrs.get(REQUESTED)
+    return stored
+
+
+def cv(trial: FrozenTrial) -> dict[str, Any] | None:
+    """Summary of the trial's cross-validation, None unless the trial is complete."""
+    stored: dict[str, Any] | None = trial.user_attrs.get(CV)
+    return stored
+
+
+def config(trial: FrozenTrial) -> dict[str, Any]:
+    """The resolved configuration that the trial trained."""
+    stored: dict[str, Any] = trial.user_attrs[CONFIG]
+    return stored
+
+
+def reason(trial: FrozenTrial) -> str | None:
+    """Why the trial is infeasible, None if it is not."""
+    stored: str | None = trial.user_attrs.get(REASON)
+    return stored
+
+
+def attempts(trial: FrozenTrial) -> int:
+    """How many workers started the trial."""
+    return int(trial.user_attrs.get(ATTEMPTS, 1))

@@ -1,0 +1,1 @@
+"""A study as values and as what people look at."""

@@ -1,0 +1,1 @@
+"""Running a study: claims, workers, pruning, checkpoints, supervision."""

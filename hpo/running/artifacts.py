@@ -1,0 +1,221 @@
+"""The state of an unfinished trial, saved where any worker can go on from it: Optuna's artifact stores.
+
+Which artifact is a trial's checkpoint stands in its claim, written under the same fence as everything else, so a worker
+that lost the trial cannot change it, and an artifact that no claim names is none. A checkpoint is named in the claim
+*before* it is written and verified by SHA-256 when it is read. One that is missing or damaged costs time, never the
+trial: training starts over and arrives at the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TypeVar
+
+from sparse_evidence.core.errors import UserError
+from sparse_evidence.core.training.state_file import pack_state, unpack_state
+
+from ..database.studies import masked
+from ..errors import StorageError
+from .claims import Claim, ClaimLost
+
+logger = logging.getLogger(__name__)
+
+VARIABLE = "HPO_ARTIFACTS"
+FOLDER = Path(".hpo") / "artifacts"
+
+
+class ArtifactStore(Protocol):
+    """What Optuna's artifact stores do, except that nothing of Optuna is needed to ask for a file that is not there."""
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """Open an artifact; raises `FileNotFoundError`."""
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Write an artifact."""
+
+    def remove(self, artifact_id: str) -> None:
+        """Remove an artifact; raises `FileNotFoundError`."""
+
+
+class Resumable(Protocol):
+    """What can be saved and go on: a cross-validation."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that `load_state_dict` needs."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+
+
+S = TypeVar("S", bound=Resumable)
+
+
+def resolve(where: str | None = None) -> ArtifactStore:
+    """Open the store at `where` (`--artifacts`), else at `HPO_ARTIFACTS`, else in `.hpo/artifacts`.
+
+    Workers on several machines share a folder (NFS) or a bucket: `s3://BUCKET/PREFIX`, with boto3's own settings.
+
+    Raises:
+        UserError: the place cannot be used.
+    """
+    where = where or os.environ.get(VARIABLE) or str(FOLDER)
+    if where.startswith("s3://"):
+        return _bucket(where)
+    if "://" in where:
+        raise UserError(f"the artifact store {masked(where)} is unknown: give a folder or s3://BUCKET/PREFIX")
+    folder = Path(where).expanduser().absolute()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the folder {folder} for checkpoints cannot be created ({error.strerror}); name another with --artifacts "
+            f"({VARIABLE})"
+        ) from error
+    return _PrivateFolder(folder)
+
+
+class Checkpoints:
+    """One worker's way to the saved states of trials.
+
+    Args:
+        store: where they lie.
+        every_seconds: a trial's state is saved no more often than this; 0: after every epoch.
+    """
+
+    def __init__(self, store: ArtifactStore, *, every_seconds: float) -> None:
+        self._store = store
+        self._every = every_seconds
+        self._last = time.monotonic()
+
+    def resumed(self, claim: Claim, config: Mapping[str, Any], make: Callable[[], S]) -> S:
+        """Return what `make` makes, at the claim's checkpoint if it has one that can be used, else at the start.
+
+        Args:
+            claim: the trial.
+            config: what is trained; a checkpoint of anything else is not used.
+            make: makes it new; called again if a checkpoint turned out to be useless halfway.
+        """
+        self._last = time.monotonic()
+        if claim.pending:
+            self.discard(claim.pending)  # whoever was writing it has gone
+        made = make()
+        if claim.checkpoint is None or claim.checkpoint_sha256 is None:
+            return made
+        try:
+            with closing(self._store.open_reader(claim.checkpoint)) as reader:
+                content = reader.read()
+            if hashlib.sha256(content).hexdigest() != claim.checkpoint_sha256:
+                raise ValueError("its SHA-256 differs")  # noqa: TRY301 (told like everything else that can be wrong)
+            state = unpack_state(content)
+            if state["config"] != config:
+                raise ValueError("it is of another configuration")  # noqa: TRY301
+            made.load_state_dict(state["state"])
+        except Exception as error:  # noqa: BLE001 (whatever is wrong with it, the trial can start over)
+            reason = "it is not there" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
+            logger.warning(
+                "Trial %d starts over, its checkpoint cannot be used (%s); do all workers share %s?",
+                claim.trial.number, reason, VARIABLE, extra={"action": "checkpoint_unusable"},
+            )  # fmt: skip
+            return make()
+        return made
+
+    def epoch_ended(self, claim: Claim, config: Mapping[str, Any], state: Resumable) -> None:
+        """Save the state if the last time is long enough ago. Raises `ClaimLost`."""
+        if time.monotonic() - self._last >= self._every:
+            self.save(claim, config, state)
+
+    def save(self, claim: Claim, config: Mapping[str, Any], state: Resumable) -> None:
+        """Save the state; what goes wrong with the store is told, and the work goes on. Raises `ClaimLost`."""
+        content = pack_state({"config": dict(config), "state": state.state_dict()})
+        artifact = f"trial-{claim.trial.number}-{uuid.uuid4().hex}.safetensors"
+        try:
+            if claim.pending:
+                self.discard(claim.pending)
+            claim.announce(artifact)
+            self._store.write(artifact, io.BytesIO(content))
+            claim.keep(artifact, hashlib.sha256(content).hexdigest())
+        except ClaimLost:
+            self.discard(artifact)
+            raise
+        except StorageError:
+            raise  # the database, not the store: as patient as we were told to be
+        except Exception as error:  # noqa: BLE001 (a disk that is full, a bucket that is away)
+            logger.warning("Trial %d could not be saved (%s: %s); it goes on.", claim.trial.number,
+                           type(error).__name__, error, extra={"action": "checkpoint_failed"})  # fmt: skip
+        self._last = time.monotonic()
+
+    def discard(self, artifact: str) -> bool:
+        """Remove an artifact; False if that has to be tried again later."""
+        try:
+            self._store.remove(artifact)
+        except FileNotFoundError:
+            return True
+        except Exception as error:  # noqa: BLE001 (a reaper comes again)
+            logger.warning("Checkpoint %s could not be removed (%s).", artifact, type(error).__name__)
+            return False
+        return True
+
+
+class _PrivateFolder:
+    """Optuna's folder of artifacts, with files for their owner only, whatever the folder's own permissions.
+
+    Not Optuna's own class: it comes with those for the clouds, which import every client library that is installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        return (self._folder / artifact_id).open("rb")
+
+    def remove(self, artifact_id: str) -> None:
+        (self._folder / artifact_id).unlink()
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        file = os.open(self._folder / artifact_id, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(file, "wb") as out:
+            out.write(content_body.read())
+
+
+class _Bucket:
+    """One of Optuna's stores, in which all our artifacts' names begin with a prefix."""
+
+    def __init__(self, store: ArtifactStore, prefix: str) -> None:
+        self._store = store
+        self._prefix = prefix
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        from optuna.artifacts.exceptions import ArtifactNotFound
+
+        try:
+            return self._store.open_reader(self._prefix + artifact_id)
+        except ArtifactNotFound as error:
+            raise FileNotFoundError(artifact_id) from error
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        self._store.write(self._prefix + artifact_id, content_body)
+
+    def remove(self, artifact_id: str) -> None:
+        self._store.remove(self._prefix + artifact_id)
+
+
+def _bucket(url: str) -> ArtifactStore:
+    from optuna.artifacts import Backoff, Boto3ArtifactStore
+
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise UserError(f"the artifact store {url} names no bucket: give s3://BUCKET/PREFIX")
+    try:
+        import boto3  # noqa: F401 (Optuna needs it)
+    except ImportError:
+        raise UserError("s3:// needs boto3: pip install 'sparse-evidence-hpo[s3]'") from None
+    prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+    return _Bucket(Backoff(Boto3ArtifactStore(bucket), max_retries=4, min_delay=0.2, max_delay=5), prefix)

@@ -1,0 +1,116 @@
+"""The one place where core's events meet an Optuna trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from optuna.trial import TrialState
+
+from sparse_evidence.core.errors import NonFiniteLossError
+from sparse_evidence.core.training.crossval import CrossValidation
+
+from ..results.best import CONFIG, CURVES, CV
+from ..study import space
+from . import pruning
+from .artifacts import Checkpoints
+from .claims import Claim
+from .task import Prepared
+
+
+class OutOfMemory(Exception):  # noqa: N818 (the trial's end has been told)
+    """The trial ran out of memory and has ended as infeasible."""
+
+
+def run(
+    claim: Claim, prepared: Prepared, checkpoints: Checkpoints, *, device: str, stop: Callable[[], bool]
+) -> TrialState | None:
+    """Cross-validate the claimed trial, from where an earlier worker left it, and tell its end.
+
+    Args:
+        claim: the trial, ours until it is told.
+        prepared: the study's data.
+        checkpoints: where unfinished trials are saved.
+        device: where it trains.
+        stop: asked after every epoch; once it says yes the trial is handed back.
+
+    Returns:
+        COMPLETE, PRUNED or FAIL (infeasible: it diverged or ran out of memory), or None if it was handed back.
+
+    Raises:
+        ClaimLost: another worker took the trial over.
+        OutOfMemory: the trial has ended as infeasible, and this process had better end, too.
+    """
+    with claim.together():
+        candidate = space.suggest(prepared.definition, claim.trial)
+        config = space.to_dict(candidate)
+        claim.trial.set_user_attr(CONFIG, config)
+    try:
+        number = claim.trial.number
+        rule = pruning.SameFolds(prepared.definition, claim.trial, claim.trials_when_claimed)
+        cv = checkpoints.resumed(
+            claim, config, lambda: prepared.cross_validation(candidate, trial=number, device=device)
+        )
+        with closing(cv.epochs()) as events:
+            for event in events:
+                claim.progress(event.stage, event.epoch)
+                if not claim.reported(cv.folds_begun):  # else it has passed, with a worker killed before it saved that
+                    if rule.gives_up(cv.folds_begun, cv.prospect(), stage_ended=event.stage_ended):
+                        return _prune(claim, cv)
+                    if event.stage_ended:
+                        _report(claim, cv)
+                if stop():
+                    checkpoints.save(claim, config, cv)
+                    claim.release()
+                    return None
+                checkpoints.epoch_ended(claim, config, cv)
+    except NonFiniteLossError as error:
+        return _infeasible(claim, f"diverged: {error}")
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(claim, error) from error
+    return _complete(claim, cv)
+
+
+def _report(claim: Claim, cv: CrossValidation) -> None:
+    """Report a stage that has ended: its trial goes on, and the others are compared with it."""
+    claim.trial.report(cv.value_so_far(), step=cv.folds_begun)
+
+
+def _prune(claim: Claim, cv: CrossValidation) -> TrialState:
+    report = {cv.folds_begun: cv.value_so_far()}
+    claim.finish(TrialState.PRUNED, attributes={CURVES: cv.curves()}, reports=report)
+    return TrialState.PRUNED
+
+
+def _complete(claim: Claim, cv: CrossValidation) -> TrialState:
+    summary = _summary(cv)
+    claim.finish(TrialState.COMPLETE, summary["mean"], attributes={CURVES: cv.curves(), CV: summary})
+    return TrialState.COMPLETE
+
+
+def _infeasible(claim: Claim, reason: str) -> TrialState:
+    claim.finish(TrialState.FAIL, reason=reason)
+    return TrialState.FAIL
+
+
+def _out_of_memory(claim: Claim, error: BaseException) -> OutOfMemory:
+    _infeasible(claim, f"out of memory: {error}")
+    return OutOfMemory(f"Trial {claim.trial.number} ran out of memory and is infeasible.")
+
+
+def _summary(cv: CrossValidation) -> dict[str, Any]:
+    summary = cv.summary()
+    report = asdict(summary.report)
+    return {
+        "mean": summary.value,
+        "std": summary.std,
+        "folds": list(summary.folds),
+        "best_epoch": summary.best_epoch,
+        "epochs": summary.epochs,
+        "threshold": summary.threshold,
+        "pooled": report["pooled"],
+        "per_criterion": report["per_criterion"],
+    }
