@@ -7,20 +7,20 @@ from dataclasses import replace
 import numpy as np
 
 from sparse_evidence.core.splits import split
-from sparse_evidence.hpo.running.task import Prepared
+from sparse_evidence.hpo.running.task import StudyTask
 
 
-def anew(prepared: Prepared, seed: int) -> Prepared:
+def anew(task: StudyTask, seed: int) -> StudyTask:
     """The same posts with other folds and another search seed; the hold-out stays locked away."""
-    definition = prepared.definition
-    searched = np.flatnonzero(prepared.folds.assignment >= 0)
+    definition = task.definition
+    searched = np.flatnonzero(task.folds.assignment >= 0)
     config = replace(definition.split, holdout=0.0, seed=seed)
-    groups = [prepared.corpus.groups[row] for row in searched]
-    inner = split(groups, prepared.corpus.labels[searched], config, criteria=prepared.criteria)
-    assignment = np.full(len(prepared.folds.assignment), -1, dtype=np.int16)
+    groups = [task.corpus.groups[row] for row in searched]
+    inner = split(groups, task.corpus.labels[searched], config, criteria=task.criteria)
+    assignment = np.full(len(task.folds.assignment), -1, dtype=np.int16)
     assignment[searched] = inner.assignment
     return replace(
-        prepared,
+        task,
         definition=replace(definition, search=replace(definition.search, seed=seed)),
         folds=replace(inner, assignment=assignment),
     )

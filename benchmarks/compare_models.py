@@ -4,7 +4,7 @@
     python -m benchmarks.compare_models --no-token   # under a minute on one core
     python -m benchmarks.compare_models --no-token --data synthetic
 
-Every model is trained with its default configuration (`sparse_evidence.core.config`), token with that of studies/token_smoke.toml,
+Every model is trained with its default configuration (`core.config`), token with that of studies/token_smoke.toml,
 against plain binary cross-entropy, and taken at the best epoch of the mean over the folds, as a study does. The
 hold-out stays locked.
 """
@@ -43,8 +43,8 @@ from sparse_evidence.core.features.bags import mean_embeddings
 from sparse_evidence.core.features.chunks import Chunks, chunk, evidence_mask
 from sparse_evidence.core.features.embeddings import embed
 from sparse_evidence.core.features.encoders import locate
-from sparse_evidence.core.models import EmbeddedCorpus, Readable, TextCorpus
-from sparse_evidence.core.models.linear import fitted_floor, linear_floor
+from sparse_evidence.core.models import EmbeddedCorpus, Features, TextCorpus
+from sparse_evidence.core.models.linear import fit_linear_baseline, linear_baseline
 from sparse_evidence.core.splits import Folds, split
 from sparse_evidence.core.training.stack import FoldRow, FoldStack, make_stack
 from sparse_evidence.core.training.stopping import best_index, is_stale
@@ -88,7 +88,7 @@ SOURCES: dict[str, EditorialsSource | SyntheticSource] = {
 }
 
 
-def prepare(source: str) -> Data:
+def load_task(source: str) -> Data:
     corpus = SOURCES[source].load(ROOT)
     chunks = chunk(corpus.posts, ChunksConfig())
     encoder = locate(IrisConfig().encoder)
@@ -106,7 +106,7 @@ def value(data: Data, probabilities: Probabilities, rows: npt.NDArray[np.int64] 
     return float(np.mean([metrics.score(METRIC, data.corpus.labels[part], probabilities[part]) for part in parts]))
 
 
-def trained(candidate: CandidateConfig, readable: Readable, data: Data) -> tuple[list[FoldStack], Probabilities, int]:
+def trained(candidate: CandidateConfig, readable: Features, data: Data) -> tuple[list[FoldStack], Probabilities, int]:
     """All folds in lock-step until they are stale; back at their best epoch: stacks, out-of-fold predictions, epoch."""
     stack = make_stack(readable, data.folds, range(data.folds.count), candidate, seed=0)
     members = list(stack.stacks) if isinstance(stack, FoldRow) else [cast("FoldStack", stack)]
@@ -149,8 +149,8 @@ def compared(name: str, candidate: CandidateConfig, data: Data) -> Row:
 
 def floor(data: Data) -> Row:
     started = time.perf_counter()
-    probabilities = linear_floor(data.means, data.embedded.labels, data.folds)
-    model = fitted_floor(data.means, data.embedded.labels, data.folds)
+    probabilities = linear_baseline(data.means, data.embedded.labels, data.folds)
+    model = fit_linear_baseline(data.means, data.embedded.labels, data.folds)
     validation = [data.folds.validation(fold) for fold in range(data.folds.count)]
     reading = explain.joined(explain.read(model, data.embedded, validation))
     return Row("linear floor", probabilities, reading, time.perf_counter() - started, None)
@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--data", choices=SOURCES, default="editorials")
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or torch.get_num_threads())
-    data = prepare(arguments.data)
+    data = load_task(arguments.data)
     candidates = {
         name: CandidateConfig(config, TrainingConfig(), BCEConfig())
         for name, config in (("linear", LinearConfig()), ("abmil", AbmilConfig()), ("iris", IrisConfig()))
@@ -212,7 +212,7 @@ def main() -> None:
     table = [floor(data), *(compared(name, candidate, data) for name, candidate in candidates.items())]
 
     scored = data.folds.assignment >= 0
-    floors = metrics.floors(data.corpus.labels, data.folds.assignment)
+    floors = metrics.baselines(data.corpus.labels, data.folds.assignment)
     chance = explain.evidence_hits(table[0].reading, data.evidence, data.corpus.labels)
     print(
         f"{scored.sum()} posts of {arguments.data}, {len(data.corpus.criteria)} criteria, {data.folds.count} folds, "

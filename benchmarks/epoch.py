@@ -124,7 +124,7 @@ def bare_products(given: Case) -> Callable[[], None]:
 
 
 def _products(width: int, length: float, hidden: int) -> Callable[[bool], None]:
-    """The products of `sparse_evidence.core.models.iris` on one batch of random numbers; with or without those of the gradient."""
+    """The products of `core.models.iris` on one batch of random numbers; with or without those of the gradient."""
     reads, rows, each = CRITERIA * QUERIES, round(width * length), round(length)
     chunks = torch.randn(FOLDS, rows, DIM)
     projection, projected = torch.randn(FOLDS, DIM, reads + hidden), torch.randn(FOLDS, rows, reads + hidden)

@@ -1,7 +1,7 @@
 """IRIS and its training loop as one writes them first: the yardstick for speed, and the oracle for the fused model.
 
 Pairs (post, criterion) come from a DataLoader, every query gathers its top-k chunks, and the folds are trained one
-after the other. The function computed is the one of `sparse_evidence.core.models.iris`; nothing here is meant to be fast.
+after the other. The function computed is the one of `core.models.iris`; nothing here is meant to be fast.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
 from benchmarks.turns import by_turns, ratio
+from sparse_evidence.hpo.database.record import CONFIG, CURVES, CV
 from sparse_evidence.hpo.database.studies import engine_of, open_storage, open_study
-from sparse_evidence.hpo.results.best import CONFIG, CURVES, CV
 from sparse_evidence.hpo.running import claims, pruning
 from sparse_evidence.hpo.running.sampler import seeded
 from sparse_evidence.hpo.study import space
@@ -135,7 +135,7 @@ def _one_of_ours(mine: claims.Claims, definition: StudyDefinition) -> None:
         rule = pruning.SameFolds(definition, claim.trial, claim.trials_when_claimed)
         for folds in (2, FOLDS):
             for stage_ended in (False, True):
-                rule.gives_up(folds, value, stage_ended=stage_ended)  # asked, but every trial runs to its end
+                rule.should_prune(folds, value, stage_ended=stage_ended)  # asked, but every trial runs to its end
             claim.trial.report(value, folds)
         attributes = {CURVES: stored[CURVES], CV: stored[CV]}
         claim.finish(TrialState.COMPLETE, value, attributes=attributes)

@@ -9,8 +9,7 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from sparse_evidence.hpo.database.studies import engine_of, load_existing, open_storage
-from sparse_evidence.hpo.running import claims
-from sparse_evidence.hpo.running import process as startup
+from sparse_evidence.hpo.running import claims, process
 from sparse_evidence.hpo.running.sampler import seeded
 from sparse_evidence.hpo.study import space
 from sparse_evidence.hpo.study.definition import load
@@ -25,7 +24,7 @@ def main() -> None:
     mine = claims.Claims(
         engine_of(study), study, budget=trials, heartbeat_seconds=20, grace_seconds=120, max_attempts=3
     )  # fmt: skip
-    startup.settled()  # as a worker does
+    process.freeze_gc()  # as a worker does
     while not isinstance(got := mine.claim(), claims.Finished):
         if isinstance(got, claims.Wait):
             time.sleep(0.5)

@@ -25,9 +25,9 @@ import optuna
 from benchmarks.anew import anew
 from sparse_evidence.core.errors import NonFiniteLossError
 from sparse_evidence.core.metrics import METRICS
-from sparse_evidence.core.training.stopping import is_stale, prospect
+from sparse_evidence.core.training.stopping import is_stale, projected_best
 from sparse_evidence.hpo.running.pruning import needed
-from sparse_evidence.hpo.running.task import prepare
+from sparse_evidence.hpo.running.task import load_task
 from sparse_evidence.hpo.study import space
 from sparse_evidence.hpo.study.definition import PrunerConfig, StudyDefinition, load
 
@@ -52,7 +52,7 @@ class Outcome:
 
 def trained(definition: StudyDefinition, candidates: int, splits: int) -> list[Curves]:
     """Curves of random candidates on several splits, the study's own first; the default configuration comes first."""
-    own = prepare(definition)
+    own = load_task(definition)
     studies = [own, *(anew(own, seed) for seed in range(11, 10 + splits))]
     drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     drawn.enqueue_trial(space.default_parameters(definition))
@@ -74,7 +74,7 @@ def trained(definition: StudyDefinition, candidates: int, splits: int) -> list[C
 
 
 class Replay:
-    """A study on curves: stage after stage as `sparse_evidence.hpo.running.objective` does it, then the other folds catch up."""
+    """A study on curves: stage after stage as `hpo.running.objective` does it, then the other folds catch up."""
 
     def __init__(self, stages: Sequence[int], pruner: PrunerConfig, patience: int) -> None:
         self.stages = stages
@@ -106,7 +106,7 @@ class Replay:
             least = -np.inf if self.pruner.name == "none" or folds == len(scores) else needed(known, self.pruner)
             for end in range(1, longest + 1):
                 stopped = end == longest or is_stale(means[:end], self.patience)
-                ahead = prospect(means[:end], self.patience, longest=longest) if not stopped else max(means[:end])
+                ahead = projected_best(means[:end], self.patience, longest=longest) if not stopped else max(means[:end])
                 hopeless = self._mean([*values, ahead]) < least and (stopped or self.pruner.within_stages)
                 if stopped or hopeless:
                     break

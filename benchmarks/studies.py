@@ -23,7 +23,7 @@ from benchmarks.altered import altered
 from benchmarks.anew import anew
 from benchmarks.service import databases
 from sparse_evidence.core.config import CandidateConfig
-from sparse_evidence.hpo.running.task import Prepared, prepare
+from sparse_evidence.hpo.running.task import StudyTask, load_task
 from sparse_evidence.hpo.study import space
 from sparse_evidence.hpo.study.definition import StudyDefinition, load
 
@@ -38,7 +38,7 @@ def measure(which: tuple[str, ...] = ("home", "quickstart")) -> dict[str, float]
     """Times faster than the script, and the re-scored value minus the script's."""
     found: dict[str, float] = {}
     for name in which:
-        prepared = prepare(load(STUDIES[name]))
+        task = load_task(load(STUDIES[name]))
         seconds, values = np.zeros(2), np.zeros(2)  # ours, the script's
         for seed in SEARCHES[name]:
             with databases() as fresh, tempfile.TemporaryDirectory() as folder:
@@ -46,10 +46,10 @@ def measure(which: tuple[str, ...] = ("home", "quickstart")) -> dict[str, float]
                 definition = load(altered(path, Path(folder) / path.name, {"search": {"seed": str(seed)}}))
                 runs = (
                     _ours(definition, fresh("ours"), Path(folder)),
-                    _script(definition, prepared, fresh("script"), Path(folder)),
+                    _script(definition, task, fresh("script"), Path(folder)),
                 )
             seconds += [taken for taken, _ in runs]
-            values += [rescored(prepared, winner) for _, winner in runs]
+            values += [rescored(task, winner) for _, winner in runs]
             print(f"{name}, seed {seed}: {[round(taken, 1) for taken, _ in runs]} s", file=sys.stderr)
         ours_seconds, script_seconds = map(float, seconds / len(SEARCHES[name]))
         ours_value, script_value = map(float, values / len(SEARCHES[name]))
@@ -87,12 +87,12 @@ def _ours(definition: StudyDefinition, url: str, folder: Path) -> tuple[float, C
     return taken, space.from_dict(json.loads(out.read_text())["config"])
 
 
-def _script(definition: StudyDefinition, prepared: Prepared, url: str, folder: Path) -> tuple[float, CandidateConfig]:
+def _script(definition: StudyDefinition, task: StudyTask, url: str, folder: Path) -> tuple[float, CandidateConfig]:
     file = folder / "embeddings.npz"
-    corpus = next(iter(prepared.embedded.values()))
+    corpus = next(iter(task.embedded.values()))
     np.savez(
         file, embeddings=corpus.embeddings, offsets=corpus.offsets, criteria=corpus.criteria, labels=corpus.labels,
-        assignment=prepared.folds.assignment,
+        assignment=task.folds.assignment,
     )  # fmt: skip
     storage = optuna.storages.RDBStorage(url)
     study = optuna.create_study(storage=storage, study_name="script", direction="maximize")
@@ -109,11 +109,11 @@ def _script(definition: StudyDefinition, prepared: Prepared, url: str, folder: P
     return taken, space.suggest(definition, study.best_trial)
 
 
-def rescored(prepared: Prepared, candidate: CandidateConfig) -> float:
+def rescored(task: StudyTask, candidate: CandidateConfig) -> float:
     """Mean score over fresh folds and seeds, which neither search has seen."""
     values = []
     for seed in FRESH_SEEDS:
-        cv = anew(prepared, seed).cross_validation(candidate, stages=(prepared.folds.count,))
+        cv = anew(task, seed).cross_validation(candidate, stages=(task.folds.count,))
         for _ in cv.epochs():
             pass
         values.append(cv.summary().value)

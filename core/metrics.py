@@ -469,7 +469,7 @@ def criterion_only_scores(train_labels: Labels, n: int) -> Floats:
     return np.tile(prevalence, (n, 1))
 
 
-def floors(labels: Labels, fold_of_row: NDArray[np.integer]) -> dict[str, float | None]:
+def baselines(labels: Labels, fold_of_row: NDArray[np.integer]) -> dict[str, float | None]:
     """Measure what needs no reading of the text; a model that reads must beat every one of these.
 
     The criterion-only model predicts each criterion's prevalence in the training part of the fold; its predictions

@@ -51,7 +51,7 @@ class StorageError(Exception):
         super().__init__(message or self.__doc__)
 
 
-class Refused(Exception):  # noqa: N818 - the name of the exit code, and it reads as what happened
+class RefusedError(Exception):
     """What is here (data, folds, definition or code) is not what the study was started with."""
 
     def __init__(self, message: str | None = None) -> None:
@@ -64,6 +64,6 @@ def exit_code_of(exception: BaseException) -> Exit:
         return Exit.USAGE
     if isinstance(exception, StorageError):
         return Exit.STORAGE
-    if isinstance(exception, Refused):
+    if isinstance(exception, RefusedError):
         return Exit.REFUSED
     return Exit.INTERRUPTED if isinstance(exception, KeyboardInterrupt) else Exit.FAILED

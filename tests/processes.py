@@ -7,7 +7,15 @@ import multiprocessing
 PROCESSES = multiprocessing.get_context("forkserver")
 # One list for all tests: whoever starts the first process decides. Modules of installed packages only, because that
 # process does not know pytest's sys.path.
-PROCESSES.set_forkserver_preload(
-    ["psycopg2", "sqlalchemy.dialects.postgresql.psycopg2", "torch._dynamo", "sparse_evidence.core.corpus.sources", "sparse_evidence.hpo.running.artifacts",
-     "sparse_evidence.hpo.cli.app", "sparse_evidence.hpo.results.live", "sparse_evidence.hpo.running.signals", "sparse_evidence.hpo.running.slots", "sparse_evidence.hpo.running.worker"]
+OURS = (
+    "core.corpus.sources", "hpo.running.artifacts", "hpo.cli.app", "hpo.results.live", "hpo.running.signals",
+    "hpo.running.slots", "hpo.running.worker",
 )  # fmt: skip
+PROCESSES.set_forkserver_preload(
+    [
+        "psycopg2",
+        "sqlalchemy.dialects.postgresql.psycopg2",
+        "torch._dynamo",
+        *(f"sparse_evidence.{name}" for name in OURS),
+    ]
+)

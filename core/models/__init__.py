@@ -84,7 +84,7 @@ class TextCorpus:
     labels: npt.NDArray[np.int8]
 
 
-Readable = EmbeddedCorpus | TextCorpus
+Features = EmbeddedCorpus | TextCorpus
 """What a model may be trained on: which of the two, its configuration says (`reads_text`)."""
 
 
@@ -107,7 +107,7 @@ def prior_log_odds(labels: npt.NDArray[np.int8], train: Sequence[npt.NDArray[np.
 
 def build(
     config: ModelConfig,
-    corpus: Readable,
+    corpus: Features,
     train: Sequence[npt.NDArray[np.int64]],
     *,
     folds: Sequence[int],
@@ -147,7 +147,7 @@ def build(
     return model.to(device), inputs
 
 
-def reader(config: ModelConfig, corpus: Readable, device: torch.device | str = "cpu") -> Inputs:
+def reader(config: ModelConfig, corpus: Features, device: torch.device | str = "cpu") -> Inputs:
     """What the model reads of a corpus: that it trains on, or one that it is to predict.
 
     Embeddings are moved to a device once, whatever number of models read them there.

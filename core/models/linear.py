@@ -41,7 +41,9 @@ class Linear(nn.Module):
         return torch.zeros_like(self.bias[:, 0])
 
 
-def linear_floor(means: npt.NDArray[np.float32], labels: npt.NDArray[np.int8], folds: Folds) -> npt.NDArray[np.float64]:
+def linear_baseline(
+    means: npt.NDArray[np.float32], labels: npt.NDArray[np.int8], folds: Folds
+) -> npt.NDArray[np.float64]:
     """Out-of-fold probabilities of a converged logistic regression (L2, C = 1), criterion by criterion.
 
     Args:
@@ -54,7 +56,7 @@ def linear_floor(means: npt.NDArray[np.float32], labels: npt.NDArray[np.int8], f
     """
     probabilities = np.full(labels.shape, np.nan)
     with torch.no_grad():
-        model = fitted_floor(means, labels, folds).double()
+        model = fit_linear_baseline(means, labels, folds).double()
         for fold in range(folds.count):
             validation = folds.validation(fold)
             logits = torch.from_numpy(means[validation]).double() @ model.weight[fold] + model.bias[fold]
@@ -62,8 +64,8 @@ def linear_floor(means: npt.NDArray[np.float32], labels: npt.NDArray[np.int8], f
     return probabilities
 
 
-def fitted_floor(means: npt.NDArray[np.float32], labels: npt.NDArray[np.int8], folds: Folds) -> Linear:
-    """The logistic regressions of `linear_floor` as one model, stacked over the folds."""
+def fit_linear_baseline(means: npt.NDArray[np.float32], labels: npt.NDArray[np.int8], folds: Folds) -> Linear:
+    """The logistic regressions of `linear_baseline` as one model, stacked over the folds."""
     model = Linear(means.shape[1], torch.zeros(folds.count, labels.shape[1]))
     with torch.no_grad():
         for fold in range(folds.count):

@@ -17,10 +17,10 @@ import torch
 
 from .. import metrics
 from ..config import CandidateConfig
-from ..models import Readable
+from ..models import Features
 from ..splits import Folds
 from .stack import Stack, make_stack
-from .stopping import best_index, is_stale, prospect
+from .stopping import best_index, is_stale, projected_best
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class CrossValidation:
 
     def __init__(
         self,
-        corpus: Readable,
+        corpus: Features,
         folds: Folds,
         candidate: CandidateConfig,
         *,
@@ -166,19 +166,19 @@ class CrossValidation:
         """Mean score of the folds begun, each at the best epoch of its own stage."""
         return self._mean_of([self._best(stage) for stage in self._stages if stage.curve])
 
-    def prospect(self) -> float:
-        """What `value_so_far` may become by the end of the stage in training: see `stopping.prospect`.
+    def projected_value(self) -> float:
+        """What `value_so_far` may become by the end of the stage in training: see `stopping.projected_best`.
 
         Once the stage has stopped it is the value itself.
         """
         begun = [stage for stage in self._stages if stage.curve]
-        return self._mean_of([self._best(stage) if stage.ended else self._prospect(stage) for stage in begun])
+        return self._mean_of([self._best(stage) if stage.ended else self._projected_best(stage) for stage in begun])
 
     def _best(self, stage: _Stage) -> float:
         return stage.means[best_index(stage.means, higher_is_better=self.metric.higher_is_better)]
 
-    def _prospect(self, stage: _Stage) -> float:
-        return prospect(
+    def _projected_best(self, stage: _Stage) -> float:
+        return projected_best(
             stage.means,
             self.training.patience,
             longest=self.training.epochs,

@@ -22,7 +22,7 @@ from .. import losses, models
 from ..classic.trainer import EpochEnd, Trainer, linear_warmup
 from ..config import CandidateConfig, TokenConfig
 from ..errors import NonFiniteLossError
-from ..models import Readable
+from ..models import Features
 from ..models.token import Token
 from ..seeding import numpy_generator, stable_seed
 from ..splits import Folds
@@ -67,7 +67,7 @@ class Stack(Protocol):
 
 
 def make_stack(
-    corpus: Readable,
+    corpus: Features,
     folds: Folds,
     which: Sequence[int],
     candidate: CandidateConfig,
@@ -99,7 +99,7 @@ class FoldStack:
 
     def __init__(
         self,
-        corpus: Readable,
+        corpus: Features,
         folds: Folds,
         which: Sequence[int],
         candidate: CandidateConfig,

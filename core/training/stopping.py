@@ -21,7 +21,7 @@ def best_index(means: Sequence[float], *, higher_is_better: bool = True) -> int:
     return int(np.argmax(np.where(np.isnan(signed), -np.inf, signed)))
 
 
-def prospect(
+def projected_best(
     means: Sequence[float], patience: int, *, longest: int, warmup: int = 0, higher_is_better: bool = True
 ) -> float:
     """What the curve's best would be after `patience` more epochs at the pace of the last half of `patience`.

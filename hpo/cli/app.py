@@ -16,15 +16,15 @@ import typer
 
 from sparse_evidence.core.errors import UserError
 
-from ..errors import Exit, Refused, StorageError, exit_code_of
-from ..running import process as startup
+from ..errors import Exit, RefusedError, StorageError, exit_code_of
+from ..running import process
 
 if TYPE_CHECKING:
     from optuna import Study
     from rich.console import Console
 
     from ..running.slots import Slot
-    from ..running.task import Prepared
+    from ..running.task import StudyTask
     from ..study.definition import StudyDefinition
 
 EXIT_CODES = (
@@ -69,7 +69,7 @@ REFRESH_SECONDS = 0.5
 
 def main() -> NoReturn:
     """Run a verb; a mistake ends as one sentence on standard error and its exit code."""
-    startup.begun()
+    process.disable_gc()
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     # Threads that spin while they wait take the cores from other workers (an epoch was 3 times slower beside others).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -83,14 +83,14 @@ def main() -> NoReturn:
     except typer.TyperException as error:
         _complain(f"{error.format_message().rstrip('.')}; `{_called(error)} --help` shows what there is")
         code = Exit.USAGE
-    except (UserError, StorageError, Refused) as error:
+    except (UserError, StorageError, RefusedError) as error:
         _complain(str(error))
         code = exit_code_of(error)
     except BrokenPipeError:
         with suppress(OSError):
             sys.stdout = open("/dev/null", "w")  # noqa: PTH123, SIM115 (so that the exit flushes nowhere)
         code = Exit.FAILED
-    startup.over()
+    process.skip_final_gc()
     sys.exit(code)
 
 
@@ -154,8 +154,8 @@ def run(
     with resolve(storage) as url:
         engine_of(open_storage(url)).dispose()  # a wrong URL is found before minutes of embedding
         budget = trials or definition.search.trials
-        joined, prepared = _join(definition, url, budget, console)
-        code = _drive(console, definition, url, joined, prepared, budget, workers)
+        joined, task = _join(definition, url, budget, console)
+        code = _drive(console, definition, url, joined, task, budget, workers)
         if code == Exit.DONE or export.best_trial(joined) is not None:
             best = export.best(joined)
             export.write_json(best, out)
@@ -164,19 +164,19 @@ def run(
         raise typer.Exit(code)
 
 
-def _join(definition: StudyDefinition, url: str, budget: int, console: Console) -> tuple[Study, Prepared]:
+def _join(definition: StudyDefinition, url: str, budget: int, console: Console) -> tuple[Study, StudyTask]:
     """Prepare the study's data and create or join it."""
     from ..results import live
-    from ..running.task import prepare
+    from ..running.task import load_task
     from ..running.worker import join
 
     progress = live.EmbeddingProgress(console)
     try:
-        prepared = prepare(definition, progress=progress)
+        task = load_task(definition, progress=progress)
     finally:
         progress.close()
-    console.print(f"{definition.name}: {len(prepared.corpus)} posts; {prepared.embedding}")
-    return join(definition, prepared, url, trials=budget), prepared
+    console.print(f"{definition.name}: {len(task.corpus)} posts; {task.embedding}")
+    return join(definition, task, url, trials=budget), task
 
 
 def _drive(
@@ -184,23 +184,23 @@ def _drive(
     definition: StudyDefinition,
     url: str,
     joined: Study,
-    prepared: Prepared,
+    task: StudyTask,
     budget: int,
     workers: int | None,
 ) -> int:
     """Start the workers, say what there is to beat, and watch until the budget is spent; returns the exit code."""
-    from ..results import best as export
+    from ..database import record
     from ..results import live
     from ..results import tables as report
     from ..running import claims, supervisor
-    from ..running.signals import stopped_by_signals
+    from ..running.signals import graceful_shutdown
     from ..running.slots import plan
-    from ..running.worker import measure_floors
+    from ..running.worker import measure_baselines
 
     def say_floors() -> None:
-        measure_floors(joined, prepared)
+        measure_baselines(joined, task)
         metric = definition.search.metric
-        console.print(f"to beat: {metric} {report.floors_in_words(metric, joined.user_attrs.get(export.FLOORS))}")
+        console.print(f"to beat: {metric} {report.baselines_text(metric, record.baselines(joined))}")
 
     left = budget - (done := claims.count(joined).finished)
     if left <= 0:
@@ -210,8 +210,8 @@ def _drive(
     slots = plan(min(workers or len(plan(None)), left), per_gpu=workers or 1)
     stop = threading.Event()
     view = live.LiveView(console, joined, trials=budget, metric=definition.search.metric)
-    startup.settled()
-    with stopped_by_signals(stop, again=signal.default_int_handler), supervisor.Workers(
+    process.freeze_gc()
+    with graceful_shutdown(stop, again=signal.default_int_handler), supervisor.WorkerPool(
         definition.path, url, trials=budget, slots=slots, say=view.say
     ) as crew, view:  # fmt: skip
         say_floors()  # takes about as long as the workers take to start
@@ -254,18 +254,18 @@ def worker(
 ) -> None:
     """Join the study from any machine, and work until its trials are finished."""
     from ..database.studies import resolve
-    from ..running.signals import stopped_by_end_of_input, stopped_by_signals
+    from ..running.signals import graceful_shutdown, stop_with_parent
 
     stop = threading.Event()
-    stopped_by_end_of_input(stop)
+    stop_with_parent(stop)
     definition = _define(study)
     budget = trials or definition.search.trials
     if slots is not None:
         plan = _plan(slots, per_gpu, threads)
-        with stopped_by_signals(stop, again=signal.default_int_handler), resolve(storage) as url:
+        with graceful_shutdown(stop, again=signal.default_int_handler), resolve(storage) as url:
             code = _supervise(definition, url, budget, plan, artifacts, stop)
     else:
-        with stopped_by_signals(stop), resolve(storage) as url:
+        with graceful_shutdown(stop), resolve(storage) as url:
             code = _work(definition, url, budget, slot, threads, artifacts, stop)
     if code:
         raise typer.Exit(code)
@@ -303,15 +303,15 @@ def _work(
 def _supervise(
     definition: StudyDefinition, url: str, budget: int, slots: list[Slot], artifacts: str | None, stop: threading.Event
 ) -> int:
-    from ..running.supervisor import Workers
+    from ..running.supervisor import WorkerPool
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    startup.settled()
+    process.freeze_gc()
     for slot in slots:
         say(f"slot {slot.number}: {slot.gpu or 'no GPU'}, {slot.threads} CPU threads")
-    with Workers(definition.path, url, trials=budget, slots=slots, say=say, artifacts=artifacts) as crew:
+    with WorkerPool(definition.path, url, trials=budget, slots=slots, say=say, artifacts=artifacts) as crew:
         while crew.alive() and not stop.wait(REFRESH_SECONDS):
             pass
     done = stop.is_set() or Exit.DONE in crew.codes()  # one that found the budget spent speaks for all
@@ -377,5 +377,5 @@ def dashboard(
         opened = open_storage(url)
         if definition is not None:
             load_existing(opened, definition.name)
-        startup.settled()
+        process.freeze_gc()
         pages.serve(opened, host=host, port=port, changes=allow_changes, ready=lambda at: print(at, flush=True))

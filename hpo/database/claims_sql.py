@@ -16,17 +16,12 @@ from typing import Any
 import optuna
 import sqlalchemy as sa
 
-from .optuna_storage import NOW, patiently
+from .optuna_storage import NOW, retry
+from .record import ATTEMPTS, INFEASIBLE, OUTCOME, REASON
 from .studies import backend, engine_of
 
 logger = logging.getLogger(__name__)
 
-OUTCOME = "hpo:outcome"
-"""User attribute of a failed trial that counts as finished: "infeasible"."""
-REASON = "hpo:reason"
-INFEASIBLE = "infeasible"
-ATTEMPTS = "hpo:attempts"
-"""User attribute of a trial that more than one worker began: how many did."""
 
 # A heartbeat that could not arrive while the database was down is not missing: the grace starts when it is up.
 _SILENT = "greatest(c.heartbeat, pg_postmaster_start_time()) < clock_timestamp() - make_interval(secs => :grace)"
@@ -169,7 +164,7 @@ def count(study: optuna.Study) -> Counts:
         with engine_of(study).connect() as connection:
             return counted(connection, study_id(study))
 
-    return patiently(read, backend(study).patience_seconds)
+    return retry(read, backend(study).retry_seconds)
 
 
 def workers(engine: sa.Engine, study: optuna.Study) -> list[dict[str, Any]]:
@@ -182,7 +177,7 @@ def workers(engine: sa.Engine, study: optuna.Study) -> list[dict[str, Any]]:
         with engine.connect() as connection:
             return [dict(row) for row in connection.execute(sa.text(_WORKERS), {"study": study_id(study)}).mappings()]
 
-    return patiently(read, backend(study).patience_seconds)
+    return retry(read, backend(study).retry_seconds)
 
 
 def counted(connection: sa.Connection, study: int) -> Counts:

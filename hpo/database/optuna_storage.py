@@ -6,7 +6,7 @@ because each of them is one transaction that may be run twice; creating trials i
 
 *Fencing.* A trial that this process has claimed is in `fences` with the claim's owner. Every transaction that writes
 into it begins by locking the claim's row and checking the owner, on the same connection: whoever takes the trial
-over waits for the write to end, and later writes raise `ClaimLost`. No caller can forget it: there is one way to write.
+over waits for the write to end, and later writes raise `ClaimLostError`. No caller can forget it: there is one way to write.
 
 *Few round trips.* Optuna reads trials in seven statements through its object mapper and asks again before every
 write, which is most of what a short trial costs. Here trials are read in one statement (`hpo.database.trial_rows`), and whatever is
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 LOCKS = 0x68706F
 """First key of our advisory locks; the second is a study's id, or 0 for creating tables and studies."""
-FLOORS_LOCKS = LOCKS + 1
+BASELINE_LOCKS = LOCKS + 1
 """The same for measuring a study's floors, which takes seconds and keeps nobody from anything else."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds
 
@@ -86,7 +86,7 @@ UPDATE trials SET state = :state, datetime_complete = {NOW} WHERE trial_id = :tr
 """)  # noqa: S608 (a constant)
 
 
-class ClaimLost(Exception):  # noqa: N818 (it is news, not a mistake)
+class ClaimLostError(Exception):
     """The trial was taken over by another worker: drop it and claim the next one."""
 
     def __init__(self, message: str | None = None) -> None:
@@ -104,9 +104,9 @@ def passing(error: BaseException | None) -> bool:
     return isinstance(error, lost)
 
 
-def patiently(call: Callable[[], T], patience_seconds: float) -> T:
+def retry(call: Callable[[], T], retry_seconds: float) -> T:
     """Call until it succeeds, with growing pauses that differ between workers; `StorageError` when patience ends."""
-    deadline = time.monotonic() + patience_seconds
+    deadline = time.monotonic() + retry_seconds
     pause = SHORTEST_PAUSE
     while True:
         try:
@@ -117,7 +117,7 @@ def patiently(call: Callable[[], T], patience_seconds: float) -> T:
                 raise
             if left <= 0:
                 raise StorageError(
-                    f"The storage was out of reach for {patience_seconds:.0f} s: check that Postgres runs, then start "
+                    f"The storage was out of reach for {retry_seconds:.0f} s: check that Postgres runs, then start "
                     "the command again; nothing that was reported is lost."
                 ) from error
             if pause == SHORTEST_PAUSE:
@@ -130,26 +130,26 @@ def _patient(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[A
     """Return the method, repeated while the database is away."""
 
     @functools.wraps(method)
-    def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:  # noqa: ANN401 (a PatientStorage, defined below)
-        return patiently(lambda: method(self, *args, **kwargs), self.patience_seconds)
+    def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:  # noqa: ANN401 (a RetryingStorage, defined below)
+        return retry(lambda: method(self, *args, **kwargs), self.retry_seconds)
 
     return call
 
 
-class PatientStorage(RDBStorage):
+class RetryingStorage(RDBStorage):
     """`RDBStorage` that survives outages and writes only into trials that it may write into."""
 
     def __init__(
         self,
         url: str,
         *,
-        patience_seconds: float,
+        retry_seconds: float,
         engine_kwargs: dict[str, Any],
         skip_table_creation: bool,
         without: Collection[str] = (),
     ) -> None:
         super().__init__(url, engine_kwargs, skip_table_creation=skip_table_creation)
-        self.patience_seconds = patience_seconds
+        self.retry_seconds = retry_seconds
         self.without = without
         """User attributes of trials that are not read."""
         self.fences: dict[int, str] = {}
@@ -203,7 +203,7 @@ class PatientStorage(RDBStorage):
             with self.engine.connect() as connection:
                 return query(connection)
 
-        return patiently(once, self.patience_seconds)
+        return retry(once, self.retry_seconds)
 
     # ---- writing
 
@@ -257,9 +257,7 @@ class PatientStorage(RDBStorage):
         if state.is_finished():
             self.end(trial_id, state, values)
             return True
-        return patiently(
-            lambda: RDBStorage.set_trial_state_values(self, trial_id, state, values), self.patience_seconds
-        )
+        return retry(lambda: RDBStorage.set_trial_state_values(self, trial_id, state, values), self.retry_seconds)
 
     def end(
         self,
@@ -275,7 +273,7 @@ class PatientStorage(RDBStorage):
 
         Raises:
             UpdateFinishedTrialError: it has ended before, by somebody else.
-            ClaimLost: another worker has taken the trial over.
+            ClaimLostError: another worker has taken the trial over.
         """
         batch = Batch(trial_id)
         for objective, each in enumerate(values or ()):
@@ -298,7 +296,7 @@ class PatientStorage(RDBStorage):
 
         try:
             self._write(trial_id, finish)
-        except (UpdateFinishedTrialError, ClaimLost):
+        except (UpdateFinishedTrialError, ClaimLostError):
             stored = self.get_trial(trial_id)
             as_told = stored.state == state and stored.values == (list(values) if values else None)
             if not sent or not as_told:  # else it was us, and the answer got lost
@@ -323,7 +321,7 @@ class PatientStorage(RDBStorage):
                 self._admit(connection, trial_id)
                 write(connection)
 
-        patiently(once, self.patience_seconds)
+        retry(once, self.retry_seconds)
 
     def _admit(self, connection: sa.Connection, trial_id: int) -> None:
         """Begin to write into a trial: it is unfinished, and if we claimed it, it stays ours until the end."""
@@ -335,7 +333,7 @@ class PatientStorage(RDBStorage):
         else:
             state = connection.execute(_STATE_IF_MINE, {"trial": trial_id, "owner": owner}).scalar()
             if state is None:
-                raise ClaimLost
+                raise ClaimLostError
         self.check_trial_is_updatable(trial_id, TrialState[state])
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sparse_evidence.core.errors import UserError
 
-from ..errors import Refused, StorageError
+from ..errors import RefusedError, StorageError
 
 if TYPE_CHECKING:
     import optuna
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from sqlalchemy import URL, Connection, Engine
 
-    from .optuna_storage import PatientStorage
+    from .optuna_storage import RetryingStorage
+
+from .record import IDENTITY
 
 logger = logging.getLogger(__name__)
 
-IDENTITY = "hpo:identity"
-"""User attribute of a study: what it was started with."""
-PATIENCE_SECONDS = 600.0
+RETRY_SECONDS = 600.0
 """How long a worker waits for a database that went away."""
 CONNECT_SECONDS = 8
 """How long opening a storage may take before it counts as out of reach."""
@@ -137,7 +137,7 @@ def _password_from_file() -> str | None:
 # ---- storage --------------------------------------------------------------------------------------------------------
 
 
-def open_storage(url: str, *, patience_seconds: float = PATIENCE_SECONDS, without: Collection[str] = ()) -> BaseStorage:
+def open_storage(url: str, *, retry_seconds: float = RETRY_SECONDS, without: Collection[str] = ()) -> BaseStorage:
     """Open Optuna's storage at `url` (from `resolve`), with all tables there, and patient from here on.
 
     User attributes of trials named in `without` are not read: who does not need them spares time and memory.
@@ -152,16 +152,16 @@ def open_storage(url: str, *, patience_seconds: float = PATIENCE_SECONDS, withou
     options = _engine_options(sa.make_url(url))
     ready = _ready(url, options)
 
-    def opened(tables: bool) -> PatientStorage:
-        return rdb.PatientStorage(
+    def opened(tables: bool) -> RetryingStorage:
+        return rdb.RetryingStorage(
             url.replace("{", "{{").replace("}", "}}"),  # Optuna fills a template
-            patience_seconds=patience_seconds,
+            retry_seconds=retry_seconds,
             engine_kwargs=options,
             skip_table_creation=not tables,
             without=without,
         )
 
-    def create() -> PatientStorage:
+    def create() -> RetryingStorage:
         engine = sa.create_engine(url, **options)
         try:
             with engine.begin() as connection:
@@ -174,17 +174,17 @@ def open_storage(url: str, *, patience_seconds: float = PATIENCE_SECONDS, withou
         finally:
             engine.dispose()
 
-    storage = rdb.patiently(lambda: opened(tables=False) if ready else create(), CONNECT_SECONDS)
+    storage = rdb.retry(lambda: opened(tables=False) if ready else create(), CONNECT_SECONDS)
     return optuna.storages.get_storage(storage)
 
 
-def backend(holder: BaseStorage | optuna.Study) -> PatientStorage:
+def backend(holder: BaseStorage | optuna.Study) -> RetryingStorage:
     """Return our storage behind Optuna's cache: the one place that knows where Optuna keeps it."""
     from . import optuna_storage as rdb
 
     cached = getattr(holder, "_storage", holder)
     found = getattr(cached, "_backend", cached)
-    assert isinstance(found, rdb.PatientStorage), "open studies with hpo.database.studies"
+    assert isinstance(found, rdb.RetryingStorage), "open studies with hpo.database.studies"
     return found
 
 
@@ -209,7 +209,7 @@ def try_lock(connection: Connection, study_id: int) -> bool:
 
     from . import optuna_storage as rdb
 
-    return bool(connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(rdb.FLOORS_LOCKS, study_id))))
+    return bool(connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(rdb.BASELINE_LOCKS, study_id))))
 
 
 def _engine_options(url: URL) -> dict[str, Any]:
@@ -294,7 +294,7 @@ def open_study(
     pruner: BasePruner | None = None,
     differences: Differences | None = None,
 ) -> optuna.Study:
-    """Create the study, or join it if it was started with the same `identity`; else `Refused` says what differs.
+    """Create the study, or join it if it was started with the same `identity`; else `RefusedError` says what differs.
 
     `identity` has the keys `definition` (a dict that survives JSON), `definition_sha256`, `data_sha256`,
     `folds_sha256` and `code`. `default_parameters` are queued when the study is created and so become trial 0.
@@ -302,15 +302,15 @@ def open_study(
     """
     from . import optuna_storage as rdb
 
-    study = rdb.patiently(
-        lambda: _created(storage, name, direction, identity, default_parameters), backend(storage).patience_seconds
+    study = rdb.retry(
+        lambda: _created(storage, name, direction, identity, default_parameters), backend(storage).retry_seconds
     )
     stored = study.user_attrs[IDENTITY]
     different = _compared(identity, stored, differences or _plain_differences)
     if study.direction.name.lower() != direction:
         different.append(f"the direction is {direction} here and {study.direction.name.lower()} in the study")
     if different:
-        raise Refused(
+        raise RefusedError(
             f"The study {name!r} in {masked(_url(storage))} was started with something else: {'; '.join(different)}; "
             "use what it was started with, or give this study another name."
         )
@@ -346,7 +346,7 @@ def _created(
             return study
         trials = study.get_trials(deepcopy=False)
         if any(trial.state != optuna.trial.TrialState.WAITING for trial in trials):
-            raise Refused(
+            raise RefusedError(
                 f"The study {name!r} in {masked(_url(storage))} was not made by hpo: give this study another name."
             )
         if default_parameters is not None and not trials:

@@ -15,23 +15,14 @@ from typing import TYPE_CHECKING, Any
 from sparse_evidence.core.cache import write_atomically
 from sparse_evidence.core.errors import UserError
 
-from ..database.studies import IDENTITY, engine_of
+from ..database.record import ATTEMPTS, BASELINES, CONFIG, CV, IDENTITY, REQUESTED
+from ..database.studies import engine_of
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
 SCHEMA = 1
-FLOORS = "hpo:floors"
-"""Study attribute: what must be beaten, measured once on the study's folds."""
-REQUESTED = "hpo:requested"
-"""Study attribute: the largest number of trials that anyone asked for."""
-CONFIG = "hpo:config"
-"""Trial attribute: the resolved configuration."""
-CV = "hpo:cv"
-"""Trial attribute of a complete trial: everything at its best epoch."""
-CURVES = "hpo:curves"
-"""Trial attribute: every measured curve, `{name: [folds][epochs]}`."""
 
 _VERSIONED = ("sparse-evidence-hpo", "optuna", "torch", "sentence-transformers", "scikit-learn", "numpy")
 
@@ -77,7 +68,7 @@ def best(study: Study) -> dict[str, Any]:
         "trial": trial.number,
         "params": dict(trial.params),
         "config": trial.user_attrs[CONFIG],
-        "cv": {**cv, "floors": study.user_attrs.get(FLOORS)},
+        "cv": {**cv, "floors": study.user_attrs.get(BASELINES)},
         "trials": {
             "complete": counts.complete,
             "pruned": counts.pruned,
@@ -100,7 +91,6 @@ def best(study: Study) -> dict[str, Any]:
 
 def status(study: Study) -> dict[str, Any]:
     """Trials by state, the best so far, who works on what, and trials begun more than once, as JSON values."""
-    from ..database.claims_sql import ATTEMPTS
     from ..running.claims import count, workers
 
     counts = count(study)
@@ -115,7 +105,7 @@ def status(study: Study) -> dict[str, Any]:
         "metric": study.user_attrs[IDENTITY]["definition"]["search"]["metric"],
         "trials": {"requested": requested, "finished": counts.finished, **states},
         "best": None if trial is None else {"trial": trial.number, "value": trial.value, "params": dict(trial.params)},
-        "floors": study.user_attrs.get(FLOORS),
+        "floors": study.user_attrs.get(BASELINES),
         "pace": _pace(study, left if held else None),
         "workers": held,
         "attempts": {

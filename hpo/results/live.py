@@ -14,9 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ..database import record
 from ..database.studies import engine_of
 from . import best as export
-from .tables import duration, floors_in_words, number
+from .tables import baselines_text, duration, number
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -149,7 +150,7 @@ class LiveView(AbstractContextManager["LiveView"]):
         states = [words for words in states if not words.startswith("0 ") or words in {"0 complete", "0 pruned"}]
         best = export.best_trial(self._study)
         value = f"{number(best.value)} (trial {best.number})" if best else "not known yet"
-        floors = floors_in_words(self._metric, self._study.user_attrs.get(export.FLOORS))
+        floors = baselines_text(self._metric, record.baselines(self._study))
         running = ", ".join(map(_at_work, held))
         lines = [
             Text(" · ".join([*states, f"{counts.running} running"])),

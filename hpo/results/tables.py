@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-FLOOR_NAMES = {"linear": "linear floor", "mean_prevalence": "chance"}
+BASELINE_NAMES = {"linear": "linear floor", "mean_prevalence": "chance"}
 
 
 def number(value: float | None) -> str:
@@ -30,11 +30,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} days {whole % 86400 // 3600} h"
 
 
-def floors_in_words(metric: str, floors: Mapping[str, Any] | None) -> str:
+def baselines_text(metric: str, floors: Mapping[str, Any] | None) -> str:
     """`linear floor 0.4589, chance 0.2005`: what the study's metric is without a model that reads."""
     if not floors:
         return "floors not measured yet"
-    names = FLOOR_NAMES if metric == "average_precision" else {"linear": "linear floor"}
+    names = BASELINE_NAMES if metric == "average_precision" else {"linear": "linear floor"}
     return ", ".join(f"{words} {number(floors[name])}" for name, words in names.items() if name in floors)
 
 
@@ -72,7 +72,7 @@ def status(state: Mapping[str, Any]) -> RenderableType:
         Text(f"{state['study']}: {trials['finished']} of {trials['requested']} trials finished", style="bold"),
         Text(counts),
         Text(f"best {state['metric']} {number(best['value'])} (trial {best['trial']})" if best else "no score yet"),
-        Text(floors_in_words(state["metric"], state["floors"])),
+        Text(baselines_text(state["metric"], state["floors"])),
     ]
     if pace["seconds_left"] is not None:
         lines.append(Text(f"{pace['trials_per_hour']:.1f} trials/h, {duration(pace['seconds_left'])} left"))

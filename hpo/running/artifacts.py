@@ -24,7 +24,7 @@ from sparse_evidence.core.training.state_file import pack_state, unpack_state
 
 from ..database.studies import masked
 from ..errors import StorageError
-from .claims import Claim, ClaimLost
+from .claims import Claim, ClaimLostError
 
 logger = logging.getLogger(__name__)
 
@@ -128,12 +128,12 @@ class Checkpoints:
         return made
 
     def epoch_ended(self, claim: Claim, config: Mapping[str, Any], state: Resumable) -> None:
-        """Save the state if the last time is long enough ago. Raises `ClaimLost`."""
+        """Save the state if the last time is long enough ago. Raises `ClaimLostError`."""
         if time.monotonic() - self._last >= self._every:
             self.save(claim, config, state)
 
     def save(self, claim: Claim, config: Mapping[str, Any], state: Resumable) -> None:
-        """Save the state; what goes wrong with the store is told, and the work goes on. Raises `ClaimLost`."""
+        """Save the state; what goes wrong with the store is told, and the work goes on. Raises `ClaimLostError`."""
         content = pack_state({"config": dict(config), "state": state.state_dict()})
         artifact = f"trial-{claim.trial.number}-{uuid.uuid4().hex}.safetensors"
         try:
@@ -142,7 +142,7 @@ class Checkpoints:
             claim.announce(artifact)
             self._store.write(artifact, io.BytesIO(content))
             claim.keep(artifact, hashlib.sha256(content).hexdigest())
-        except ClaimLost:
+        except ClaimLostError:
             self.discard(artifact)
             raise
         except StorageError:

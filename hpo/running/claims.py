@@ -35,11 +35,12 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..database import claims_sql as ledger
-from ..database.claims_sql import INFEASIBLE, OUTCOME, REASON, Counts, Held, Worker, count, workers
-from ..database.optuna_storage import DROP, LONGEST_PAUSE, SHORTEST_PAUSE, ClaimLost, patiently
+from ..database.claims_sql import Counts, Held, Worker, count, workers
+from ..database.optuna_storage import DROP, LONGEST_PAUSE, SHORTEST_PAUSE, ClaimLostError, retry
+from ..database.record import INFEASIBLE, OUTCOME, REASON
 from ..database.studies import backend, lock
 
-__all__ = ["REASON", "Claim", "ClaimLost", "Claims", "Counts", "Finished", "Reaper", "Wait", "Worker", "count", "workers"]  # fmt: skip  # noqa: E501
+__all__ = ["REASON", "Claim", "ClaimLostError", "Claims", "Counts", "Finished", "Reaper", "Wait", "Worker", "count", "workers"]  # fmt: skip  # noqa: E501
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class Claims:
     def claim(self) -> Claim | Wait | Finished:
         """Take over a trial that nobody works on, else start one, else say why not."""
         owner = uuid.uuid4().hex
-        got = patiently(lambda: self._decide(owner), backend(self.study).patience_seconds)
+        got = retry(lambda: self._decide(owner), backend(self.study).retry_seconds)
         if not isinstance(got, Held):
             return got
         backend(self.study).fences[got.trial_id] = owner
@@ -156,7 +157,7 @@ class Claims:
 class Claim:
     """A trial held by this worker. As a context it keeps a heartbeat, and leaves no trial unattended.
 
-    Optuna's own calls on `trial` (suggest, report, attributes) raise `ClaimLost` once somebody else has taken over.
+    Optuna's own calls on `trial` (suggest, report, attributes) raise `ClaimLostError` once somebody else has taken over.
     A context left by an exception hands the trial back at once, as an attempt that failed; one left without having
     finished or released it hands it back, too.
     """
@@ -202,7 +203,7 @@ class Claim:
         ended = self._over.is_set()
         self._over.set()
         self._thread.join(timeout=1)  # it may be waiting for the database; it ends when that answers
-        if ended or self.lost.is_set() or isinstance(error, ClaimLost):
+        if ended or self.lost.is_set() or isinstance(error, ClaimLostError):
             return
         failed = isinstance(error, Exception)  # not Ctrl-C
         self._leave(ledger.FAIL if failed else ledger.RELEASE)
@@ -214,23 +215,23 @@ class Claim:
         return backend(self.trial.study).together(self._key["trial"])
 
     def progress(self, stage: int, epoch: int) -> None:
-        """Say how far the work is; the next heartbeat carries it, so this costs nothing. Raises `ClaimLost`."""
+        """Say how far the work is; the next heartbeat carries it, so this costs nothing. Raises `ClaimLostError`."""
         self._progress = (stage, epoch)
         self._moved = time.monotonic()
         if self.lost.is_set():
-            raise ClaimLost
+            raise ClaimLostError
 
     def reported(self, step: int) -> bool:
         """Whether this or an earlier worker has reported at this step; nobody else can since the trial is ours."""
         return step in self._known.intermediate_values
 
     def announce(self, artifact: str) -> None:
-        """Note an artifact that is about to be written for the trial. Raises `ClaimLost`."""
+        """Note an artifact that is about to be written for the trial. Raises `ClaimLostError`."""
         self._write(ledger.ANNOUNCE, artifact=artifact)
         self.pending = artifact
 
     def keep(self, artifact: str, sha256: str) -> None:
-        """Make the announced artifact the trial's checkpoint and remove the one before. Raises `ClaimLost`."""
+        """Make the announced artifact the trial's checkpoint and remove the one before. Raises `ClaimLostError`."""
         self._write(ledger.KEEP, artifact=artifact, sha256=sha256)
         self.pending, self.checkpoint, self.checkpoint_sha256 = self.checkpoint, artifact, sha256
         if self.pending and self._discard(self.pending):
@@ -255,7 +256,7 @@ class Claim:
             reason: why it is infeasible.
 
         Raises:
-            ClaimLost: another worker took the trial over, or somebody else ended it.
+            ClaimLostError: another worker took the trial over, or somebody else ended it.
         """
         if state == TrialState.COMPLETE and (value is None or math.isnan(value)):
             raise ValueError(f"A complete trial needs a value, not {value}: end it as infeasible (FAIL, reason=...).")
@@ -272,11 +273,11 @@ class Claim:
         try:
             # The claim is what remembers artifacts: without any it can go at once.
             backend(study).end(self._key["trial"], state, values, told, reports, drop_claim=not artifacts)
-        except ClaimLost:
+        except ClaimLostError:
             self.lost.set()
             raise
         except UpdateFinishedTrialError as error:
-            raise ClaimLost(f"Trial {self.trial.number} was ended by somebody else.") from error
+            raise ClaimLostError(f"Trial {self.trial.number} was ended by somebody else.") from error
         self._over.set()
         self._known.user_attrs.update(told)
         if artifacts and all(self._discard(artifact) for artifact in artifacts):
@@ -289,7 +290,7 @@ class Claim:
 
     @property
     def _patience(self) -> float:
-        return backend(self.trial.study).patience_seconds
+        return backend(self.trial.study).retry_seconds
 
     @property
     def _known(self) -> FrozenTrial:
@@ -306,16 +307,16 @@ class Claim:
             with self._engine.begin() as connection:
                 return connection.execute(sa.text(statement), {**self._key, **values}).rowcount
 
-        if not patiently(once, self._patience):
+        if not retry(once, self._patience):
             self.lost.set()
-            raise ClaimLost
+            raise ClaimLostError
 
     def _end(self, statement: str) -> None:
         def once() -> None:
             with self._engine.begin() as connection:
                 connection.execute(sa.text(statement), self._key)
 
-        patiently(once, self._patience)
+        retry(once, self._patience)
 
     def _leave(self, statement: str) -> None:
         """Hand the trial back on the way out: one try, because the database may be what went wrong."""

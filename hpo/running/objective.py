@@ -13,26 +13,26 @@ from optuna.trial import TrialState
 from sparse_evidence.core.errors import NonFiniteLossError
 from sparse_evidence.core.training.crossval import CrossValidation
 
-from ..results.best import CONFIG, CURVES, CV
+from ..database.record import CONFIG, CURVES, CV
 from ..study import space
 from . import pruning
 from .artifacts import Checkpoints
 from .claims import Claim
-from .task import Prepared
+from .task import StudyTask
 
 
-class OutOfMemory(Exception):  # noqa: N818 (the trial's end has been told)
+class TrialOutOfMemoryError(Exception):
     """The trial ran out of memory and has ended as infeasible."""
 
 
 def run(
-    claim: Claim, prepared: Prepared, checkpoints: Checkpoints, *, device: str, stop: Callable[[], bool]
+    claim: Claim, task: StudyTask, checkpoints: Checkpoints, *, device: str, stop: Callable[[], bool]
 ) -> TrialState | None:
     """Cross-validate the claimed trial, from where an earlier worker left it, and tell its end.
 
     Args:
         claim: the trial, ours until it is told.
-        prepared: the study's data.
+        task: the study's data.
         checkpoints: where unfinished trials are saved.
         device: where it trains.
         stop: asked after every epoch; once it says yes the trial is handed back.
@@ -41,24 +41,22 @@ def run(
         COMPLETE, PRUNED or FAIL (infeasible: it diverged or ran out of memory), or None if it was handed back.
 
     Raises:
-        ClaimLost: another worker took the trial over.
-        OutOfMemory: the trial has ended as infeasible, and this process had better end, too.
+        ClaimLostError: another worker took the trial over.
+        TrialOutOfMemoryError: the trial has ended as infeasible, and this process had better end, too.
     """
     with claim.together():
-        candidate = space.suggest(prepared.definition, claim.trial)
+        candidate = space.suggest(task.definition, claim.trial)
         config = space.to_dict(candidate)
         claim.trial.set_user_attr(CONFIG, config)
     try:
         number = claim.trial.number
-        rule = pruning.SameFolds(prepared.definition, claim.trial, claim.trials_when_claimed)
-        cv = checkpoints.resumed(
-            claim, config, lambda: prepared.cross_validation(candidate, trial=number, device=device)
-        )
+        rule = pruning.SameFolds(task.definition, claim.trial, claim.trials_when_claimed)
+        cv = checkpoints.resumed(claim, config, lambda: task.cross_validation(candidate, trial=number, device=device))
         with closing(cv.epochs()) as events:
             for event in events:
                 claim.progress(event.stage, event.epoch)
                 if not claim.reported(cv.folds_begun):  # else it has passed, with a worker killed before it saved that
-                    if rule.gives_up(cv.folds_begun, cv.prospect(), stage_ended=event.stage_ended):
+                    if rule.should_prune(cv.folds_begun, cv.projected_value(), stage_ended=event.stage_ended):
                         return _prune(claim, cv)
                     if event.stage_ended:
                         _report(claim, cv)
@@ -96,9 +94,9 @@ def _infeasible(claim: Claim, reason: str) -> TrialState:
     return TrialState.FAIL
 
 
-def _out_of_memory(claim: Claim, error: BaseException) -> OutOfMemory:
+def _out_of_memory(claim: Claim, error: BaseException) -> TrialOutOfMemoryError:
     _infeasible(claim, f"out of memory: {error}")
-    return OutOfMemory(f"Trial {claim.trial.number} ran out of memory and is infeasible.")
+    return TrialOutOfMemoryError(f"Trial {claim.trial.number} ran out of memory and is infeasible.")
 
 
 def _summary(cv: CrossValidation) -> dict[str, Any]:

@@ -9,19 +9,19 @@ from __future__ import annotations
 import gc
 
 
-def begun() -> None:
+def disable_gc() -> None:
     """The process begins: until `settled`, nothing is collected."""
     gc.disable()
 
 
-def settled() -> None:
+def freeze_gc() -> None:
     """The work begins: what is there stays, and what comes from now on is collected as usual."""
     gc.freeze()
     gc.enable()
     _keep_memory()
 
 
-def over() -> None:
+def skip_final_gc() -> None:
     """The process ends: there is nothing left to look for."""
     gc.disable()
     gc.freeze()

@@ -1,7 +1,7 @@
 """When a trial is given up: it is no match for the others on the same folds, or not on its way to become one.
 
 Scores are not compared epoch by epoch, which would favour whoever learns fast. In the middle of a stage a trial is
-measured by what it may reach (`core.training.stopping.prospect`), and compared with what the others have reached.
+measured by what it may reach (`core.training.stopping.projected_best`), and compared with what the others have reached.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class SameFolds:
         self._read_at = time.monotonic()
         self._needed: tuple[int, float] | None = None  # folds, and the least for them
 
-    def gives_up(self, folds: int, prospect: float, *, stage_ended: bool) -> bool:
+    def should_prune(self, folds: int, projected: float, *, stage_ended: bool) -> bool:
         """Is the trial to be pruned after an epoch? Never in its last stage, nor if its prospect is undefined (NaN).
 
         Args:
@@ -51,7 +51,7 @@ class SameFolds:
             prospect: their mean as it may become by the end of the stage, or as it is if the stage has ended.
             stage_ended: it has.
         """
-        asked = stage_ended or (self._pruner.within_stages and not math.isinf(prospect))
+        asked = stage_ended or (self._pruner.within_stages and not math.isinf(projected))
         if self._pruner.name == "none" or folds == self._all_folds or not asked:
             return False
         if stage_ended or time.monotonic() - self._read_at > FRESH_SECONDS:
@@ -59,10 +59,10 @@ class SameFolds:
             self._read_at = time.monotonic()
             self._needed = None
         if self._needed is None or self._needed[0] != folds:
-            peers = peers_at(self._trials, self._trial.number, folds)
+            peers = peer_values(self._trials, self._trial.number, folds)
             self._needed = folds, needed(peers, self._pruner, higher_is_better=self._higher_is_better)
         least = self._needed[1]
-        return prospect < least if self._higher_is_better else prospect > least
+        return projected < least if self._higher_is_better else projected > least
 
 
 def needed(peers: Sequence[float], pruner: PrunerConfig, *, higher_is_better: bool = True) -> float:
@@ -82,7 +82,7 @@ def needed(peers: Sequence[float], pruner: PrunerConfig, *, higher_is_better: bo
     return float(np.percentile(known, 100 - pruner.percentile if higher_is_better else pruner.percentile))
 
 
-def peers_at(trials: Sequence[FrozenTrial], number: int, folds: int) -> list[float]:
+def peer_values(trials: Sequence[FrozenTrial], number: int, folds: int) -> list[float]:
     """What the trials but this one reported of so many folds, in the order of their numbers.
 
     Infeasible trials are no peers: nobody should lose against what cannot be trained to its end.

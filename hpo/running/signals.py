@@ -22,7 +22,7 @@ STOP_SECONDS = 60.0
 
 
 @contextmanager
-def stopped_by_signals(stop: threading.Event, *, again: Handler = signal.SIG_DFL) -> Iterator[None]:
+def graceful_shutdown(stop: threading.Event, *, again: Handler = signal.SIG_DFL) -> Iterator[None]:
     """Set `stop` on the first SIGINT or SIGTERM; a second one gets what `again` says: the process ends at once."""
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in signals}
@@ -41,7 +41,7 @@ def stopped_by_signals(stop: threading.Event, *, again: Handler = signal.SIG_DFL
             signal.signal(number, handler)
 
 
-def stopped_by_end_of_input(stop: threading.Event) -> None:
+def stop_with_parent(stop: threading.Event) -> None:
     """Set `stop` when standard input ends, if `STOP_ON_EOF` asks for it: whoever started us has gone.
 
     If the work has still not ended `STOP_SECONDS` later (the database may have gone, too), the process ends hard.

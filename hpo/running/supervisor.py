@@ -30,7 +30,7 @@ _AT_ONCE = {Exit.MEMORY, Exit.STALLED}
 """Ends by which a worker asks for a fresh process."""
 
 
-class Workers(AbstractContextManager["Workers"]):
+class WorkerPool(AbstractContextManager["WorkerPool"]):
     """`hpo worker` processes that share one study; leaving the context hands their trials back and ends them.
 
     Args:

@@ -18,8 +18,8 @@ from sparse_evidence.core.features.bags import mean_embeddings
 from sparse_evidence.core.features.chunks import Chunks, chunk
 from sparse_evidence.core.features.embeddings import embed
 from sparse_evidence.core.features.encoders import Encoder, locate
-from sparse_evidence.core.models import EmbeddedCorpus, Readable, TextCorpus, reads_text
-from sparse_evidence.core.models.linear import linear_floor
+from sparse_evidence.core.models import EmbeddedCorpus, Features, TextCorpus, reads_text
+from sparse_evidence.core.models.linear import linear_baseline
 from sparse_evidence.core.seeding import stable_seed
 from sparse_evidence.core.splits import Folds, split
 from sparse_evidence.core.training.crossval import CrossValidation
@@ -34,7 +34,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class StudyTask:
     """A study's data, ready to train on; the same for every trial."""
 
     definition: StudyDefinition
@@ -72,26 +72,26 @@ class Prepared:
             "code": version(DISTRIBUTION),
         }
 
-    def readable(self, model: ModelConfig) -> Readable:
+    def readable(self, model: ModelConfig) -> Features:
         """What a model of the study reads of the posts: their text, or their embeddings."""
         if not reads_text(model):
             return self.embedded[model.encoder]
         criteria = tuple(criterion.text for criterion in self.corpus.criteria)
         return TextCorpus(self.corpus.posts, criteria, self.encoders[model.encoder], self.corpus.labels)
 
-    def floors(self) -> dict[str, Any]:
+    def baselines(self) -> dict[str, Any]:
         """What must be beaten, on the very folds of the study.
 
         `linear` and `linear_folds` are the study's metric of a logistic regression on mean embeddings; the others
-        need no reading of the text at all (`core.metrics.floors`).
+        need no reading of the text at all (`core.metrics.baselines`).
         """
         first = next(iter(self.embedded.values()))
-        probabilities = linear_floor(mean_embeddings(first.embeddings, first.offsets), first.labels, self.folds)
+        probabilities = linear_baseline(mean_embeddings(first.embeddings, first.offsets), first.labels, self.folds)
         per_fold = [self.score(probabilities, fold) for fold in range(self.folds.count)]
         return {
             "linear": float(np.mean(per_fold)),
             "linear_folds": per_fold,
-            **metrics.floors(self.corpus.labels, self.folds.assignment),
+            **metrics.baselines(self.corpus.labels, self.folds.assignment),
         }
 
     def cross_validation(
@@ -130,7 +130,7 @@ class Prepared:
         return metrics.score(self.definition.search.metric, self.corpus.labels[rows], probabilities[rows])
 
 
-def prepare(definition: StudyDefinition, *, device: str = "cpu", progress: Progress | None = None) -> Prepared:
+def load_task(definition: StudyDefinition, *, device: str = "cpu", progress: Progress | None = None) -> StudyTask:
     """Load, check, split and embed; whatever was embedded before comes from the cache.
 
     Raises:
@@ -150,7 +150,7 @@ def prepare(definition: StudyDefinition, *, device: str = "cpu", progress: Progr
         embedded[name], new = _embed(corpus, chunks, encoder, device, tell)
         computed += new
     texts = (len(chunks.texts) + len(corpus.criteria)) * len(embedded)
-    return Prepared(definition, corpus, chunks, folds, embedded, encoders, texts, computed)
+    return StudyTask(definition, corpus, chunks, folds, embedded, encoders, texts, computed)
 
 
 def _embed(corpus: Corpus, chunks: Chunks, encoder: Encoder, device: str, tell: Progress) -> tuple[EmbeddedCorpus, int]:

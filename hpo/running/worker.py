@@ -13,18 +13,17 @@ import torch
 from sparse_evidence.core.metrics import METRICS
 
 from ..database.claims_sql import study_id
-from ..database.optuna_storage import patiently
+from ..database.optuna_storage import retry
+from ..database.record import BASELINES, CURVES, REASON, REQUESTED
 from ..database.studies import Direction, backend, engine_of, open_storage, open_study, try_lock
 from ..errors import Exit
-from ..results.best import CURVES, FLOORS, REQUESTED
 from ..study import space
 from ..study.definition import StudyDefinition, differences
-from . import claims, objective
-from . import process as startup
+from . import claims, objective, process
 from .artifacts import ArtifactStore, Checkpoints
 from .sampler import seeded
 from .slots import VISIBLE
-from .task import Prepared, Progress, prepare
+from .task import Progress, StudyTask, load_task
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +31,13 @@ POLL_SECONDS = 0.5
 """How often a worker without a trial looks whether one was left behind."""
 
 
-def join(definition: StudyDefinition, prepared: Prepared, url: str, *, trials: int) -> optuna.Study:
+def join(definition: StudyDefinition, task: StudyTask, url: str, *, trials: int) -> optuna.Study:
     """Create the study or join it, with its budget noted.
 
     The study is for working on it: its trials come without their curves, which are the bulk of it.
 
     Raises:
-        Refused: the study was started with something else.
+        RefusedError: the study was started with something else.
         StorageError: the database is out of reach.
     """
     higher = METRICS[definition.search.metric].higher_is_better
@@ -47,7 +46,7 @@ def join(definition: StudyDefinition, prepared: Prepared, url: str, *, trials: i
         open_storage(url, without=(CURVES,)),
         definition.name,
         direction=direction,
-        identity=prepared.identity(),
+        identity=task.identity(),
         default_parameters=space.default_parameters(definition),
         sampler=seeded(definition.search.sampler, definition.search.seed),
         differences=differences,
@@ -57,16 +56,16 @@ def join(definition: StudyDefinition, prepared: Prepared, url: str, *, trials: i
     return study
 
 
-def measure_floors(study: optuna.Study, prepared: Prepared) -> None:
+def measure_baselines(study: optuna.Study, task: StudyTask) -> None:
     """Note in the study what there is to beat, unless it is known or somebody else is at it: it takes seconds."""
 
     def measure() -> None:
         with engine_of(study).begin() as connection:  # a lock that is gone with its process
-            if try_lock(connection, study_id(study)) and FLOORS not in study.user_attrs:
-                study.set_user_attr(FLOORS, prepared.floors())
+            if try_lock(connection, study_id(study)) and BASELINES not in study.user_attrs:
+                study.set_user_attr(BASELINES, task.baselines())
 
-    if FLOORS not in study.user_attrs:
-        patiently(measure, backend(study).patience_seconds)
+    if BASELINES not in study.user_attrs:
+        retry(measure, backend(study).retry_seconds)
 
 
 def work(
@@ -99,16 +98,16 @@ def work(
         torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        prepared = prepare(definition, device=device, progress=_unless(stop, progress))
-        study = join(definition, prepared, url, trials=trials)
+        task = load_task(definition, device=device, progress=_unless(stop, progress))
+        study = join(definition, task, url, trials=trials)
         checkpoints = Checkpoints(store, every_seconds=definition.service.checkpoint_seconds)
         mine = _claims(definition, study, trials, slot, device, checkpoints)
-        measure_floors(study, prepared)
-        startup.settled()
+        measure_baselines(study, task)
+        process.freeze_gc()
         with claims.Reaper(mine):
-            _loop(mine, prepared, checkpoints, device, stop)
-        measure_floors(study, prepared)  # who was at it may have been killed
-    except objective.OutOfMemory as error:
+            _loop(mine, task, checkpoints, device, stop)
+        measure_baselines(study, task)  # who was at it may have been killed
+    except objective.TrialOutOfMemoryError as error:
         logger.warning("%s This process ends to free what it holds; start it again, as --slots does.", error)
         return Exit.MEMORY
     except _Stopped:
@@ -140,13 +139,11 @@ def _claims(
     )
 
 
-def _loop(
-    mine: claims.Claims, prepared: Prepared, checkpoints: Checkpoints, device: str, stop: threading.Event
-) -> None:
+def _loop(mine: claims.Claims, task: StudyTask, checkpoints: Checkpoints, device: str, stop: threading.Event) -> None:
     while not stop.is_set():
         match mine.claim():
             case claims.Claim() as claim:
-                _work_on(claim, prepared, checkpoints, device, stop)
+                _work_on(claim, task, checkpoints, device, stop)
             case claims.Wait():
                 stop.wait(POLL_SECONDS * random.uniform(0.5, 1.5))
             case claims.Finished():
@@ -171,14 +168,14 @@ def _unless(stop: threading.Event, progress: Progress | None) -> Progress:
 
 
 def _work_on(
-    claim: claims.Claim, prepared: Prepared, checkpoints: Checkpoints, device: str, stop: threading.Event
+    claim: claims.Claim, task: StudyTask, checkpoints: Checkpoints, device: str, stop: threading.Event
 ) -> None:
     try:
         with claim:
-            state = objective.run(claim, prepared, checkpoints, device=device, stop=stop.is_set)
-    except claims.ClaimLost:
+            state = objective.run(claim, task, checkpoints, device=device, stop=stop.is_set)
+    except claims.ClaimLostError:
         logger.warning("Trial %d was taken over by another worker; going on with the next one.", claim.trial.number)
         return
     if state == optuna.trial.TrialState.FAIL:
-        reason = claim.trial.user_attrs.get(claims.REASON)
+        reason = claim.trial.user_attrs.get(REASON)
         logger.warning("Trial %d is infeasible: %s", claim.trial.number, reason)

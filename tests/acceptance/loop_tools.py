@@ -26,7 +26,7 @@ from processes import PROCESSES
 
 from sparse_evidence.core.errors import UserError
 from sparse_evidence.hpo.database import studies as storage
-from sparse_evidence.hpo.results.best import CONFIG, CURVES, CV
+from sparse_evidence.hpo.database.record import CONFIG, CURVES, CV
 from sparse_evidence.hpo.running.claims import workers
 
 TINY = """
@@ -159,7 +159,7 @@ def _wrap(target: str, around: Callable[[Callable[..., Any]], Callable[..., Any]
     from importlib import import_module
 
     module, _, path = target.partition(":")
-    owner: Any = import_module(module)
+    owner: Any = import_module(f"sparse_evidence.{module}")
     *way, name = path.split(".")
     for part in way:
         owner = getattr(owner, part)
@@ -243,7 +243,7 @@ class Counted:
 
             return call
 
-        _wrap("sparse_evidence.core.training.stack:FoldStack.advance", around)
+        _wrap("core.training.stack:FoldStack.advance", around)
 
     @property
     def epochs(self) -> int:
@@ -264,7 +264,7 @@ class Slow:
 
             return call
 
-        _wrap("sparse_evidence.core.training.stack:FoldStack.advance", around)
+        _wrap("core.training.stack:FoldStack.advance", around)
 
 
 @dataclass
@@ -282,7 +282,7 @@ class Poison:
 
             return call
 
-        _wrap("sparse_evidence.hpo.running.objective:run", around)
+        _wrap("hpo.running.objective:run", around)
 
 
 @dataclass
@@ -305,7 +305,7 @@ class Raising:
 
             return call
 
-        _wrap("sparse_evidence.core.training.stack:FoldStack.advance", around)
+        _wrap("core.training.stack:FoldStack.advance", around)
 
 
 # ---- what is in the database ----------------------------------------------------------------------------------------

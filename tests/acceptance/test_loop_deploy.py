@@ -118,7 +118,7 @@ def test_the_image_is_built_in_two_stages_and_runs_as_nobody() -> None:
     assert sorted(copied) == sorted(admitted)
     scripts = (ROOT / "pyproject.toml").read_text()
     assert 'ENTRYPOINT ["hpo"]' in lines
-    assert 'hpo = "sparse_evidence.hpo.cli.app:main"' in scripts
+    assert 'hpo = "hpo.cli.app:main"' in scripts
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------

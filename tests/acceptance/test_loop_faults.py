@@ -29,7 +29,7 @@ from loop_tools import (
 
 from sparse_evidence.hpo.database import embedded
 from sparse_evidence.hpo.database import studies as storage
-from sparse_evidence.hpo.database.claims_sql import ATTEMPTS, REASON
+from sparse_evidence.hpo.database.record import ATTEMPTS, REASON
 from sparse_evidence.hpo.running.claims import Counts, count
 
 pytestmark = pytest.mark.slow

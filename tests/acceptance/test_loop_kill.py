@@ -25,7 +25,7 @@ from loop_tools import (
 )
 
 from sparse_evidence.hpo.database import studies as storage
-from sparse_evidence.hpo.database.claims_sql import ATTEMPTS
+from sparse_evidence.hpo.database.record import ATTEMPTS
 from sparse_evidence.hpo.running.claims import Counts, count, workers
 
 pytestmark = pytest.mark.slow
@@ -52,20 +52,20 @@ def undisturbed(database_of_module: str, tmp_path_factory: pytest.TempPathFactor
 
 MOMENTS = {
     # name: (function, which call, after it?, epochs of the whole study that are trained a second time)
-    "between trials": ("sparse_evidence.hpo.running.claims:Claims.claim", 2, False, 0),
-    "just claimed": ("sparse_evidence.hpo.running.objective:run", 1, False, 0),
+    "between trials": ("hpo.running.claims:Claims.claim", 2, False, 0),
+    "just claimed": ("hpo.running.objective:run", 1, False, 0),
     "between two suggestions": ("optuna.trial:Trial.suggest_float", 1, True, 0),
-    "in the first epoch": ("sparse_evidence.core.classic.trainer:Trainer._step", 2, False, 0),
-    "in a later epoch": ("sparse_evidence.core.classic.trainer:Trainer._step", 10, False, 0),
-    "after an epoch, before its checkpoint": ("sparse_evidence.hpo.running.artifacts:Checkpoints.epoch_ended", 3, False, 1),
-    "announced a checkpoint": ("sparse_evidence.hpo.running.claims:Claim.announce", 3, True, 1),
-    "wrote a checkpoint that the claim does not know": ("sparse_evidence.hpo.running.claims:Claim.keep", 3, False, 1),
-    "kept a checkpoint, the old one is still there": ("sparse_evidence.hpo.running.artifacts:Checkpoints.discard", 2, False, 0),
-    "between stages, before the report": ("sparse_evidence.hpo.running.objective:_report", 1, False, 1),
-    "reporting, in the transaction": ("sparse_evidence.hpo.database.trial_rows:Batch.write", 2, False, 1),
-    "just reported": ("sparse_evidence.hpo.running.objective:_report", 1, True, 1),
-    "telling, before": ("sparse_evidence.hpo.running.claims:Claim.finish", 1, False, 0),
-    "told, claim not yet dropped": ("sparse_evidence.hpo.running.claims:Claim._end", 1, False, 0),
+    "in the first epoch": ("core.classic.trainer:Trainer._step", 2, False, 0),
+    "in a later epoch": ("core.classic.trainer:Trainer._step", 10, False, 0),
+    "after an epoch, before its checkpoint": ("hpo.running.artifacts:Checkpoints.epoch_ended", 3, False, 1),
+    "announced a checkpoint": ("hpo.running.claims:Claim.announce", 3, True, 1),
+    "wrote a checkpoint that the claim does not know": ("hpo.running.claims:Claim.keep", 3, False, 1),
+    "kept a checkpoint, the old one is still there": ("hpo.running.artifacts:Checkpoints.discard", 2, False, 0),
+    "between stages, before the report": ("hpo.running.objective:_report", 1, False, 1),
+    "reporting, in the transaction": ("hpo.database.trial_rows:Batch.write", 2, False, 1),
+    "just reported": ("hpo.running.objective:_report", 1, True, 1),
+    "telling, before": ("hpo.running.claims:Claim.finish", 1, False, 0),
+    "told, claim not yet dropped": ("hpo.running.claims:Claim._end", 1, False, 0),
 }  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def test_a_worker_is_killed_when_it_prunes(
     undisturbed = study_of(calm)
     assert 0 < count(undisturbed).pruned < 6
     _, study = finished_elsewhere(
-        tmp_path, database, Moment("sparse_evidence.hpo.running.objective:_prune", reached, 1, after), reached
+        tmp_path, database, Moment("hpo.running.objective:_prune", reached, 1, after), reached
     )
     assert outcomes(study) == outcomes(undisturbed), "to the bit"
     assert artifacts(tmp_path) == []
@@ -132,9 +132,7 @@ def test_a_checkpoint_that_cannot_be_used_costs_time_only(
 ) -> None:
     tiny(tmp_path)
     reached = tmp_path / "reached"
-    with crew(
-        tmp_path, database, 1, before=Moment("sparse_evidence.core.classic.trainer:Trainer._step", reached, 10)
-    ) as (victim,):
+    with crew(tmp_path, database, 1, before=Moment("core.classic.trainer:Trainer._step", reached, 10)) as (victim,):
         until(reached.exists)
         victim.kill()
     (checkpoint,) = artifacts(tmp_path)

@@ -24,7 +24,7 @@ from sparse_evidence.hpo.database import studies as storage
 from sparse_evidence.hpo.database.claims_sql import KEEP
 from sparse_evidence.hpo.running.claims import (
     Claim,
-    ClaimLost,
+    ClaimLostError,
     Claims,
     Counts,
     Finished,
@@ -48,7 +48,7 @@ def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
 
 
 def joined(url: str, *, sampler: optuna.samplers.BaseSampler | None = None, **given: Any) -> Claims:
-    opened = storage.open_storage(url, patience_seconds=20)
+    opened = storage.open_storage(url, retry_seconds=20)
     study = storage.open_study(
         opened, "s", direction="maximize", identity=IDENTITY, sampler=sampler or seeded("random", 0)
     )
@@ -184,7 +184,7 @@ def test_who_lost_a_trial_cannot_write_into_it(claims: Any) -> None:
         lambda: old.announce("artifact"),
         lambda: old.keep("artifact", "sha"),
     ):
-        with pytest.raises(ClaimLost):
+        with pytest.raises(ClaimLostError):
             write()
     old.release()
     trial = second.study.get_trials()[0]
@@ -195,7 +195,7 @@ def test_who_lost_a_trial_cannot_write_into_it(claims: Any) -> None:
         {},
     )
     new.finish(TrialState.COMPLETE, 1.0)
-    with pytest.raises(ClaimLost):
+    with pytest.raises(ClaimLostError):
         old.finish(TrialState.COMPLETE, 9.0)
     assert second.study.get_trials()[0].value == 1.0
 
@@ -217,7 +217,7 @@ def test_the_heartbeat_notices_a_take_over_and_progress_says_so(claims: Any) -> 
         with first.engine.begin() as connection:
             connection.execute(sa.text("UPDATE hpo_claims SET owner = 'somebody else'"))
         assert claim.lost.wait(5)
-        with pytest.raises(ClaimLost):
+        with pytest.raises(ClaimLostError):
             claim.progress(0, 4)
 
 
@@ -394,7 +394,7 @@ def test_a_released_trial_is_taken_at_once_and_no_attempt_is_counted(claims: Any
     claim = claimed(first)
     with claim:
         claim.release()
-    with pytest.raises(ClaimLost):
+    with pytest.raises(ClaimLostError):
         claim.trial.report(0.1, 1)
     again = claimed(second)
     assert (again.trial.number, again.attempt) == (0, 1)
@@ -413,7 +413,7 @@ def test_a_trial_that_kills_its_workers_ends_infeasible_and_counts(claims: Any) 
         "hpo:attempts": 2,
     }
     assert count(mine.study) == Counts(infeasible=1)
-    with pytest.raises(ClaimLost):
+    with pytest.raises(ClaimLostError):
         attempts[-1].finish(TrialState.COMPLETE, 1.0)
 
 
@@ -430,7 +430,7 @@ def test_a_trial_ended_by_somebody_else_is_lost(claims: Any) -> None:
     mine = claims()
     claim = claimed(mine)
     mine.study.tell(0, state=TrialState.FAIL)
-    with pytest.raises(ClaimLost):
+    with pytest.raises(ClaimLostError):
         claim.finish(TrialState.COMPLETE, 1.0)
     with pytest.raises(ValueError, match="infeasible"):
         claimed(mine).finish(TrialState.COMPLETE, float("nan"))
@@ -624,7 +624,7 @@ def test_a_trial_that_stalls_is_handed_back_as_failed(claims: Any) -> None:
         assert not stalled.is_set(), "it moves"
         assert stalled.wait(5)
         assert claimed(other).attempt == 2
-        with pytest.raises(ClaimLost):
+        with pytest.raises(ClaimLostError):
             claim.progress(0, 9)
 
 

@@ -42,7 +42,7 @@ ATTRIBUTES = {"text": "ü'\"\\ :x %s\n", "nested": {"a": [1, 2.5, None, True]}, 
 
 @pytest.fixture
 def ours(database: str) -> Iterator[Any]:
-    opened = storage.open_storage(database, patience_seconds=20)
+    opened = storage.open_storage(database, retry_seconds=20)
     yield opened
     storage.engine_of(opened).dispose()
 
@@ -227,7 +227,7 @@ def test_a_trial_costs_few_statements_however_many_there_are(ours: Any) -> None:
             for folds in (2, 5):
                 if folds < 5:
                     for known in (claim.trials_when_claimed, study.get_trials(deepcopy=False)):
-                        assert len(pruning.peers_at(known, claim.trial.number, folds)) == number
+                        assert len(pruning.peer_values(known, claim.trial.number, folds)) == number
                 assert not claim.reported(folds)
                 claim.trial.report(x, folds)
             claim.finish(TrialState.COMPLETE, x, attributes={"curves": [x] * 9, "cv": {}})

@@ -21,7 +21,7 @@ from sparse_evidence.core.errors import UserError
 from sparse_evidence.hpo.database import embedded
 from sparse_evidence.hpo.database import optuna_storage as rdb
 from sparse_evidence.hpo.database import studies as storage
-from sparse_evidence.hpo.errors import Refused, StorageError
+from sparse_evidence.hpo.errors import RefusedError, StorageError
 
 IDENTITY = {
     "definition": {"search": {"seed": 0}},
@@ -42,7 +42,7 @@ def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
 
 @pytest.fixture
 def opened(database: str) -> Iterator[Any]:
-    made = storage.open_storage(database, patience_seconds=10)
+    made = storage.open_storage(database, retry_seconds=10)
     yield made
     storage.engine_of(made).dispose()
 
@@ -164,9 +164,9 @@ def test_a_call_waits_for_the_database_and_gives_up_in_a_sentence() -> None:
             raise sa.exc.OperationalError("SELECT 1", {}, Exception("gone"))
         return "back"
 
-    assert rdb.patiently(lambda: away(2), 10) == "back"
+    assert rdb.retry(lambda: away(2), 10) == "back"
     with pytest.raises(StorageError, match="out of reach for 0 s"):
-        rdb.patiently(lambda: away(100), 0.2)
+        rdb.retry(lambda: away(100), 0.2)
 
 
 def test_a_wrong_statement_is_not_repeated() -> None:
@@ -177,7 +177,7 @@ def test_a_wrong_statement_is_not_repeated() -> None:
         raise sa.exc.ProgrammingError("SELEC", {}, Exception("syntax"))
 
     with pytest.raises(sa.exc.ProgrammingError):
-        rdb.patiently(wrong, 10)
+        rdb.retry(wrong, 10)
     assert len(calls) == 1
 
 
@@ -292,7 +292,7 @@ def test_what_differs_is_refused_by_name(opened: Any) -> None:
         "data_sha256": "b" * 64,
         "code": "0.2.0",
     }
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RefusedError) as caught:
         open_study(opened, identity=other, direction="minimize")
     assert str(caught.value).partition("something else: ")[2] == (
         "search.seed is 1 here and 0 in the study; the data differ (bbbbbbbbbbbb here, aaaaaaaaaaaa in the study); "
@@ -300,7 +300,7 @@ def test_what_differs_is_refused_by_name(opened: Any) -> None:
         "the direction is minimize here and maximize in the study; "
         "use what it was started with, or give this study another name."
     )
-    with pytest.raises(Refused, match="told by the definition"):
+    with pytest.raises(RefusedError, match="told by the definition"):
         open_study(opened, identity=other, differences=lambda _, __: ["told by the definition"])
 
 
@@ -312,7 +312,7 @@ def test_a_study_of_somebody_else_is_refused_and_a_half_made_one_completed(opene
     assert len(open_study(opened, default_parameters={"x": 1}).trials) == 1
     foreign = optuna.create_study(storage=opened, study_name="foreign")
     foreign.ask()
-    with pytest.raises(Refused, match="not made by hpo"):
+    with pytest.raises(RefusedError, match="not made by hpo"):
         storage.open_study(opened, "foreign", direction="minimize", identity=IDENTITY)
 
 

@@ -143,7 +143,7 @@ def test_foreign_files_are_refused(tmp_path):
 
 
 def test_it_is_safetensors_with_json(tmp_path):
-    """Readable by anyone's tools, without this project."""
+    """Features by anyone's tools, without this project."""
     from safetensors import safe_open
 
     save_state(tmp_path / "it", {"epoch": 3, "model": {"weight": TIED}})

@@ -13,7 +13,7 @@ from sparse_evidence.core.config import AbmilConfig, LinearConfig
 from sparse_evidence.core.models import EmbeddedCorpus
 from sparse_evidence.core.training.crossval import CrossValidation, CvEpoch
 from sparse_evidence.core.training.state_file import pack_state, unpack_state
-from sparse_evidence.core.training.stopping import best_index, is_stale, prospect
+from sparse_evidence.core.training.stopping import best_index, is_stale, projected_best
 
 NAN = math.nan
 NAMES = ("a", "b", "c")
@@ -97,18 +97,18 @@ def test_which_epoch_is_best(means, higher, best):
     ],
 )
 def test_where_a_curve_is_heading(means, patience, longest, higher, expected):
-    found = prospect(means, patience, longest=longest, higher_is_better=higher)
+    found = projected_best(means, patience, longest=longest, higher_is_better=higher)
     assert found == pytest.approx(expected, nan_ok=True)
 
 
 def test_a_warm_up_says_nothing_of_the_pace():
     means = [0.1, 0.1, 0.1, 0.1]
-    assert [prospect(means[:end], 2, longest=9, warmup=2) for end in (2, 3, 4)] == [math.inf, math.inf, 0.1]
+    assert [projected_best(means[:end], 2, longest=9, warmup=2) for end in (2, 3, 4)] == [math.inf, math.inf, 0.1]
     patient = replace(CONFIG, training=replace(CONFIG.training, epochs=9, patience=6, warmup_steps=9))
     cv = crossval((3,), patient)
     held_back = cv._stages[0].stack.warmup_epochs
     assert held_back > 1
-    events = [(event.epoch, cv.prospect()) for event in cv.epochs() if not event.stage_ended]
+    events = [(event.epoch, cv.projected_value()) for event in cv.epochs() if not event.stage_ended]
     assert [epoch for epoch, ahead in events if math.isinf(ahead)] == list(range(1, held_back + 4))
     assert len(events) > held_back + 3
 
@@ -203,7 +203,7 @@ def test_a_prospect_is_that_of_the_stage_in_training():
     for event in cv.epochs():
         means[event.stage].append(event.mean)
         ahead = [
-            max(curve) if stage < event.stage or event.stage_ended else prospect(curve, 2, longest=8, warmup=1)
+            max(curve) if stage < event.stage or event.stage_ended else projected_best(curve, 2, longest=8, warmup=1)
             for stage, curve in means.items()
             if curve
         ]
@@ -211,9 +211,9 @@ def test_a_prospect_is_that_of_the_stage_in_training():
         assert cv.value_so_far() == pytest.approx(
             np.average([max(c) for c in means.values() if c], weights=(1, 2)[: len(ahead)])
         )
-        assert cv.prospect() == pytest.approx(np.average(ahead, weights=(1, 2)[: len(ahead)]))
+        assert cv.projected_value() == pytest.approx(np.average(ahead, weights=(1, 2)[: len(ahead)]))
         if event.stage == 1 and event.stage_ended:
-            assert cv.prospect() == cv.value_so_far()
+            assert cv.projected_value() == cv.value_so_far()
             break
 
 

@@ -16,7 +16,7 @@ from sparse_evidence.core.config import (
 from sparse_evidence.core.features.bags import ChunkBags, mean_embeddings
 from sparse_evidence.core.models import EmbeddedCorpus
 from sparse_evidence.core.models.iris import Iris
-from sparse_evidence.core.models.linear import Linear, fitted_floor
+from sparse_evidence.core.models.linear import Linear, fit_linear_baseline
 from sparse_evidence.core.splits import Folds
 from sparse_evidence.core.training.stack import FoldStack
 
@@ -137,7 +137,7 @@ def test_the_floor_can_be_read_like_any_model(planted):
     corpus, evidence = planted
     folds = Folds(np.arange(POSTS) % 2, 2)
     means = mean_embeddings(corpus.embeddings, corpus.offsets)
-    model = fitted_floor(means, corpus.labels, folds)
+    model = fit_linear_baseline(means, corpus.labels, folds)
     reading = explain.joined(explain.read(model, corpus, [folds.validation(fold) for fold in range(2)]))
     # within a post the order is that of chunk embedding · weight
     weight = model.weight.detach().numpy()

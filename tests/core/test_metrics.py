@@ -233,7 +233,7 @@ def home_case():
 
 def test_floors_of_the_home_case():
     labels, fold = home_case()
-    found = metrics.floors(labels, fold)
+    found = metrics.baselines(labels, fold)
     assert found["mean_prevalence"] == pytest.approx(0.0933, abs=5e-5)
     assert found["criterion_only_auroc"] == pytest.approx(0.705, abs=0.01)  # the folds here are not balanced
     assert found["criterion_only_average_precision"] == pytest.approx(0.177, abs=0.01)
@@ -249,13 +249,13 @@ def test_floors_never_see_the_holdout_or_the_fold_they_score():
     fold[:300] = -1
     changed = labels.copy()
     changed[:300] = 1 - changed[:300]
-    assert metrics.floors(changed, fold) == metrics.floors(labels, fold)
+    assert metrics.baselines(changed, fold) == metrics.baselines(labels, fold)
     two = np.array([[1], [1], [0], [1]], np.int8)  # fold 0 is scored .5 by fold 1, fold 1 is scored 1 by fold 0
-    assert metrics.floors(two, np.array([0, 0, 1, 1]))["criterion_only_auroc"] == pytest.approx(1 / 6)
+    assert metrics.baselines(two, np.array([0, 0, 1, 1]))["criterion_only_auroc"] == pytest.approx(1 / 6)
 
 
 def test_floors_say_what_is_not_defined():
-    found = metrics.floors(np.zeros((4, 2), np.int8), np.array([0, 0, 1, 1]))
+    found = metrics.baselines(np.zeros((4, 2), np.int8), np.array([0, 0, 1, 1]))
     assert found["criterion_only_f1"] is None
     assert found["criterion_only_auroc"] is None
     assert found["all_negative_accuracy"] == 1

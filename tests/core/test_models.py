@@ -10,7 +10,7 @@ from sparse_evidence.core.features.bags import ChunkBags, MeanBags, mean_embeddi
 from sparse_evidence.core.models import build, prior_log_odds
 from sparse_evidence.core.models.dropout import FoldDropout
 from sparse_evidence.core.models.iris import kth_largest, overlap
-from sparse_evidence.core.models.linear import linear_floor
+from sparse_evidence.core.models.linear import linear_baseline
 from sparse_evidence.core.seeding import numpy_generator
 from sparse_evidence.core.splits import Folds
 
@@ -234,10 +234,10 @@ def test_the_floor_never_sees_the_fold_it_scores():
     corpus = planted(posts=80)
     folds = Folds(np.arange(80) % 4, 4)
     means = mean_embeddings(corpus.embeddings, corpus.offsets)
-    before = linear_floor(means, corpus.labels, folds)
+    before = linear_baseline(means, corpus.labels, folds)
     labels = corpus.labels.copy()
     labels[folds.validation(1)] = 1 - labels[folds.validation(1)]
-    after = linear_floor(means, labels, folds)
+    after = linear_baseline(means, labels, folds)
     np.testing.assert_array_equal(before[folds.validation(1)], after[folds.validation(1)])
     assert not np.array_equal(before[folds.validation(0)], after[folds.validation(0)])
 
@@ -246,7 +246,7 @@ def test_the_floor_of_a_criterion_with_one_class_is_that_class():
     corpus = planted(posts=20)
     labels = corpus.labels.copy()
     labels[:, 0] = 0
-    found = linear_floor(mean_embeddings(corpus.embeddings, corpus.offsets), labels, Folds(np.arange(20) % 2, 2))
+    found = linear_baseline(mean_embeddings(corpus.embeddings, corpus.offsets), labels, Folds(np.arange(20) % 2, 2))
     assert (found[:, 0] == 0).all()
 
 

@@ -41,7 +41,7 @@ def test_it_learns_to_read():
     corpus, folds, cv = trained()
     areas = metrics.auroc_per_criterion(corpus.labels, cv.summary().probabilities)
     assert (areas > 0.7).all(), areas
-    floors = metrics.floors(corpus.labels, folds.assignment)
+    floors = metrics.baselines(corpus.labels, folds.assignment)
     assert cv.summary().value > floors["mean_prevalence"] + 0.3
 
 
@@ -101,7 +101,7 @@ def test_a_model_that_reads_nothing_scores_its_floor():
         np.testing.assert_allclose(
             metrics.average_precision_per_criterion(corpus.labels[rows], probabilities[rows]), prevalence, atol=1e-6
         )
-    floor = metrics.floors(corpus.labels, folds.assignment)
+    floor = metrics.baselines(corpus.labels, folds.assignment)
     assert cv.summary().value == pytest.approx(floor["mean_prevalence"], abs=0.02)
 
 

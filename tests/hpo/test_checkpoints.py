@@ -15,7 +15,7 @@ import pytest
 from sparse_evidence.core.errors import UserError
 from sparse_evidence.hpo.running import artifacts as checkpoints
 from sparse_evidence.hpo.running.artifacts import Checkpoints
-from sparse_evidence.hpo.running.claims import ClaimLost
+from sparse_evidence.hpo.running.claims import ClaimLostError
 
 
 class State:
@@ -45,12 +45,12 @@ class Claim:
 
     def announce(self, artifact: str) -> None:
         if self.lost:
-            raise ClaimLost
+            raise ClaimLostError
         self.pending = artifact
 
     def keep(self, artifact: str, sha256: str) -> None:
         if self.lost:
-            raise ClaimLost
+            raise ClaimLostError
         self.checkpoint, self.checkpoint_sha256, self.pending = artifact, sha256, None
 
 
@@ -115,7 +115,7 @@ def test_who_lost_the_trial_leaves_no_file(saving: Checkpoints, folder: Path) ->
         claim.lost = True
 
     saving._store.write = lose  # type: ignore[method-assign]
-    with pytest.raises(ClaimLost):
+    with pytest.raises(ClaimLostError):
         saving.save(claim, {}, State())  # type: ignore[arg-type]
     assert list(folder.iterdir()) == []
 

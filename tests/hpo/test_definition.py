@@ -14,7 +14,7 @@ import pytest
 
 from sparse_evidence.core.config import IrisConfig, TrainingConfig
 from sparse_evidence.core.errors import DataError, UserError
-from sparse_evidence.hpo.errors import DefinitionError, Exit, Refused, StorageError, exit_code_of
+from sparse_evidence.hpo.errors import DefinitionError, Exit, RefusedError, StorageError, exit_code_of
 from sparse_evidence.hpo.study.definition import StudyDefinition, differences, load
 from sparse_evidence.hpo.study.fields import Choices, Range
 from sparse_evidence.hpo.study.schema import json_schema
@@ -491,7 +491,7 @@ def test_exit_codes():
         (DataError("posts.csv", ["x"]), Exit.USAGE),
         (UserError("x"), Exit.USAGE),
         (StorageError("x"), Exit.STORAGE),
-        (Refused("x"), Exit.REFUSED),
+        (RefusedError("x"), Exit.REFUSED),
         (KeyboardInterrupt(), Exit.INTERRUPTED),
         (ValueError("x"), Exit.FAILED),
     ):

@@ -9,15 +9,16 @@ import jsonschema
 import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
-from tiny import prepared
+from tiny import task
 
 from sparse_evidence.core.errors import UserError
+from sparse_evidence.hpo.database import record
 from sparse_evidence.hpo.database.studies import engine_of, try_lock
 from sparse_evidence.hpo.results import best as export
 from sparse_evidence.hpo.running import objective
 from sparse_evidence.hpo.running.artifacts import Checkpoints, resolve
 from sparse_evidence.hpo.running.claims import Claim, Claims
-from sparse_evidence.hpo.running.worker import join, measure_floors
+from sparse_evidence.hpo.running.worker import join, measure_baselines
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "best.schema.json").read_text(encoding="utf-8"))
 
@@ -31,7 +32,7 @@ def study_of(direction: str, *trials: tuple[TrialState, float | None, bool]) -> 
                 state=state,
                 value=value if state == TrialState.COMPLETE else None,
                 intermediate_values=steps,
-                user_attrs={export.CV: {}} if scored else {},
+                user_attrs={record.CV: {}} if scored else {},
             )
         )
     return study
@@ -69,9 +70,9 @@ def test_the_best_trial_among_some():
 
 
 def test_an_export_and_a_status_of_a_real_study(database, tmp_path):
-    data = prepared(tmp_path)
+    data = task(tmp_path)
     study = join(data.definition, data, database, trials=2)
-    measure_floors(study, data)
+    measure_baselines(study, data)
     with pytest.raises(UserError, match="has no complete trial yet"):
         export.best(study)
     mine = Claims(engine_of(study), study, budget=2, heartbeat_seconds=5, grace_seconds=60, max_attempts=3)
@@ -116,12 +117,12 @@ def test_writing_leaves_nothing_else_behind(tmp_path):
 
 
 def test_floors_are_measured_by_one_and_not_waited_for(database, tmp_path):
-    data = prepared(tmp_path)
+    data = task(tmp_path)
     study = join(data.definition, data, database, trials=2)
     with engine_of(study).begin() as busy:
         assert try_lock(busy, study._study_id)
-        measure_floors(study, data)
-        assert export.FLOORS not in study.user_attrs
-    measure_floors(study, data)  # who was at it is gone
-    assert study.user_attrs[export.FLOORS] == data.floors()
+        measure_baselines(study, data)
+        assert record.BASELINES not in study.user_attrs
+    measure_baselines(study, data)  # who was at it is gone
+    assert study.user_attrs[record.BASELINES] == data.baselines()
     engine_of(study).dispose()

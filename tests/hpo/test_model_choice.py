@@ -7,7 +7,7 @@ import pytest
 
 from sparse_evidence.core.models import EmbeddedCorpus, TextCorpus
 from sparse_evidence.core.training.crossval import CrossValidation
-from sparse_evidence.hpo.running.task import encoder_names, prepare
+from sparse_evidence.hpo.running.task import encoder_names, load_task
 from sparse_evidence.hpo.study import space
 from sparse_evidence.hpo.study.definition import load
 
@@ -60,7 +60,7 @@ def test_each_model_has_its_own_parameters(definition, tiny_encoder):
 
 @pytest.mark.slow
 def test_a_search_tries_them_all(definition, tiny_encoder):
-    prepared = prepare(definition)
+    task = load_task(definition)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     for name in ("iris", "abmil", "linear", "token", "token"):
         study.enqueue_trial({"model": name})
@@ -68,15 +68,15 @@ def test_a_search_tries_them_all(definition, tiny_encoder):
     for _ in range(5):
         trial = study.ask()
         candidate = space.suggest(definition, trial)
-        readable = prepared.readable(candidate.model)
+        readable = task.readable(candidate.model)
         assert isinstance(readable, TextCorpus if candidate.model.name == "token" else EmbeddedCorpus)
         cv = CrossValidation(
             readable,
-            prepared.folds,
+            task.folds,
             candidate,
             stages=(1, 1),
             metric=definition.search.metric,
-            criteria=prepared.criteria,
+            criteria=task.criteria,
             seed=0,
         )
         events = list(cv.epochs())
@@ -85,14 +85,14 @@ def test_a_search_tries_them_all(definition, tiny_encoder):
         study.tell(trial, cv.summary().value)
         tried.append(candidate.model.name)
     assert tried == ["iris", "abmil", "linear", "token", "token"]
-    assert study.best_value > prepared.floors()["mean_prevalence"]
+    assert study.best_value > task.baselines()["mean_prevalence"]
 
 
 @pytest.mark.slow
 def test_a_study_of_transformers_alone_still_has_its_floor(tmp_path, tiny_encoder):
     path = tmp_path / "token.toml"
     path.write_text(TOKEN_ONLY + f'encoder = "{tiny_encoder}"\n', encoding="utf-8")
-    prepared = prepare(load(path, environ={}))
-    assert list(prepared.encoders) == [str(tiny_encoder)]
-    assert list(prepared.embedded) == ["all-MiniLM-L6-v2"]
-    assert prepared.floors()["linear"] > prepared.floors()["mean_prevalence"]
+    task = load_task(load(path, environ={}))
+    assert list(task.encoders) == [str(tiny_encoder)]
+    assert list(task.embedded) == ["all-MiniLM-L6-v2"]
+    assert task.baselines()["linear"] > task.baselines()["mean_prevalence"]

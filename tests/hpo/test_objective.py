@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from optuna.trial import FixedTrial, TrialState
-from tiny import prepared
+from tiny import task
 
 from benchmarks.stages import Replay
+from sparse_evidence.hpo.database.record import CONFIG, CURVES, CV, OUTCOME, REASON
 from sparse_evidence.hpo.database.studies import engine_of, load_existing, open_storage
-from sparse_evidence.hpo.results.best import CONFIG, CURVES, CV
 from sparse_evidence.hpo.running import objective, pruning
 from sparse_evidence.hpo.running import task as preparation
 from sparse_evidence.hpo.running.artifacts import Checkpoints, resolve
-from sparse_evidence.hpo.running.claims import OUTCOME, REASON, Claim, Claims, Finished, count, workers
-from sparse_evidence.hpo.running.task import Prepared
+from sparse_evidence.hpo.running.claims import Claim, Claims, Finished, count, workers
+from sparse_evidence.hpo.running.task import StudyTask
 from sparse_evidence.hpo.running.worker import join
 from sparse_evidence.hpo.study import space
 
@@ -30,7 +30,7 @@ NEVER = lambda: False  # noqa: E731
 def claims(database: str, tmp_path: Path):
     opened = []
 
-    def make(data: Prepared, budget: int = 4) -> Claims:
+    def make(data: StudyTask, budget: int = 4) -> Claims:
         study = join(data.definition, data, database, trials=budget)
         opened.append(engine_of(study))
         return Claims(engine_of(study), study, budget=budget, heartbeat_seconds=5, grace_seconds=60, max_attempts=3)
@@ -40,7 +40,7 @@ def claims(database: str, tmp_path: Path):
         engine.dispose()
 
 
-def run(claims: Claims, data: Prepared, stop: Callable[[], bool] = NEVER) -> tuple[TrialState | None, Claim]:
+def run(claims: Claims, data: StudyTask, stop: Callable[[], bool] = NEVER) -> tuple[TrialState | None, Claim]:
     claim = claims.claim()
     assert isinstance(claim, Claim)
     with claim:
@@ -63,7 +63,7 @@ def curves(claims: Claims):
 
 
 def test_a_complete_trial_reports_once_a_stage_at_the_folds_finished(claims, tmp_path):
-    data = prepared(tmp_path)
+    data = task(tmp_path)
     mine = claims(data)
     state, claim = run(mine, data)
     trial = mine.study.trials[0]
@@ -82,7 +82,7 @@ def test_a_complete_trial_reports_once_a_stage_at_the_folds_finished(claims, tmp
 
 def test_trials_share_their_folds_and_not_their_seed(tmp_path):
     """Else a search finds the configuration that one seed happens to favour."""
-    data = prepared(tmp_path)
+    data = task(tmp_path)
     candidate = space.suggest(data.definition, FixedTrial(space.default_parameters(data.definition)))
     first, again, second = (data.cross_validation(candidate, trial=trial) for trial in (0, 0, 1))
     ends = [next(cv.epochs()) for cv in (first, again, second)]
@@ -93,8 +93,8 @@ def test_trials_share_their_folds_and_not_their_seed(tmp_path):
 
 def test_a_hopeless_trial_is_pruned_after_the_stage(claims, tmp_path, monkeypatch):
     # 2 is better than any average precision
-    monkeypatch.setattr(pruning, "peers_at", lambda _trials, _number, folds: [0.0] if folds == 1 else [2.0])
-    data = prepared(tmp_path)
+    monkeypatch.setattr(pruning, "peer_values", lambda _trials, _number, folds: [0.0] if folds == 1 else [2.0])
+    data = task(tmp_path)
     mine = claims(data)
     state, _ = run(mine, data)
     trial = mine.study.trials[0]
@@ -106,16 +106,16 @@ def test_a_hopeless_trial_is_pruned_after_the_stage(claims, tmp_path, monkeypatc
 
 
 def test_no_trial_is_pruned_after_its_last_stage(claims, tmp_path, monkeypatch):
-    monkeypatch.setattr(pruning, "peers_at", lambda _trials, _number, folds: [2.0, 2.0] if folds == 3 else [])
-    data = prepared(tmp_path)
+    monkeypatch.setattr(pruning, "peer_values", lambda _trials, _number, folds: [2.0, 2.0] if folds == 3 else [])
+    data = task(tmp_path)
     assert run(claims(data), data)[0] == TrialState.COMPLETE
 
 
 @pytest.mark.parametrize(("within", "epochs"), [("true", 4), ("false", 6)])
 def test_within_a_stage_a_trial_without_prospects_is_given_up(within, epochs, claims, tmp_path, monkeypatch):
     """It stands still with a rate that teaches nothing; patience 5 looks back three epochs."""
-    monkeypatch.setattr(pruning, "peers_at", lambda _trials, _number, _folds: [2.0])
-    data = prepared(tmp_path, epochs=20, patience=5, learning_rate=1e-12, within_stages=within)
+    monkeypatch.setattr(pruning, "peer_values", lambda _trials, _number, _folds: [2.0])
+    data = task(tmp_path, epochs=20, patience=5, learning_rate=1e-12, within_stages=within)
     mine = claims(data)
     state, claim = run(mine, data)
     trial = mine.study.trials[0]
@@ -127,8 +127,8 @@ def test_within_a_stage_a_trial_without_prospects_is_given_up(within, epochs, cl
 
 
 def test_within_a_stage_whoever_rises_fast_enough_goes_on(claims, tmp_path, monkeypatch):
-    monkeypatch.setattr(pruning, "peers_at", lambda _trials, _number, _folds: [0.6])
-    data = prepared(tmp_path, epochs=4, patience=2, learning_rate=0.03)
+    monkeypatch.setattr(pruning, "peer_values", lambda _trials, _number, _folds: [0.6])
+    data = task(tmp_path, epochs=4, patience=2, learning_rate=0.03)
     mine = claims(data)
     run(mine, data)
     scores = curves(mine)["scores"][0]
@@ -138,20 +138,20 @@ def test_within_a_stage_whoever_rises_fast_enough_goes_on(claims, tmp_path, monk
 
 def test_a_stage_that_was_reported_has_been_passed(claims, tmp_path, monkeypatch):
     """An earlier worker went on from there and was killed before it saved that; the trial does not lose it again."""
-    data = prepared(tmp_path)
+    data = task(tmp_path)
     mine = claims(data)
     claim = mine.claim()
     assert isinstance(claim, Claim)
     claim.trial.report(0.5, 1)
     claim.release()
-    monkeypatch.setattr(pruning, "peers_at", lambda _trials, _number, folds: [2.0] if folds == 1 else [])
+    monkeypatch.setattr(pruning, "peer_values", lambda _trials, _number, folds: [2.0] if folds == 1 else [])
     assert run(mine, data)[0] == TrialState.COMPLETE
     assert mine.study.trials[0].intermediate_values[1] == 0.5
 
 
 def test_what_is_known_of_the_others_is_read_again_once_it_is_old(claims, tmp_path, monkeypatch):
     monkeypatch.setattr(pruning, "FRESH_SECONDS", 0.0)
-    data = prepared(tmp_path, epochs=20, patience=5, learning_rate=1e-12)
+    data = task(tmp_path, epochs=20, patience=5, learning_rate=1e-12)
     mine = claims(data)
     told: list[int] = []
 
@@ -172,7 +172,7 @@ def test_what_is_known_of_the_others_is_read_again_once_it_is_old(claims, tmp_pa
 @pytest.mark.parametrize("within", ["true", "false"])
 def test_the_benchmarks_replay_a_study_as_it_is(within, claims, tmp_path):
     """What docs/performance.md says of giving up stands on replays of curves."""
-    data = prepared(tmp_path, epochs=8, patience=2, within_stages=within)
+    data = task(tmp_path, epochs=8, patience=2, within_stages=within)
     mine = claims(data, budget=12)
     for _ in range(12):
         run(mine, data)
@@ -191,7 +191,7 @@ def test_the_benchmarks_replay_a_study_as_it_is(within, claims, tmp_path):
 
 
 def test_peers_are_the_other_trials_at_the_same_folds_pruned_ones_too_but_none_that_failed(claims, tmp_path):
-    data = prepared(tmp_path)
+    data = task(tmp_path)
     mine = claims(data)
     states = [TrialState.PRUNED, TrialState.PRUNED, TrialState.FAIL]
     for number, (values, state) in enumerate(zip([{1: 0.5}, {1: 0.6, 2: 0.7}, {1: 0.9, 2: 0.9}], states, strict=True)):
@@ -202,14 +202,14 @@ def test_peers_are_the_other_trials_at_the_same_folds_pruned_ones_too_but_none_t
             claim.trial.report(value, step)
         claim.finish(state, reason="diverged" if state == TrialState.FAIL else None)
     trials = mine.study.trials
-    assert pruning.peers_at(trials, 3, 1) == [0.5, 0.6]
-    assert pruning.peers_at(trials, 3, 2) == [0.7]
-    assert pruning.peers_at(trials, 1, 1) == [0.5]
-    assert pruning.peers_at(trials, 3, 3) == []
+    assert pruning.peer_values(trials, 3, 1) == [0.5, 0.6]
+    assert pruning.peer_values(trials, 3, 2) == [0.7]
+    assert pruning.peer_values(trials, 1, 1) == [0.5]
+    assert pruning.peer_values(trials, 3, 3) == []
 
 
 def test_a_trial_that_diverges_is_infeasible_not_pruned(claims, tmp_path):
-    data = prepared(tmp_path, epochs=30, learning_rate="1e30\nclip_norm = 0")
+    data = task(tmp_path, epochs=30, learning_rate="1e30\nclip_norm = 0")
     mine = claims(data)
     state, claim = run(mine, data)
     trial = mine.study.trials[0]
@@ -225,16 +225,16 @@ def test_out_of_memory_is_infeasible(claims, tmp_path, monkeypatch):
         raise MemoryError("no room for 7 GiB")
 
     monkeypatch.setattr(preparation, "CrossValidation", too_large)
-    data = prepared(tmp_path)
+    data = task(tmp_path)
     mine = claims(data)
-    with pytest.raises(objective.OutOfMemory, match="Trial 0 ran out of memory and is infeasible"):
+    with pytest.raises(objective.TrialOutOfMemoryError, match="Trial 0 ran out of memory and is infeasible"):
         run(mine, data)
     assert (count(mine.study).infeasible, workers(mine.engine, mine.study)) == (1, [])
     assert mine.study.trials[0].user_attrs[REASON] == "out of memory: no room for 7 GiB"
 
 
 def test_told_to_stop_the_trial_is_handed_back_and_goes_on_elsewhere(claims, tmp_path):
-    data = prepared(tmp_path)
+    data = task(tmp_path)
     mine = claims(data)
     state, claim = run(mine, data, stop=lambda: True)
     assert state is None
@@ -247,7 +247,7 @@ def test_told_to_stop_the_trial_is_handed_back_and_goes_on_elsewhere(claims, tmp
 def test_the_same_trial_twice_has_the_same_value(claims, tmp_path, fresh_database):
     values = []
     for _ in range(2):
-        data = prepared(tmp_path)
+        data = task(tmp_path)
         study = join(data.definition, data, fresh_database(), trials=2)
         mine = Claims(engine_of(study), study, budget=2, heartbeat_seconds=5, grace_seconds=60, max_attempts=3)
         run(mine, data)

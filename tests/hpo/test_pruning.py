@@ -77,7 +77,7 @@ name = "linear"
 
 
 @pytest.mark.parametrize(
-    ("prospect", "folds", "stage_ended", "given", "expected"),
+    ("projected", "folds", "stage_ended", "given", "expected"),
     [
         (0.2, 1, False, {}, True),
         (0.2, 1, True, {}, True),
@@ -101,8 +101,8 @@ name = "linear"
         (0.3, 1, True, {"mine": [0.9]}, False),
     ],
 )
-def test_what_a_trial_does(prospect, folds, stage_ended, given, expected, tmp_path):
-    assert rule(tmp_path, PEERS, **given).gives_up(folds, prospect, stage_ended=stage_ended) is expected
+def test_what_a_trial_does(projected, folds, stage_ended, given, expected, tmp_path):
+    assert rule(tmp_path, PEERS, **given).should_prune(folds, projected, stage_ended=stage_ended) is expected
 
 
 # ---- what it is compared with -----------------------------------------------------------------------------------

@@ -117,9 +117,9 @@ def test_durations(seconds, expected):
 
 def test_chance_is_named_for_average_precision_only():
     floors = {"linear": 0.6, "mean_prevalence": 0.2}
-    assert report.floors_in_words("average_precision", floors) == "linear floor 0.6000, chance 0.2000"
-    assert report.floors_in_words("auroc", floors) == "linear floor 0.6000"
-    assert report.floors_in_words("auroc", None) == "floors not measured yet"
+    assert report.baselines_text("average_precision", floors) == "linear floor 0.6000, chance 0.2000"
+    assert report.baselines_text("auroc", floors) == "linear floor 0.6000"
+    assert report.baselines_text("auroc", None) == "floors not measured yet"
 
 
 # ---- what moves ----
@@ -143,14 +143,14 @@ def test_the_pace_counts_from_the_first_trial_at_work():
 
 
 def test_the_live_view_is_five_lines_with_everything_in_them(database, tmp_path):
-    from tiny import prepared
+    from tiny import task
 
     from sparse_evidence.hpo.database.studies import engine_of
-    from sparse_evidence.hpo.running.worker import join, measure_floors
+    from sparse_evidence.hpo.running.worker import join, measure_baselines
 
-    data = prepared(tmp_path)
+    data = task(tmp_path)
     study = join(data.definition, data, database, trials=4)
-    measure_floors(study, data)
+    measure_baselines(study, data)
     view = live.LiveView(Console(file=io.StringIO(), width=80), study, trials=40, metric="average_precision")
     held = [{"trial": n, "held_seconds": 3.0, "stage": 1, "epoch": 7 * (n % 2)} for n in range(30)]
     text = drawn(view.drawn(Counts(complete=7, pruned=5, running=2), held))

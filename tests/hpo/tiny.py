@@ -9,7 +9,7 @@ import numpy as np
 from sparse_evidence.core.features.chunks import chunk
 from sparse_evidence.core.models import EmbeddedCorpus
 from sparse_evidence.core.splits import split
-from sparse_evidence.hpo.running.task import Prepared
+from sparse_evidence.hpo.running.task import StudyTask
 from sparse_evidence.hpo.study.definition import load
 
 TOML = """
@@ -37,14 +37,14 @@ learning_rate = {learning_rate}
 """
 
 
-def prepared(
+def task(
     folder: Path,
     *,
     epochs: int = 2,
     patience: int = 1,
     learning_rate: str | float = "{ low = 1e-3, high = 1e-1, log = true }",
     within_stages: str = "true",
-) -> Prepared:
+) -> StudyTask:
     path = folder / "tiny.toml"
     filled = {"epochs": epochs, "patience": patience, "learning_rate": learning_rate, "within_stages": within_stages}
     path.write_text(TOML.format(**filled), encoding="utf-8")
@@ -59,6 +59,6 @@ def prepared(
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     folds = split(corpus.groups, corpus.labels, definition.split, criteria=[each.name for each in corpus.criteria])
     embedded = EmbeddedCorpus(vectors.astype(np.float32), chunks.offsets, criteria.astype(np.float32), corpus.labels)
-    return Prepared(
+    return StudyTask(
         definition, corpus, chunks, folds, {"all-MiniLM-L6-v2": embedded}, {}, texts=len(chunks.texts) + 2, computed=0
     )
