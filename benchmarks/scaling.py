@@ -15,7 +15,8 @@ import optuna
 from benchmarks.altered import altered
 from benchmarks.service import databases
 from benchmarks.turns import by_turns
-from sparse_evidence.hpo.database.studies import engine_of, open_storage, open_study
+from sparse_evidence.hpo.database.connection import engine_of, open_storage
+from sparse_evidence.hpo.database.studies import open_study
 from sparse_evidence.hpo.running.slots import usable_cores
 from sparse_evidence.hpo.study.definition import load
 

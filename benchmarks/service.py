@@ -24,8 +24,9 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
 from benchmarks.turns import by_turns, ratio
+from sparse_evidence.hpo.database.connection import engine_of, open_storage
 from sparse_evidence.hpo.database.record import CONFIG, CURVES, CV
-from sparse_evidence.hpo.database.studies import engine_of, open_storage, open_study
+from sparse_evidence.hpo.database.studies import open_study
 from sparse_evidence.hpo.running import claims, pruning
 from sparse_evidence.hpo.running.sampler import seeded
 from sparse_evidence.hpo.study import space

@@ -38,11 +38,11 @@ def server() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def template(server: str) -> str:
     """The name of a database with all tables and nothing in them."""
-    from sparse_evidence.hpo.database import studies as storage
+    from sparse_evidence.hpo.database import connection
 
     _administer(server, 'CREATE DATABASE "template_hpo"')
-    opened = storage.open_storage(_at(server, "template_hpo"))
-    storage.engine_of(opened).dispose()
+    opened = connection.open_storage(_at(server, "template_hpo"))
+    connection.engine_of(opened).dispose()
     return "template_hpo"
 
 

@@ -56,7 +56,7 @@ def test_the_verbs_and_their_options():
 def test_help_waits_for_nothing_heavy():
     heavy = python(
         "import sys; sys.argv = ['hpo', '--help']\n"
-        "from hpo import cli\n"
+        "from sparse_evidence.hpo.cli import app as cli\n"
         "try: cli.main()\n"
         "except SystemExit as end: assert end.code == 0\n"
         "names = ('torch', 'optuna', 'sqlalchemy', 'numpy', 'pandas', 'sklearn', 'transformers', 'pydantic')\n"

@@ -5,8 +5,6 @@ A sentence is a small grammar: `{a|b|c}` is one of its alternatives. The only so
 platform's mathematics library.
 """
 
-# ruff: noqa: E501 - a template is read as one line
-
 from __future__ import annotations
 
 import random

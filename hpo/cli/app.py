@@ -119,18 +119,17 @@ def _define(study: Path) -> StudyDefinition:
 @app.command()
 def validate(study: StudyFile) -> None:
     """Check the file, the data and the folds, and show what the study would cost."""
-    from ..results import live
-    from ..results import tables as report
-    from ..results.plan import plan
+    from ..results import live, tables
+    from ..results.plan import make_plan
 
     definition = _define(study)
     console = _console()
     progress = live.EmbeddingProgress(console)
     try:
-        values = plan(definition, progress)
+        values = make_plan(definition, progress)
     finally:
         progress.close()
-    console.print(report.plan(values))
+    console.print(tables.plan_table(values))
 
 
 @app.command()
@@ -144,22 +143,22 @@ def run(
     storage: Storage = None,
 ) -> None:
     """Create or continue the study on this machine, watch it, and export the best parameters."""
-    from ..database.studies import engine_of, open_storage, resolve
-    from ..results import best as export
-    from ..results import tables as report
+    from ..database.address import storage_url
+    from ..database.connection import engine_of, open_storage
+    from ..results import best, tables
 
     definition = _define(study)
-    export.check_writable(out)
+    best.check_writable(out)
     console = _console()
-    with resolve(storage) as url:
+    with storage_url(storage) as url:
         engine_of(open_storage(url)).dispose()  # a wrong URL is found before minutes of embedding
         budget = trials or definition.search.trials
         joined, task = _join(definition, url, budget, console)
         code = _drive(console, definition, url, joined, task, budget, workers)
-        if code == Exit.DONE or export.best_trial(joined) is not None:
-            best = export.best(joined)
-            export.write_json(best, out)
-            console.print(report.result(best, str(out)))
+        if code == Exit.DONE or best.best_trial(joined) is not None:
+            result = best.best_result(joined)
+            best.write_json(result, out)
+            console.print(tables.result_table(result, str(out)))
     if code != Exit.DONE:
         raise typer.Exit(code)
 
@@ -190,38 +189,38 @@ def _drive(
 ) -> int:
     """Start the workers, say what there is to beat, and watch until the budget is spent; returns the exit code."""
     from ..database import record
-    from ..results import live
-    from ..results import tables as report
-    from ..running import claims, supervisor
+    from ..database.claims_sql import count_trials
+    from ..results import live, tables
+    from ..running import supervisor
     from ..running.signals import graceful_shutdown
-    from ..running.slots import plan
+    from ..running.slots import plan_slots
     from ..running.worker import measure_baselines
 
-    def say_floors() -> None:
+    def print_baselines() -> None:
         measure_baselines(joined, task)
         metric = definition.search.metric
-        console.print(f"to beat: {metric} {report.baselines_text(metric, record.baselines(joined))}")
+        console.print(f"to beat: {metric} {tables.baselines_text(metric, record.baselines(joined))}")
 
-    left = budget - (done := claims.count(joined).finished)
+    left = budget - (done := count_trials(joined).finished)
     if left <= 0:
-        say_floors()
+        print_baselines()
         console.print(f"nothing to do: {budget} trials were asked for and {done} are finished")
         return Exit.DONE
-    slots = plan(min(workers or len(plan(None)), left), per_gpu=workers or 1)
+    slots = plan_slots(min(workers or len(plan_slots(None)), left), per_gpu=workers or 1)
     stop = threading.Event()
     view = live.LiveView(console, joined, trials=budget, metric=definition.search.metric)
     process.freeze_gc()
     with graceful_shutdown(stop, again=signal.default_int_handler), supervisor.WorkerPool(
         definition.path, url, trials=budget, slots=slots, say=view.say
     ) as crew, view:  # fmt: skip
-        say_floors()  # takes about as long as the workers take to start
+        print_baselines()  # takes about as long as the workers take to start
         while crew.alive() and not stop.wait(REFRESH_SECONDS):
             if view.update().finished >= budget:
                 break  # not waiting for a worker that has only just started
         view.update()
         if stop.is_set():
             view.say("stopping: the workers finish their epoch and hand their trials back; once more ends them at once")
-    done = claims.count(joined).finished
+    done = count_trials(joined).finished
     if stop.is_set() and done < budget:
         raise KeyboardInterrupt
     if done >= budget:
@@ -253,7 +252,7 @@ def worker(
     artifacts: Artifacts = None,
 ) -> None:
     """Join the study from any machine, and work until its trials are finished."""
-    from ..database.studies import resolve
+    from ..database.address import storage_url
     from ..running.signals import graceful_shutdown, stop_with_parent
 
     stop = threading.Event()
@@ -262,10 +261,10 @@ def worker(
     budget = trials or definition.search.trials
     if slots is not None:
         plan = _plan(slots, per_gpu, threads)
-        with graceful_shutdown(stop, again=signal.default_int_handler), resolve(storage) as url:
+        with graceful_shutdown(stop, again=signal.default_int_handler), storage_url(storage) as url:
             code = _supervise(definition, url, budget, plan, artifacts, stop)
     else:
-        with graceful_shutdown(stop), resolve(storage) as url:
+        with graceful_shutdown(stop), storage_url(storage) as url:
             code = _work(definition, url, budget, slot, threads, artifacts, stop)
     if code:
         raise typer.Exit(code)
@@ -274,11 +273,11 @@ def worker(
 def _plan(slots: str, per_gpu: int, threads: int | None) -> list[Slot]:
     from dataclasses import replace
 
-    from ..running.slots import plan
+    from ..running.slots import plan_slots
 
     if slots != "auto" and not (slots.isdecimal() and int(slots) > 0):
         raise UserError(f"--slots {slots}: give auto or a number from 1")
-    found = plan(None if slots == "auto" else int(slots), per_gpu=per_gpu)
+    found = plan_slots(None if slots == "auto" else int(slots), per_gpu=per_gpu)
     return [replace(each, threads=threads) for each in found] if threads else found
 
 
@@ -292,10 +291,10 @@ def _work(
     stop: threading.Event,
 ) -> int:
     from ..results import live
-    from ..running import artifacts as checkpoints
+    from ..running.artifacts import open_store
     from ..running.worker import work
 
-    store = checkpoints.resolve(artifacts)
+    store = open_store(artifacts)
     progress = live.EmbeddingProgress(_console())
     return work(definition, url, store, trials=budget, slot=slot, threads=threads, stop=stop, progress=progress)
 
@@ -325,17 +324,19 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Show trials by state, the best so far, and who works on what."""
-    from ..database.studies import load_existing, open_storage, resolve
-    from ..results import best as export
-    from ..results import tables as report
+    from ..database.address import storage_url
+    from ..database.connection import open_storage
+    from ..database.studies import load_study
+    from ..results import tables
+    from ..results.status import study_status
 
     definition = _define(study)
-    with resolve(storage, create=False) as url:
-        state = export.status(load_existing(open_storage(url), definition.name))
+    with storage_url(storage, create=False) as url:
+        state = study_status(load_study(open_storage(url), definition.name))
     if as_json:
         print(json.dumps(state, indent=2, sort_keys=True, allow_nan=False))
     else:
-        _console().print(report.status(state))
+        _console().print(tables.status_table(state))
 
 
 @app.command(name="export")
@@ -345,16 +346,17 @@ def export_(
     storage: Storage = None,
 ) -> None:
     """Write the best parameters as JSON."""
-    from ..database.studies import load_existing, open_storage, resolve
-    from ..results import best as export
-    from ..results import tables as report
+    from ..database.address import storage_url
+    from ..database.connection import open_storage
+    from ..database.studies import load_study
+    from ..results import best, tables
 
     definition = _define(study)
-    export.check_writable(out)
-    with resolve(storage, create=False) as url:
-        best = export.best(load_existing(open_storage(url), definition.name))
-    export.write_json(best, out)
-    _console().print(report.result(best, str(out)))
+    best.check_writable(out)
+    with storage_url(storage, create=False) as url:
+        result = best.best_result(load_study(open_storage(url), definition.name))
+    best.write_json(result, out)
+    _console().print(tables.result_table(result, str(out)))
 
 
 @app.command()
@@ -368,14 +370,16 @@ def dashboard(
     storage: Storage = None,
 ) -> None:
     """Serve optuna-dashboard over the same storage (env: HPO_DASHBOARD_PASSWORD)."""
-    from ..database.studies import load_existing, open_storage, resolve
+    from ..database.address import storage_url
+    from ..database.connection import open_storage
+    from ..database.studies import load_study
     from ..results import dashboard as pages
 
     pages.check_exposure(host)
     definition = _define(study) if study is not None else None
-    with resolve(storage, create=False) as url:
+    with storage_url(storage, create=False) as url:
         opened = open_storage(url)
         if definition is not None:
-            load_existing(opened, definition.name)
+            load_study(opened, definition.name)
         process.freeze_gc()
         pages.serve(opened, host=host, port=port, changes=allow_changes, ready=lambda at: print(at, flush=True))

@@ -16,9 +16,9 @@ from typing import Any
 import optuna
 import sqlalchemy as sa
 
+from .connection import backend, engine_of
 from .optuna_storage import NOW, retry
 from .record import ATTEMPTS, INFEASIBLE, OUTCOME, REASON
-from .studies import backend, engine_of
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ def study_id(study: optuna.Study) -> int:
     return study._study_id  # noqa: SLF001 (no public way)
 
 
-def count(study: optuna.Study) -> Counts:
+def count_trials(study: optuna.Study) -> Counts:
     """Count the study's trials by state; one cheap query."""
 
     def read() -> Counts:
@@ -167,7 +167,7 @@ def count(study: optuna.Study) -> Counts:
     return retry(read, backend(study).retry_seconds)
 
 
-def workers(engine: sa.Engine, study: optuna.Study) -> list[dict[str, Any]]:
+def list_claims(engine: sa.Engine, study: optuna.Study) -> list[dict[str, Any]]:
     """Who holds which running trial.
 
     Keys: host, pid, slot, gpu, trial, attempt, stage, epoch, released, checkpointed, heartbeat_age, held_seconds.

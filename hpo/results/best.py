@@ -1,30 +1,24 @@
-"""A study as plain values: the best trial as `best.json`, and the state of things for people and scripts."""
+"""The best trial of a study as a plain value, and as `best.json`."""
 
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
 from collections.abc import Container, Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_evidence.core.cache import write_atomically
 from sparse_evidence.core.errors import UserError
 
-from ..database.record import ATTEMPTS, BASELINES, CONFIG, CV, IDENTITY, REQUESTED
-from ..database.studies import engine_of
+from ..database.record import BASELINES, CONFIG, CV, IDENTITY, REQUESTED
+from .provenance import git_commit, versions
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
 SCHEMA = 1
-
-_VERSIONED = ("sparse-evidence-hpo", "optuna", "torch", "sentence-transformers", "scikit-learn", "numpy")
 
 
 def best_trial(study: Study, among: Container[int] | None = None) -> FrozenTrial | None:
@@ -46,19 +40,19 @@ def best_trial(study: Study, among: Container[int] | None = None) -> FrozenTrial
     return min(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
 
 
-def best(study: Study) -> dict[str, Any]:
+def best_result(study: Study) -> dict[str, Any]:
     """The best parameters with everything needed to train on and to judge them (`docs/best.schema.json`).
 
     Raises:
         UserError: no trial is complete yet.
     """
-    from ..running.claims import count
+    from ..database.claims_sql import count_trials
 
     trial = best_trial(study)
     if trial is None:
         raise UserError(f"the study {study.study_name!r} has no complete trial yet; let `hpo run` finish one first")
     identity = study.user_attrs[IDENTITY]
-    counts = count(study)
+    counts = count_trials(study)
     cv = trial.user_attrs[CV]
     return {
         "schema": SCHEMA,
@@ -87,49 +81,6 @@ def best(study: Study) -> dict[str, Any]:
             "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     }
-
-
-def status(study: Study) -> dict[str, Any]:
-    """Trials by state, the best so far, who works on what, and trials begun more than once, as JSON values."""
-    from ..running.claims import count, workers
-
-    counts = count(study)
-    held = workers(engine_of(study), study)
-    states = asdict(counts)
-    states.pop("waiting")
-    trial = best_trial(study)
-    requested = study.user_attrs.get(REQUESTED)
-    left = max((requested or 0) - counts.finished, 0)
-    return {
-        "study": study.study_name,
-        "metric": study.user_attrs[IDENTITY]["definition"]["search"]["metric"],
-        "trials": {"requested": requested, "finished": counts.finished, **states},
-        "best": None if trial is None else {"trial": trial.number, "value": trial.value, "params": dict(trial.params)},
-        "floors": study.user_attrs.get(BASELINES),
-        "pace": _pace(study, left if held else None),
-        "workers": held,
-        "attempts": {
-            str(each.number): each.user_attrs[ATTEMPTS]
-            for each in study.get_trials(deepcopy=False)
-            if ATTEMPTS in each.user_attrs
-        },
-    }
-
-
-RECENT_TRIALS = 20
-"""The pace is that of so many trials finished last."""
-
-
-def _pace(study: Study, left: int | None) -> dict[str, float | None]:
-    """Trials per hour of late, and the seconds that `left` more take at that; None where it is not known."""
-    ends = sorted(
-        trial.datetime_complete for trial in study.get_trials(deepcopy=False) if trial.datetime_complete is not None
-    )[-RECENT_TRIALS:]
-    seconds = (ends[-1] - ends[0]).total_seconds() if ends else 0.0
-    if seconds <= 0:
-        return {"trials_per_hour": None, "seconds_left": None}
-    each = seconds / (len(ends) - 1)
-    return {"trials_per_hour": 3600 / each, "seconds_left": None if left is None else left * each}
 
 
 def write_json(values: Mapping[str, Any], path: Path) -> None:
@@ -161,26 +112,3 @@ def check_writable(path: Path) -> None:
         raise UserError(
             f"{path} cannot be written ({error.strerror}); create its folder, or name another file with --out"
         ) from error
-
-
-def git_commit() -> str | None:
-    """The commit this code was checked out at, None outside a checkout; "-dirty" where files were changed."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        call = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(call, check=True, capture_output=True, text=True, timeout=10).stdout.strip()  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    found = {"python": platform.python_version()}
-    for name in _VERSIONED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

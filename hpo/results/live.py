@@ -15,15 +15,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ..database import record
-from ..database.studies import engine_of
-from . import best as export
+from ..database.connection import engine_of
+from .best import best_trial
 from .tables import baselines_text, duration, number
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-    from ..running.claims import Counts
+    from ..database.claims_sql import Counts
 
 BAR = 28
 
@@ -96,14 +96,14 @@ class LiveView(AbstractContextManager["LiveView"]):
     """The state of a running study: redrawn in place on a terminal, a line per finished trial elsewhere."""
 
     def __init__(self, console: Console, study: Study, *, trials: int, metric: str) -> None:
-        from ..running.claims import count
+        from ..database.claims_sql import count_trials
 
         self._console = console
         self._study = study
         self._trials = trials
         self._metric = metric
         self._told = {trial.number for trial in _finished(study)}
-        self._pace = Pace(count(study).finished)
+        self._pace = Pace(count_trials(study).finished)
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Self:
@@ -123,9 +123,9 @@ class LiveView(AbstractContextManager["LiveView"]):
 
     def update(self) -> Counts:
         """Read the study, show it, and return its trials by state."""
-        from ..running.claims import count, workers
+        from ..database.claims_sql import count_trials, list_claims
 
-        counts = count(self._study)
+        counts = count_trials(self._study)
         self._pace.update(counts)
         if self._live is None:
             for trial in _finished(self._study):
@@ -133,12 +133,12 @@ class LiveView(AbstractContextManager["LiveView"]):
                     self._told.add(trial.number)
                     self._console.print(self._line(trial), soft_wrap=True)
         else:
-            held = workers(engine_of(self._study), self._study)
+            held = list_claims(engine_of(self._study), self._study)
             self._live.update(self.drawn(counts, held), refresh=True)
         return counts
 
     def _line(self, trial: FrozenTrial) -> str:
-        best = export.best_trial(self._study, self._told)
+        best = best_trial(self._study, self._told)
         parts = [f"{len(self._told)}/{self._trials} trial {trial.number} {_outcome(trial)}"]
         parts += [f"best {number(best.value)}"] if best else []
         return " · ".join([*parts, *self._speed(len(self._told))])
@@ -148,7 +148,7 @@ class LiveView(AbstractContextManager["LiveView"]):
         speed = self._speed(counts.finished) or (["workers are starting"] if not counts.running else [])
         states = [f"{getattr(counts, name)} {name}" for name in ("complete", "pruned", "infeasible", "failed")]
         states = [words for words in states if not words.startswith("0 ") or words in {"0 complete", "0 pruned"}]
-        best = export.best_trial(self._study)
+        best = best_trial(self._study)
         value = f"{number(best.value)} (trial {best.number})" if best else "not known yet"
         floors = baselines_text(self._metric, record.baselines(self._study))
         running = ", ".join(map(_at_work, held))

@@ -18,7 +18,7 @@ from ..study.fields import Choices, Range
 from .tables import baselines_text, duration, number
 
 
-def plan(definition: StudyDefinition, progress: Progress | None = None) -> dict[str, Any]:
+def make_plan(definition: StudyDefinition, progress: Progress | None = None) -> dict[str, Any]:
     """Prepare the study for real, train one epoch of the default configuration, and tell what was found.
 
     Returns:

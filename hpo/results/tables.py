@@ -38,7 +38,7 @@ def baselines_text(metric: str, floors: Mapping[str, Any] | None) -> str:
     return ", ".join(f"{words} {number(floors[name])}" for name, words in names.items() if name in floors)
 
 
-def result(best: Mapping[str, Any], where: str) -> RenderableType:
+def result_table(best: Mapping[str, Any], where: str) -> RenderableType:
     """The end table: value, folds, floors, parameters, and where the file is."""
     cv, trials, floors = best["cv"], best["trials"], best["cv"]["floors"] or {}
     table = _table(f"{best['study']}: best {best['metric']}", show_header=False)
@@ -64,7 +64,7 @@ def result(best: Mapping[str, Any], where: str) -> RenderableType:
     return table
 
 
-def status(state: Mapping[str, Any]) -> RenderableType:
+def status_table(state: Mapping[str, Any]) -> RenderableType:
     """What `hpo status` prints."""
     trials, best, pace = state["trials"], state["best"], state["pace"]
     counts = ", ".join(f"{trials[name]} {name}" for name in ("complete", "pruned", "infeasible", "failed", "running"))
@@ -95,7 +95,7 @@ def status(state: Mapping[str, Any]) -> RenderableType:
     return Group(*lines, table)
 
 
-def plan(values: Mapping[str, Any]) -> RenderableType:
+def plan_table(values: Mapping[str, Any]) -> RenderableType:
     """What `hpo validate` prints."""
     head = Table.grid(padding=(0, 2))
     head.add_column(style="bold", no_wrap=True)

@@ -22,9 +22,10 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 from sparse_evidence.core.errors import UserError
 from sparse_evidence.core.training.state_file import pack_state, unpack_state
 
-from ..database.studies import masked
+from ..database.address import mask_password
+from ..database.optuna_storage import ClaimLostError
 from ..errors import StorageError
-from .claims import Claim, ClaimLostError
+from .claims import Claim
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Resumable(Protocol):
 S = TypeVar("S", bound=Resumable)
 
 
-def resolve(where: str | None = None) -> ArtifactStore:
+def open_store(where: str | None = None) -> ArtifactStore:
     """Open the store at `where` (`--artifacts`), else at `HPO_ARTIFACTS`, else in `.hpo/artifacts`.
 
     Workers on several machines share a folder (NFS) or a bucket: `s3://BUCKET/PREFIX`, with boto3's own settings.
@@ -70,7 +71,7 @@ def resolve(where: str | None = None) -> ArtifactStore:
     if where.startswith("s3://"):
         return _bucket(where)
     if "://" in where:
-        raise UserError(f"the artifact store {masked(where)} is unknown: give a folder or s3://BUCKET/PREFIX")
+        raise UserError(f"the artifact store {mask_password(where)} is unknown: give a folder or s3://BUCKET/PREFIX")
     folder = Path(where).expanduser().absolute()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

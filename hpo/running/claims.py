@@ -34,13 +34,11 @@ import sqlalchemy as sa
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from ..database import claims_sql as ledger
-from ..database.claims_sql import Counts, Held, Worker, count, workers
+from ..database import claims_sql
+from ..database.claims_sql import Counts, Held, Worker
+from ..database.connection import backend, lock_study
 from ..database.optuna_storage import DROP, LONGEST_PAUSE, SHORTEST_PAUSE, ClaimLostError, retry
 from ..database.record import INFEASIBLE, OUTCOME, REASON
-from ..database.studies import backend, lock
-
-__all__ = ["REASON", "Claim", "ClaimLostError", "Claims", "Counts", "Finished", "Reaper", "Wait", "Worker", "count", "workers"]  # fmt: skip  # noqa: E501
 
 logger = logging.getLogger(__name__)
 
@@ -126,31 +124,31 @@ class Claims:
 
     def reap(self) -> None:
         """End what has had all its attempts, and tidy up after workers that were killed while they finished."""
-        study, grace = ledger.study_id(self.study), self.terms.grace_seconds
+        study, grace = claims_sql.study_id(self.study), self.terms.grace_seconds
         with self.engine.begin() as connection:
-            lock(connection, study)
-            for left in ledger.hopeless(connection, study, grace, self.terms.max_attempts):
-                ledger.give_up(connection, left)
+            lock_study(connection, study)
+            for left in claims_sql.hopeless(connection, study, grace, self.terms.max_attempts):
+                claims_sql.give_up(connection, left)
         with self.engine.connect() as connection:
-            rows = ledger.leftovers(connection, study, grace)
+            rows = claims_sql.leftovers(connection, study, grace)
         for row in rows:
             if all(self.discard(row[column]) for column in ("checkpoint", "pending") if row[column]):
                 with self.engine.begin() as connection:
                     connection.execute(sa.text(DROP), {"trial": row["trial"], "owner": row["owner"]})
 
     def _decide(self, owner: str) -> Held | Wait | Finished:
-        study = ledger.study_id(self.study)
+        study = claims_sql.study_id(self.study)
         with self.engine.begin() as connection:
-            lock(connection, study)
-            if held := ledger.held_by(connection, owner):
+            lock_study(connection, study)
+            if held := claims_sql.held_by(connection, owner):
                 return held
-            while left := ledger.left_behind(connection, study, self.terms.grace_seconds):
+            while left := claims_sql.left_behind(connection, study, self.terms.grace_seconds):
                 if left.next_attempt <= self.terms.max_attempts:
-                    return ledger.hold(connection, study, left.trial_id, owner, left.next_attempt, self.worker)
-                ledger.give_up(connection, left)
-            counts = ledger.counted(connection, study)
+                    return claims_sql.hold(connection, study, left.trial_id, owner, left.next_attempt, self.worker)
+                claims_sql.give_up(connection, left)
+            counts = claims_sql.counted(connection, study)
             if counts.finished + counts.running < self.budget:
-                return ledger.hold(connection, study, ledger.started(connection, study), owner, 1, self.worker)
+                return claims_sql.hold(connection, study, claims_sql.started(connection, study), owner, 1, self.worker)
             return Wait(counts) if counts.running else Finished(counts)
 
 
@@ -206,7 +204,7 @@ class Claim:
         if ended or self.lost.is_set() or isinstance(error, ClaimLostError):
             return
         failed = isinstance(error, Exception)  # not Ctrl-C
-        self._leave(ledger.FAIL if failed else ledger.RELEASE)
+        self._leave(claims_sql.FAIL if failed else claims_sql.RELEASE)
         if failed:
             logger.error("Trial %d failed (%s) and was handed back.", self.trial.number, type(error).__name__)
 
@@ -227,12 +225,12 @@ class Claim:
 
     def announce(self, artifact: str) -> None:
         """Note an artifact that is about to be written for the trial. Raises `ClaimLostError`."""
-        self._write(ledger.ANNOUNCE, artifact=artifact)
+        self._write(claims_sql.ANNOUNCE, artifact=artifact)
         self.pending = artifact
 
     def keep(self, artifact: str, sha256: str) -> None:
         """Make the announced artifact the trial's checkpoint and remove the one before. Raises `ClaimLostError`."""
-        self._write(ledger.KEEP, artifact=artifact, sha256=sha256)
+        self._write(claims_sql.KEEP, artifact=artifact, sha256=sha256)
         self.pending, self.checkpoint, self.checkpoint_sha256 = self.checkpoint, artifact, sha256
         if self.pending and self._discard(self.pending):
             self.pending = None
@@ -286,7 +284,7 @@ class Claim:
     def release(self) -> None:
         """Hand the trial back: the next worker that asks gets it, and no attempt is counted."""
         self._over.set()
-        self._end(ledger.RELEASE)
+        self._end(claims_sql.RELEASE)
 
     @property
     def _patience(self) -> float:
@@ -334,7 +332,7 @@ class Claim:
                 stage, epoch = self._progress
                 with self._engine.begin() as connection:
                     values = {**self._key, "stage": stage, "epoch": epoch}
-                    beaten = connection.execute(sa.text(ledger.BEAT), values).rowcount
+                    beaten = connection.execute(sa.text(claims_sql.BEAT), values).rowcount
             except Exception as error:  # noqa: BLE001 (a thread that dies loses a live trial)
                 missed += 1
                 self._moved = time.monotonic()  # waiting for the database is no stall
@@ -356,7 +354,7 @@ class Claim:
         seconds = self._terms.stall_seconds
         logger.error("Trial %d ended no epoch for %.0f s: this process ends.", self.trial.number, seconds)
         if not self.lost.is_set():
-            self._leave(ledger.FAIL)
+            self._leave(claims_sql.FAIL)
         self.lost.set()
         self._stalled()
 

@@ -44,11 +44,11 @@ class SameFolds:
         self._needed: tuple[int, float] | None = None  # folds, and the least for them
 
     def should_prune(self, folds: int, projected: float, *, stage_ended: bool) -> bool:
-        """Is the trial to be pruned after an epoch? Never in its last stage, nor if its prospect is undefined (NaN).
+        """Is the trial to be pruned after an epoch? Never in its last stage, nor if its projected value is undefined (NaN).
 
         Args:
             folds: folds of the stages begun.
-            prospect: their mean as it may become by the end of the stage, or as it is if the stage has ended.
+            projected: their mean as it may become by the end of the stage, or as it is if the stage has ended.
             stage_ended: it has.
         """
         asked = stage_ended or (self._pruner.within_stages and not math.isinf(projected))

@@ -40,7 +40,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def plan(count: int | None, *, per_gpu: int = 1) -> list[Slot]:
+def plan_slots(count: int | None, *, per_gpu: int = 1) -> list[Slot]:
     """Lay out the machine's slots, GPUs in turn and cores divided.
 
     Args:
@@ -50,7 +50,7 @@ def plan(count: int | None, *, per_gpu: int = 1) -> list[Slot]:
     Raises:
         UserError: more slots than the GPUs take.
     """
-    found = gpus()
+    found = visible_gpus()
     room = per_gpu * len(found)
     if found and count is not None and count > room:
         raise UserError(
@@ -62,7 +62,7 @@ def plan(count: int | None, *, per_gpu: int = 1) -> list[Slot]:
     return [Slot(number, threads, found[number % len(found)] if found else None) for number in range(wanted)]
 
 
-def gpus(environ: Mapping[str, str] = os.environ) -> list[str]:
+def visible_gpus(environ: Mapping[str, str] = os.environ) -> list[str]:
     """UUIDs of the GPUs that this process may use, in the driver's order; none where there is no driver."""
     allowed = environ.get(VISIBLE)
     if allowed is not None and not allowed.strip():

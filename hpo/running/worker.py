@@ -12,10 +12,11 @@ import torch
 
 from sparse_evidence.core.metrics import METRICS
 
-from ..database.claims_sql import study_id
-from ..database.optuna_storage import retry
+from ..database.claims_sql import Worker, study_id
+from ..database.connection import backend, engine_of, open_storage, try_baselines_lock
+from ..database.optuna_storage import ClaimLostError, retry
 from ..database.record import BASELINES, CURVES, REASON, REQUESTED
-from ..database.studies import Direction, backend, engine_of, open_storage, open_study, try_lock
+from ..database.studies import Direction, open_study
 from ..errors import Exit
 from ..study import space
 from ..study.definition import StudyDefinition, differences
@@ -61,7 +62,7 @@ def measure_baselines(study: optuna.Study, task: StudyTask) -> None:
 
     def measure() -> None:
         with engine_of(study).begin() as connection:  # a lock that is gone with its process
-            if try_lock(connection, study_id(study)) and BASELINES not in study.user_attrs:
+            if try_baselines_lock(connection, study_id(study)) and BASELINES not in study.user_attrs:
                 study.set_user_attr(BASELINES, task.baselines())
 
     if BASELINES not in study.user_attrs:
@@ -133,7 +134,7 @@ def _claims(
         grace_seconds=service.grace_seconds,
         max_attempts=service.max_attempts,
         stall_seconds=service.stall_seconds,
-        worker=claims.Worker(slot=slot, gpu=gpu),
+        worker=Worker(slot=slot, gpu=gpu),
         discard=checkpoints.discard,
         stalled=lambda: os._exit(Exit.STALLED),  # the main thread hangs: nothing gentler would end it
     )
@@ -173,7 +174,7 @@ def _work_on(
     try:
         with claim:
             state = objective.run(claim, task, checkpoints, device=device, stop=stop.is_set)
-    except claims.ClaimLostError:
+    except ClaimLostError:
         logger.warning("Trial %d was taken over by another worker; going on with the next one.", claim.trial.number)
         return
     if state == optuna.trial.TrialState.FAIL:

@@ -25,9 +25,9 @@ import optuna
 from processes import PROCESSES
 
 from sparse_evidence.core.errors import UserError
-from sparse_evidence.hpo.database import studies as storage
+from sparse_evidence.hpo.database import connection, studies
+from sparse_evidence.hpo.database.claims_sql import list_claims
 from sparse_evidence.hpo.database.record import CONFIG, CURVES, CV
-from sparse_evidence.hpo.running.claims import workers
 
 TINY = """
 name = "{name}"
@@ -208,9 +208,9 @@ class HalfWritten:
     nth: int = 2
 
     def install(self) -> None:
-        from sparse_evidence.hpo.running import artifacts as checkpoints
+        from sparse_evidence.hpo.running import artifacts
 
-        write = checkpoints._PrivateFolder.write
+        write = artifacts._PrivateFolder.write
         calls = 0
 
         def half(store: Any, artifact: str, body: Any) -> None:
@@ -225,7 +225,7 @@ class HalfWritten:
             while True:
                 signal.pause()
 
-        checkpoints._PrivateFolder.write = half  # type: ignore[method-assign]
+        artifacts._PrivateFolder.write = half  # type: ignore[method-assign]
 
 
 @dataclass
@@ -312,16 +312,16 @@ class Raising:
 
 
 def study_of(url: str, name: str = "tiny") -> optuna.Study:
-    return storage.load_existing(storage.open_storage(url), name)
+    return studies.load_study(connection.open_storage(url), name)
 
 
 def started(url: str, seconds: float = 120) -> optuna.Study:
     """The study, as soon as a worker has made it."""
-    opened = storage.open_storage(url)
+    opened = connection.open_storage(url)
 
     def known() -> optuna.Study | None:
         with suppress(UserError):
-            return storage.load_existing(opened, "tiny")
+            return studies.load_study(opened, "tiny")
         return None
 
     found: optuna.Study = until(known, seconds, "the study")
@@ -331,7 +331,7 @@ def started(url: str, seconds: float = 120) -> optuna.Study:
 def at_work(url: str, ready: Callable[[list[dict[str, Any]]], Any], seconds: float = 120) -> optuna.Study:
     """The study, as soon as the rows of those who hold a trial are as they should be."""
     study = started(url, seconds)
-    until(lambda: ready(workers(storage.engine_of(study), study)), seconds, "workers at work")
+    until(lambda: ready(list_claims(connection.engine_of(study), study)), seconds, "workers at work")
     return study
 
 

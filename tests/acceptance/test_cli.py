@@ -18,8 +18,8 @@ import jsonschema
 import pytest
 
 from sparse_evidence.core.errors import UserError
-from sparse_evidence.hpo.database import studies as storage
-from sparse_evidence.hpo.running.claims import workers
+from sparse_evidence.hpo.database import connection, studies
+from sparse_evidence.hpo.database.claims_sql import list_claims
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "studies" / "smoke.toml"
@@ -181,14 +181,14 @@ def long_study(tmp_path: Path) -> Path:
 
 def held(url: str) -> list[dict[str, Any]]:
     """Who holds which trial, in the trials' order."""
-    opened = storage.open_storage(url)
+    opened = connection.open_storage(url)
     try:
-        rows = workers(storage.engine_of(opened), storage.load_existing(opened, "long"))
+        rows = list_claims(connection.engine_of(opened), studies.load_study(opened, "long"))
         return sorted(rows, key=lambda row: row["trial"])
     except UserError:  # not started yet
         return []
     finally:
-        storage.engine_of(opened).dispose()
+        connection.engine_of(opened).dispose()
 
 
 def gone(pids: list[int]) -> bool:

@@ -22,10 +22,9 @@ import sqlalchemy as sa
 import yaml
 from loop_tools import at_work, command, study_of, tiny, until
 
-from sparse_evidence.hpo.database import embedded
-from sparse_evidence.hpo.database import studies as storage
+from sparse_evidence.hpo.database import address, connection, embedded
+from sparse_evidence.hpo.database.claims_sql import Counts, count_trials, list_claims
 from sparse_evidence.hpo.errors import Exit
-from sparse_evidence.hpo.running.claims import Counts, count, workers
 from sparse_evidence.hpo.running.supervisor import STOP_SECONDS
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +101,7 @@ def test_services_are_as_they_should_be() -> None:
 def test_the_job_treats_exit_codes_as_they_are_meant() -> None:
     assert JOB["spec"]["completionMode"] == "Indexed"
     assert POD["terminationGracePeriodSeconds"] > STOP_SECONDS
-    rules = {rule["action"]: rule["onExitCodes"]["values"] for rule in JOB["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule}  # fmt: skip  # noqa: E501
+    rules = {rule["action"]: rule["onExitCodes"]["values"] for rule in JOB["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule}  # fmt: skip
     assert rules == {"FailJob": [Exit.USAGE, Exit.REFUSED], "Ignore": [Exit.MEMORY, Exit.STALLED]}
 
 
@@ -145,12 +144,12 @@ def test_the_workers_command(service: str, database: str, tmp_path: Path) -> Non
     tiny(tmp_path, trials=2)
     environment = SERVICES[service]["environment"]
     assert sa.make_url(environment["HPO_STORAGE"]).host in SERVICES
-    assert storage.normalised(environment["HPO_STORAGE"])
+    assert address.normalize_url(environment["HPO_STORAGE"])
     run(tmp_path, database, *here(SERVICES[service]["command"], tmp_path), HPO_ARTIFACTS=str(tmp_path / "artifacts"))
     study = study_of(database)
-    assert count(study) == Counts(complete=2)
+    assert count_trials(study) == Counts(complete=2)
     assert (tmp_path / "artifacts").is_dir()
-    storage.engine_of(study).dispose()
+    connection.engine_of(study).dispose()
 
 
 @pytest.mark.slow
@@ -164,8 +163,8 @@ def test_the_pods_command(database: str, tmp_path: Path) -> None:
     assert {str(Path(known["HPO_STORAGE_PASSWORD_FILE"]).parent), known["HPO_ARTIFACTS"], "/studies"} <= mounts
     run(tmp_path, database, *here(CONTAINER["args"], tmp_path), HPO_STORAGE_PASSWORD_FILE=str(secret))
     study = study_of(database)
-    assert count(study) == Counts(complete=2)
-    storage.engine_of(study).dispose()
+    assert count_trials(study) == Counts(complete=2)
+    connection.engine_of(study).dispose()
 
 
 @pytest.mark.slow
@@ -256,8 +255,8 @@ def test_the_slurm_script_works_and_drains_when_its_time_is_up(shims: Path, data
         process.kill()
         process.wait()
     assert process.returncode == 0, said
-    assert all(row["released"] and row["checkpointed"] for row in workers(storage.engine_of(study), study))
-    storage.engine_of(study).dispose()
+    assert all(row["released"] and row["checkpointed"] for row in list_claims(connection.engine_of(study), study))
+    connection.engine_of(study).dispose()
 
 
 @pytest.mark.parametrize("missing", ["HPO_STORAGE", "HPO_ARTIFACTS", "STUDY"])

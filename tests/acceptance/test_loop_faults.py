@@ -27,10 +27,9 @@ from loop_tools import (
     until,
 )
 
-from sparse_evidence.hpo.database import embedded
-from sparse_evidence.hpo.database import studies as storage
+from sparse_evidence.hpo.database import connection, embedded
+from sparse_evidence.hpo.database.claims_sql import Counts, count_trials
 from sparse_evidence.hpo.database.record import ATTEMPTS, REASON
-from sparse_evidence.hpo.running.claims import Counts, count
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +54,7 @@ def finished(crewed: list[Worker], seconds: float = 120) -> None:
 def exactly(url: str, trials: int) -> Any:
     """The study, with exactly that many complete trials, each told once, each by one worker alone."""
     study = study_of(url)
-    assert count(study) == Counts(complete=trials)
+    assert count_trials(study) == Counts(complete=trials)
     assert sorted(trial.number for trial in study.trials) == list(range(trials))
     return study
 
@@ -78,7 +77,7 @@ def test_32_workers_start_at_once_on_an_empty_database(empty_database: str, tmp_
     assert done.epochs == 200 * 2, "who joins a finished study runs nothing"
     assert outcomes(study_of(empty_database)) == before
     assert artifacts(tmp_path) == []
-    storage.engine_of(study).dispose()
+    connection.engine_of(study).dispose()
 
 
 # ---- the database ----------------------------------------------------------------------------------------------------
@@ -99,14 +98,14 @@ def test_postgres_goes_away_under_four_workers(away: int, own_server: Any, tmp_p
     assert done.epochs == 24 * 2 * 4, "no live worker lost its trial"
     assert all(ATTEMPTS not in trial.user_attrs for trial in study.trials)
     assert artifacts(tmp_path) == []
-    storage.engine_of(study).dispose()
+    connection.engine_of(study).dispose()
 
 
 def test_connections_are_killed_every_second_for_a_minute(database: str, server: str, tmp_path: Path) -> None:
     tiny(tmp_path, trials=1000, grace=5, heartbeat=0.5)
     done = Counted(tmp_path / "done")
     engine = sa.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-    kill = sa.text("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = :name")
+    kill = sa.text("SELECT count_trials(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = :name")
     killed = 0
     with crew(tmp_path, database, 4, before=[done, Slow(0.02)]) as four, engine.connect() as connection:
         until(lambda: done.epochs > 10, 60)
@@ -120,13 +119,13 @@ def test_connections_are_killed_every_second_for_a_minute(database: str, server:
             worker.send(signal.SIGTERM)
         finished(four)
     assert killed > 200
-    done_so_far = count(study_of(database)).finished
+    done_so_far = count_trials(study_of(database)).finished
     with crew(tmp_path, database, 2, "worker", "tiny.toml", "--trials", str(done_so_far + 6), before=done) as two:
         finished(two)
     study = exactly(database, done_so_far + 6)
     assert done.epochs == (done_so_far + 6) * 2 * 4, "no trial was trained twice"
     assert all(ATTEMPTS not in trial.user_attrs for trial in study.trials)
-    storage.engine_of(study).dispose()
+    connection.engine_of(study).dispose()
 
 
 # ---- cut off ---------------------------------------------------------------------------------------------------------
@@ -172,7 +171,7 @@ def test_a_worker_cut_off_for_too_long_loses_its_trial_and_goes_on(
         "late writes change nothing"
     )
     assert artifacts(tmp_path) == []
-    storage.engine_of(study).dispose()
+    connection.engine_of(study).dispose()
 
 
 def test_a_worker_cut_off_for_less_than_the_grace_notices_nothing(
@@ -188,7 +187,7 @@ def test_a_worker_cut_off_for_less_than_the_grace_notices_nothing(
         cut.restore()
         finished(far + near)
     assert done.epochs == 2 * 2 * 4
-    storage.engine_of(exactly(database, 2)).dispose()
+    connection.engine_of(exactly(database, 2)).dispose()
 
 
 # ---- poison ----------------------------------------------------------------------------------------------------------
@@ -215,9 +214,9 @@ def test_a_trial_that_kills_its_process_ends_infeasible_and_the_budget_is_exact(
             worker.kill()
     study = study_of(database)
     assert kills == 3
-    assert count(study) == Counts(complete=7, infeasible=1)
+    assert count_trials(study) == Counts(complete=7, infeasible=1)
     assert study.trials[3].user_attrs[REASON] == "given up: its worker died or failed 3 times"
-    storage.engine_of(study).dispose()
+    connection.engine_of(study).dispose()
 
 
 def test_a_trial_that_runs_out_of_memory_is_infeasible_and_its_process_ends(database: str, tmp_path: Path) -> None:
@@ -225,12 +224,12 @@ def test_a_trial_that_runs_out_of_memory_is_infeasible_and_its_process_ends(data
     with crew(tmp_path, database, 1, before=Raising(MemoryError)) as (worker,):
         assert worker.end() == 75, worker.said
     study = study_of(database)
-    assert count(study) == Counts(infeasible=1)
+    assert count_trials(study) == Counts(infeasible=1)
     assert study.trials[0].user_attrs[REASON].startswith("out of memory")
     with crew(tmp_path, database, 1) as (worker,):
         assert worker.end() == 0
-    assert count(study) == Counts(complete=1, infeasible=1)
-    storage.engine_of(study).dispose()
+    assert count_trials(study) == Counts(complete=1, infeasible=1)
+    connection.engine_of(study).dispose()
 
 
 def test_a_trial_that_stands_still_goes_to_another_worker(database: str, tmp_path: Path) -> None:
@@ -242,7 +241,7 @@ def test_a_trial_that_stands_still_goes_to_another_worker(database: str, tmp_pat
         assert worker.end() == 0
     study = exactly(database, 1)
     assert study.trials[0].user_attrs[ATTEMPTS] == 2
-    storage.engine_of(study).dispose()
+    connection.engine_of(study).dispose()
 
 
 def test_a_mistake_in_training_is_told_and_retried_elsewhere(database: str, tmp_path: Path) -> None:
@@ -252,7 +251,7 @@ def test_a_mistake_in_training_is_told_and_retried_elsewhere(database: str, tmp_
         assert "Trial 0 failed (ZeroDivisionError) and was handed back" in worker.said
     with crew(tmp_path, database, 1) as (worker,):
         assert worker.end() == 0, "at once"
-    storage.engine_of(exactly(database, 1)).dispose()
+    connection.engine_of(exactly(database, 1)).dispose()
 
 
 # ---- not the same study ----------------------------------------------------------------------------------------------
@@ -282,7 +281,7 @@ def test_a_worker_that_differs_refuses_and_says_what_differs(
         lines = [line for line in worker.said.splitlines() if not line.startswith("embedding with ")]
         assert len(lines) == 1, "one sentence"
     assert (outcomes(study), study_of(database).user_attrs) == before
-    storage.engine_of(study).dispose()
+    connection.engine_of(study).dispose()
 
 
 def test_a_worker_with_another_data_file_refuses(database: str, tmp_path: Path) -> None:
@@ -306,4 +305,4 @@ def test_a_worker_with_another_data_file_refuses(database: str, tmp_path: Path) 
         assert worker.end() == 4
         assert "the data differ" in worker.said
     assert outcomes(study) == before
-    storage.engine_of(study).dispose()
+    connection.engine_of(study).dispose()

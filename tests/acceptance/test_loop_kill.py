@@ -24,9 +24,9 @@ from loop_tools import (
     until,
 )
 
-from sparse_evidence.hpo.database import studies as storage
+from sparse_evidence.hpo.database import connection
+from sparse_evidence.hpo.database.claims_sql import Counts, count_trials, list_claims
 from sparse_evidence.hpo.database.record import ATTEMPTS
-from sparse_evidence.hpo.running.claims import Counts, count, workers
 
 pytestmark = pytest.mark.slow
 TRIALS, EPOCHS, GRACE = 3, 4, 1.5
@@ -43,7 +43,7 @@ def undisturbed(database_of_module: str, tmp_path_factory: pytest.TempPathFactor
         assert worker.end() == 0
     study = study_of(database_of_module)
     found = outcomes(study)
-    storage.engine_of(study).dispose()
+    connection.engine_of(study).dispose()
     assert counted.epochs == WHOLE
     assert artifacts(folder) == []
     assert len(found) == TRIALS
@@ -89,12 +89,12 @@ def test_a_worker_is_killed(name: str, database: str, tmp_path: Path, undisturbe
     done, reached = Counted(tmp_path / "done"), tmp_path / "reached"
     moment = Moment(target, reached, nth, after)
     epochs, study = finished_elsewhere(tmp_path, database, [done, moment], reached)
-    assert count(study) == Counts(complete=TRIALS)
+    assert count_trials(study) == Counts(complete=TRIALS)
     assert outcomes(study) == undisturbed, "to the bit"
     in_flight = 1 if name.endswith("epoch") else 0
     assert done.epochs + epochs == WHOLE + again + in_flight, "only what was not saved is trained again"
     assert artifacts(tmp_path) == []
-    storage.engine_of(study).dispose()
+    connection.engine_of(study).dispose()
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
@@ -106,14 +106,14 @@ def test_a_worker_is_killed_when_it_prunes(
     with crew(tmp_path, calm, 1) as (worker,):
         assert worker.end() == 0, worker.said
     undisturbed = study_of(calm)
-    assert 0 < count(undisturbed).pruned < 6
+    assert 0 < count_trials(undisturbed).pruned < 6
     _, study = finished_elsewhere(
         tmp_path, database, Moment("hpo.running.objective:_prune", reached, 1, after), reached
     )
     assert outcomes(study) == outcomes(undisturbed), "to the bit"
     assert artifacts(tmp_path) == []
     for each in (study, undisturbed):
-        storage.engine_of(each).dispose()
+        connection.engine_of(each).dispose()
 
 
 def test_a_worker_is_killed_while_it_writes_a_checkpoint(database: str, tmp_path: Path, undisturbed: Any) -> None:
@@ -123,7 +123,7 @@ def test_a_worker_is_killed_while_it_writes_a_checkpoint(database: str, tmp_path
     assert outcomes(study) == undisturbed
     assert artifacts(tmp_path) == []
     assert study.trials[0].user_attrs[ATTEMPTS] == 2
-    storage.engine_of(study).dispose()
+    connection.engine_of(study).dispose()
 
 
 @pytest.mark.parametrize("harm", ["missing", "damaged"])
@@ -151,7 +151,7 @@ def test_a_checkpoint_that_cannot_be_used_costs_time_only(
     study = study_of(database)
     assert outcomes(study) == undisturbed
     assert artifacts(tmp_path) == []
-    storage.engine_of(study).dispose()
+    connection.engine_of(study).dispose()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -165,14 +165,14 @@ def test_a_worker_told_to_stop_hands_back_at_once(number: int, database: str, tm
         assert worker.end(10) == 0, worker.said
         assert time.monotonic() - asked < 5
     study = study_of(database)
-    (row,) = workers(storage.engine_of(study), study)
+    (row,) = list_claims(connection.engine_of(study), study)
     assert (row["released"], row["checkpointed"], row["attempt"]) == (True, True, 1)
     with crew(tmp_path, database, 1, before=rescued) as (other,):
         assert other.end() == 0, "no grace to wait for"
     assert outcomes(study) == undisturbed
     assert done.epochs + rescued.epochs == WHOLE
     assert artifacts(tmp_path) == []
-    storage.engine_of(study).dispose()
+    connection.engine_of(study).dispose()
 
 
 def test_a_second_signal_ends_at_once(database: str, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_second_signal_ends_at_once(database: str, tmp_path: Path) -> None:
         assert worker.alive(), "it ends its epoch"
         worker.send(signal.SIGTERM)
         assert worker.end(3) == -signal.SIGTERM
-        storage.engine_of(study).dispose()
+        connection.engine_of(study).dispose()
 
 
 def test_the_command_itself_drains(database: str, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_the_command_itself_drains(database: str, tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert (process.returncode, said) == (0, "")
-    (row,) = workers(storage.engine_of(study), study)
+    (row,) = list_claims(connection.engine_of(study), study)
     assert row["released"]
     assert len(artifacts(tmp_path)) == 1
-    storage.engine_of(study).dispose()
+    connection.engine_of(study).dispose()

@@ -16,9 +16,8 @@ from uuid import uuid4
 import pytest
 from loop_tools import artifacts, started, tiny, until
 
-from sparse_evidence.hpo.database import embedded
-from sparse_evidence.hpo.database import studies as storage
-from sparse_evidence.hpo.running.claims import Counts, count, workers
+from sparse_evidence.hpo.database import connection, embedded
+from sparse_evidence.hpo.database.claims_sql import Counts, count_trials, list_claims
 
 pytestmark = pytest.mark.slow
 
@@ -123,10 +122,10 @@ def test_two_machines_finish_one_study_though_the_link_is_cut(
     near, far = machines
     try:
         study = started(url)
-        engine = storage.engine_of(study)
+        engine = connection.engine_of(study)
 
         def active() -> set[str]:
-            return {row["host"] for row in workers(engine, study) if row["epoch"] and row["heartbeat_age"] < 2}
+            return {row["host"] for row in list_claims(engine, study) if row["epoch"] and row["heartbeat_age"] < 2}
 
         until(lambda: active() == {near.name, far.name}, 120, "both machines at work")
         far.cut()
@@ -143,7 +142,7 @@ def test_two_machines_finish_one_study_though_the_link_is_cut(
             process.kill()
             said, _ = process.communicate()
             print(said)
-    assert count(study) == Counts(complete=STUDY["trials"])
+    assert count_trials(study) == Counts(complete=STUDY["trials"])
     assert [len(trial.user_attrs["hpo:curves"]["scores"]) for trial in study.trials] == [3] * STUDY["trials"]
     assert artifacts(tmp_path) == []
     for machine in machines:

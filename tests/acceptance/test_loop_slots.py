@@ -16,9 +16,9 @@ import pytest
 from loop_tools import artifacts, at_work, command, study_of, tiny, until
 
 from sparse_evidence.core.errors import UserError
-from sparse_evidence.hpo.database import studies as storage
+from sparse_evidence.hpo.database import connection
+from sparse_evidence.hpo.database.claims_sql import Counts, count_trials, list_claims
 from sparse_evidence.hpo.running import slots
-from sparse_evidence.hpo.running.claims import Counts, count, workers
 
 UUIDS = ["GPU-11111111-aaaa-bbbb-cccc-000000000001", "GPU-22222222-aaaa-bbbb-cccc-000000000002"]
 
@@ -54,21 +54,21 @@ def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_what_cuda_may_see_is_respected(visible: str | None, found: list[str], two_gpus: Path) -> None:
-    assert slots.gpus({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) == found
+    assert slots.visible_gpus({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) == found
 
 
 def test_slots_take_the_gpus_in_turn_and_share_the_cores(two_gpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots, "usable_cores", lambda: 16)
-    assert [(slot.number, slot.gpu, slot.threads) for slot in slots.plan(None, per_gpu=2)] == [
+    assert [(slot.number, slot.gpu, slot.threads) for slot in slots.plan_slots(None, per_gpu=2)] == [
         (0, UUIDS[0], 4),
         (1, UUIDS[1], 4),
         (2, UUIDS[0], 4),
         (3, UUIDS[1], 4),
     ]
-    assert len(slots.plan(1)) == 1
+    assert len(slots.plan_slots(1)) == 1
     with pytest.raises(UserError, match="3 slots do not fit on 2 GPUs with 1 each: give --slots 2 or fewer"):
-        slots.plan(3)
-    assert slots.plan(None)[0].environment() == {
+        slots.plan_slots(3)
+    assert slots.plan_slots(None)[0].environment() == {
         "CUDA_VISIBLE_DEVICES": UUIDS[0],
         "OMP_NUM_THREADS": "8",
         "MKL_NUM_THREADS": "8",
@@ -78,8 +78,8 @@ def test_slots_take_the_gpus_in_turn_and_share_the_cores(two_gpus: Path, monkeyp
 def test_without_gpus_slots_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(slots, "usable_cores", lambda: 16)
-    assert [(slot.gpu, slot.threads) for slot in slots.plan(None)] == [(None, 4)] * 4
-    assert [slot.threads for slot in slots.plan(32)] == [1] * 32
+    assert [(slot.gpu, slot.threads) for slot in slots.plan_slots(None)] == [(None, 4)] * 4
+    assert [slot.threads for slot in slots.plan_slots(32)] == [1] * 32
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------
@@ -128,8 +128,8 @@ def test_every_worker_sees_its_own_gpu_and_finds_its_end(two_gpus: Path, databas
     assert parent.returncode == 0, said
     assert said.splitlines()[0] == f"slot 0: {UUIDS[0]}, {slots.usable_cores() // 2 or 1} CPU threads"
     study = study_of(database)
-    assert count(study) == Counts(complete=4)
-    storage.engine_of(study).dispose()
+    assert count_trials(study) == Counts(complete=4)
+    connection.engine_of(study).dispose()
 
 
 @pytest.mark.slow
@@ -147,10 +147,10 @@ def test_a_crashed_worker_is_started_again_and_a_term_drains_all(database: str, 
         assert time.monotonic() - asked < 15
     assert parent.returncode == 0, said
     assert "worker 0 was killed by signal 9 (often: out of memory); another takes its place in 1 s" in said
-    rows = workers(storage.engine_of(study), study)
+    rows = list_claims(connection.engine_of(study), study)
     assert [row["released"] for row in rows] == [True, True]
     assert len(artifacts(tmp_path)) == 2
-    storage.engine_of(study).dispose()
+    connection.engine_of(study).dispose()
 
 
 @pytest.mark.slow
@@ -168,7 +168,7 @@ def test_a_second_term_ends_all_at_once(database: str, tmp_path: Path) -> None:
         parent.communicate(timeout=10)
         assert parent.returncode == 130
         assert not any(child.is_running() for child in crew)
-    storage.engine_of(study).dispose()
+    connection.engine_of(study).dispose()
 
 
 @pytest.mark.slow
@@ -180,9 +180,9 @@ def test_workers_hand_back_when_their_parent_is_killed(database: str, tmp_path: 
         parent.kill()
         psutil.wait_procs(crew, timeout=20)
         assert not any(child.is_running() for child in crew)
-    rows = workers(storage.engine_of(study), study)
+    rows = list_claims(connection.engine_of(study), study)
     assert [row["released"] for row in rows] == [True, True]
-    storage.engine_of(study).dispose()
+    connection.engine_of(study).dispose()
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from loop_tools import Counted, Slow, command, crew, study_of, tiny, until
 
-from sparse_evidence.hpo.database import studies as storage
-from sparse_evidence.hpo.running.claims import workers
+from sparse_evidence.hpo.database import connection
+from sparse_evidence.hpo.database.claims_sql import list_claims
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def test_status_shows_workers_and_attempts(database: str, tmp_path: Path) -> Non
         first.kill()
     with crew(tmp_path, database, 1, *arguments, before=[done, Slow(0.5)]) as (second,):
         study = study_of(database)
-        rows = until(lambda: (r := workers(storage.engine_of(study), study)) and r[0]["attempt"] == 2 and r, 60)
+        rows = until(lambda: (r := list_claims(connection.engine_of(study), study)) and r[0]["attempt"] == 2 and r, 60)
         assert rows[0]["pid"] == second.pid
         state = json.loads(asked(tmp_path, database, "--json"))
         words = asked(tmp_path, database)
@@ -51,7 +51,7 @@ def test_status_shows_workers_and_attempts(database: str, tmp_path: Path) -> Non
     assert "begun more than once: trial 0 (2 times)" in words
     assert socket.gethostname() in words
     assert "handed back" in asked(tmp_path, database)
-    storage.engine_of(study).dispose()
+    connection.engine_of(study).dispose()
 
 
 def test_status_of_a_study_that_was_never_started_is_one_sentence(database: str, tmp_path: Path) -> None:

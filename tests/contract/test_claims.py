@@ -19,21 +19,10 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from processes import PROCESSES
 
-from sparse_evidence.hpo.database import embedded
-from sparse_evidence.hpo.database import studies as storage
-from sparse_evidence.hpo.database.claims_sql import KEEP
-from sparse_evidence.hpo.running.claims import (
-    Claim,
-    ClaimLostError,
-    Claims,
-    Counts,
-    Finished,
-    Reaper,
-    Wait,
-    Worker,
-    count,
-    workers,
-)
+from sparse_evidence.hpo.database import connection, embedded, studies
+from sparse_evidence.hpo.database.claims_sql import KEEP, Counts, Worker, count_trials, list_claims
+from sparse_evidence.hpo.database.optuna_storage import ClaimLostError
+from sparse_evidence.hpo.running.claims import Claim, Claims, Finished, Reaper, Wait
 from sparse_evidence.hpo.running.sampler import seeded, short_seed
 
 IDENTITY = {"definition": {}, "definition_sha256": "d", "data_sha256": "a", "folds_sha256": "f", "code": "1"}
@@ -48,12 +37,12 @@ def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
 
 
 def joined(url: str, *, sampler: optuna.samplers.BaseSampler | None = None, **given: Any) -> Claims:
-    opened = storage.open_storage(url, retry_seconds=20)
-    study = storage.open_study(
+    opened = connection.open_storage(url, retry_seconds=20)
+    study = studies.open_study(
         opened, "s", direction="maximize", identity=IDENTITY, sampler=sampler or seeded("random", 0)
     )
     terms = {"budget": 40, "heartbeat_seconds": 0.2, "grace_seconds": 2.0, "max_attempts": 3} | given
-    return Claims(storage.engine_of(study), study, worker=Worker(), **terms)
+    return Claims(connection.engine_of(study), study, worker=Worker(), **terms)
 
 
 @pytest.fixture
@@ -113,7 +102,7 @@ def hanging(database: str) -> Iterator[Any]:
     yield process
     process.kill()
     process.join()
-    storage.engine_of(study).dispose()
+    connection.engine_of(study).dispose()
 
 
 def test_eight_processes_finish_exactly_the_budget_and_no_trial_twice(database: str) -> None:
@@ -126,7 +115,7 @@ def test_eight_processes_finish_exactly_the_budget_and_no_trial_twice(database: 
         process.join()
     assert sorted(numbers) == list(range(40))
     claims = joined(database)
-    assert count(claims.study) == Counts(complete=40)
+    assert count_trials(claims.study) == Counts(complete=40)
     assert [t.state for t in claims.study.trials] == [TrialState.COMPLETE] * 40
     assert work(claims) == [], "a worker that joins a finished study runs nothing"
     claims.engine.dispose()
@@ -164,7 +153,7 @@ def test_a_stopped_process_that_wakes_up_finds_its_claim_lost(claims: Any, hangi
     claim = until(lambda: isinstance(got := mine.claim(), Claim) and got)
     os.kill(hanging.pid, signal.SIGCONT)
     with claim:
-        until(lambda: workers(mine.engine, mine.study)[0]["pid"] == os.getpid())
+        until(lambda: list_claims(mine.engine, mine.study)[0]["pid"] == os.getpid())
         claim.finish(TrialState.COMPLETE, 1.0)
     assert mine.study.best_value == 1.0
 
@@ -213,7 +202,7 @@ def test_the_heartbeat_notices_a_take_over_and_progress_says_so(claims: Any) -> 
     first = claims()
     with claimed(first) as claim:
         claim.progress(0, 3)
-        until(lambda: workers(first.engine, first.study)[0]["epoch"] == 3)
+        until(lambda: list_claims(first.engine, first.study)[0]["epoch"] == 3)
         with first.engine.begin() as connection:
             connection.execute(sa.text("UPDATE hpo_claims SET owner = 'somebody else'"))
         assert claim.lost.wait(5)
@@ -266,7 +255,7 @@ def test_an_outage_even_beyond_the_grace_costs_a_live_worker_nothing(own_server:
         writes.join()
         asks.join()
         assert isinstance(asked[0], Wait), "nobody takes a trial over that could not be kept alive"
-        until(lambda: workers(mine.engine, mine.study)[0]["heartbeat_age"] < 0.5)
+        until(lambda: list_claims(mine.engine, mine.study)[0]["heartbeat_age"] < 0.5)
         assert not claim.lost.is_set()
         claim.finish(TrialState.COMPLETE, 0.5)
     (trial,) = other.study.get_trials()
@@ -289,7 +278,7 @@ def test_an_answer_lost_at_the_commit_does_not_make_two_trials(claims: Any, monk
     monkeypatch.setattr(mine, "_decide", lost_once)
     assert claimed(mine).attempt == 1
     assert answers[0] == answers[1]
-    assert count(mine.study).running == 1
+    assert count_trials(mine.study).running == 1
 
 
 def losing_the_next_answer(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -412,7 +401,7 @@ def test_a_trial_that_kills_its_workers_ends_infeasible_and_counts(claims: Any) 
         "hpo:reason": "given up: its worker died or failed 2 times",
         "hpo:attempts": 2,
     }
-    assert count(mine.study) == Counts(infeasible=1)
+    assert count_trials(mine.study) == Counts(infeasible=1)
     with pytest.raises(ClaimLostError):
         attempts[-1].finish(TrialState.COMPLETE, 1.0)
 
@@ -421,7 +410,7 @@ def test_infeasible_counts_but_a_failure_from_elsewhere_does_not(claims: Any) ->
     mine = claims(budget=1)
     mine.study.tell(mine.study.ask(), state=TrialState.FAIL)
     claimed(mine).finish(TrialState.FAIL, reason="out of memory")
-    assert (count(mine.study).infeasible, count(mine.study).failed) == (1, 1)
+    assert (count_trials(mine.study).infeasible, count_trials(mine.study).failed) == (1, 1)
     assert mine.study.trials[1].user_attrs["hpo:reason"] == "out of memory"
     assert isinstance(mine.claim(), Finished)
 
@@ -455,7 +444,7 @@ def test_queued_trials_come_first(claims: Any) -> None:
 def test_status_names_who_works_on_what(claims: Any) -> None:
     mine = claims()
     claimed(mine)
-    (row,) = workers(mine.engine, mine.study)
+    (row,) = list_claims(mine.engine, mine.study)
     assert (row["pid"], row["trial"], row["attempt"], row["slot"], row["released"]) == (os.getpid(), 0, 1, 0, False)
     assert 0 <= row["heartbeat_age"] < 10
 
@@ -550,8 +539,8 @@ def test_a_reaper_ends_a_hopeless_trial_while_everybody_is_busy(claims: Any) -> 
     poisoned, busy = (claims(grace_seconds=0.5, heartbeat_seconds=0.1, max_attempts=1) for _ in range(2))
     claimed(poisoned)  # no heartbeat: as if killed
     with claimed(busy) as mine, Reaper(busy):
-        until(lambda: count(busy.study).infeasible == 1, 5)
-        assert count(busy.study).running == 1
+        until(lambda: count_trials(busy.study).infeasible == 1, 5)
+        assert count_trials(busy.study).running == 1
         mine.finish(TrialState.COMPLETE, 1.0)
 
 
@@ -636,7 +625,7 @@ def test_an_outage_is_no_stall(own_server: Any) -> None:
         server.stop()
         time.sleep(1.5)
         server.start()
-        until(lambda: workers(mine.engine, mine.study)[0]["heartbeat_age"] < 0.5)
+        until(lambda: list_claims(mine.engine, mine.study)[0]["heartbeat_age"] < 0.5)
         assert not stalled.is_set()
         claim.finish(TrialState.COMPLETE, 1.0)
     mine.engine.dispose()

@@ -16,7 +16,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from sparse_evidence.hpo.database import studies as storage
+from sparse_evidence.hpo.database import connection, studies
 from sparse_evidence.hpo.running import pruning
 from sparse_evidence.hpo.running.claims import Claim, Claims
 from sparse_evidence.hpo.running.sampler import seeded
@@ -42,9 +42,9 @@ ATTRIBUTES = {"text": "ü'\"\\ :x %s\n", "nested": {"a": [1, 2.5, None, True]}, 
 
 @pytest.fixture
 def ours(database: str) -> Iterator[Any]:
-    opened = storage.open_storage(database, retry_seconds=20)
+    opened = connection.open_storage(database, retry_seconds=20)
     yield opened
-    storage.engine_of(opened).dispose()
+    connection.engine_of(opened).dispose()
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_every_kind_of_trial_is_read_as_optuna_reads_it(
     try:
         study = optuna.create_study(storage=optunas, study_name="s")
         every_kind_of_trial(study)
-        backend = storage.backend(ours)
+        backend = connection.backend(ours)
         expected = optunas.get_all_trials(study._study_id)
         assert {trial.state for trial in expected} == set(TrialState)
         assert typed(ours.get_all_trials(study._study_id)) == typed(expected)
@@ -105,7 +105,7 @@ def test_every_kind_of_trial_is_read_as_optuna_reads_it(
 
 def test_what_is_not_there_is_a_key_error_as_optunas(ours: Any, optunas: RDBStorage) -> None:
     empty = optuna.create_study(storage=optunas, study_name="s")._study_id
-    for each in (storage.backend(ours), optunas):
+    for each in (connection.backend(ours), optunas):
         assert each.get_all_trials(empty) == []
         for call in (
             lambda each=each: each.get_all_trials(empty + 1),
@@ -164,7 +164,7 @@ def test_a_trial_that_somebody_ends_in_the_middle_of_our_telling_is_theirs(
     ours: Any, optunas: RDBStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = optuna.create_study(storage=ours, study_name="s")
-    trial, backend = study.ask(), storage.backend(ours)
+    trial, backend = study.ask(), connection.backend(ours)
     admit = backend._admit
 
     def ended_just_after(*args: Any) -> None:
@@ -183,16 +183,16 @@ def test_attributes_may_be_left_out_of_what_is_read_but_not_of_the_table(databas
     trial = study.ask()
     trial.set_user_attr("big", [1, 2, 3])
     trial.set_user_attr("small", 1)
-    without = storage.open_storage(database, without=("big",))
+    without = connection.open_storage(database, without=("big",))
     assert without.get_trial(trial._trial_id).user_attrs == {"small": 1}
     assert without.get_all_trials(study._study_id)[0].user_attrs == {"small": 1}
     assert ours.get_all_trials(study._study_id)[0].user_attrs == {"big": [1, 2, 3], "small": 1}
-    storage.engine_of(without).dispose()
+    connection.engine_of(without).dispose()
 
 
 def test_what_is_written_together_is_seen_together(ours: Any, optunas: RDBStorage) -> None:
     study = optuna.create_study(storage=ours, study_name="s")
-    trial, backend = study.ask(), storage.backend(ours)
+    trial, backend = study.ask(), connection.backend(ours)
     with backend.together(trial._trial_id):
         trial.suggest_float("x", 0, 1)
         trial.set_user_attr("a", 1)
@@ -209,8 +209,8 @@ MOST_STATEMENTS, MOST_TRANSACTIONS = 26, 9
 
 def test_a_trial_costs_few_statements_however_many_there_are(ours: Any) -> None:
     identity = {"definition": {}, "definition_sha256": "d", "data_sha256": "a", "folds_sha256": "f", "code": "1"}
-    study = storage.open_study(ours, "s", direction="maximize", identity=identity, sampler=seeded("tpe", 0))
-    engine = storage.engine_of(study)
+    study = studies.open_study(ours, "s", direction="maximize", identity=identity, sampler=seeded("tpe", 0))
+    engine = connection.engine_of(study)
     mine = Claims(engine, study, budget=99, heartbeat_seconds=60, grace_seconds=120, max_attempts=3)
     seen: Counter[str] = Counter()
     sa.event.listen(engine, "before_cursor_execute", lambda *_: seen.update(["statements"]))

@@ -18,9 +18,8 @@ import sqlalchemy as sa
 from processes import PROCESSES
 
 from sparse_evidence.core.errors import UserError
-from sparse_evidence.hpo.database import embedded
+from sparse_evidence.hpo.database import address, connection, embedded, studies
 from sparse_evidence.hpo.database import optuna_storage as rdb
-from sparse_evidence.hpo.database import studies as storage
 from sparse_evidence.hpo.errors import RefusedError, StorageError
 
 IDENTITY = {
@@ -42,13 +41,13 @@ def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
 
 @pytest.fixture
 def opened(database: str) -> Iterator[Any]:
-    made = storage.open_storage(database, retry_seconds=10)
+    made = connection.open_storage(database, retry_seconds=10)
     yield made
-    storage.engine_of(made).dispose()
+    connection.engine_of(made).dispose()
 
 
 def open_study(opened: Any, **given: Any) -> Any:
-    return storage.open_study(opened, "s", **({"direction": "maximize", "identity": IDENTITY} | given))
+    return studies.open_study(opened, "s", **({"direction": "maximize", "identity": IDENTITY} | given))
 
 
 # ---- URLs -----------------------------------------------------------------------------------------------------------
@@ -56,27 +55,27 @@ def open_study(opened: Any, **given: Any) -> Any:
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
 def test_every_spelling_of_postgres_is_understood(scheme: str) -> None:
-    with storage.resolve(f"{scheme}://me:pw@db:5433/x?sslmode=require") as url:
+    with address.storage_url(f"{scheme}://me:pw@db:5433/x?sslmode=require") as url:
         assert url == "postgresql+psycopg2://me:pw@db:5433/x?sslmode=require"
 
 
 def test_the_environment_names_a_storage_and_the_option_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPO_STORAGE", "postgresql://there/x")
-    with storage.resolve() as url:
+    with address.storage_url() as url:
         assert url == "postgresql+psycopg2://there/x"
-    with storage.resolve("postgresql://here/x") as url:
+    with address.storage_url("postgresql://here/x") as url:
         assert url == "postgresql+psycopg2://here/x"
 
 
 @pytest.mark.parametrize("url", ["sqlite:///x.db", "mysql://me:secret@db/x", "postgresql+psycopg://me:secret@db/x"])
 def test_another_database_is_a_users_mistake(url: str) -> None:
-    with pytest.raises(UserError, match="not Postgres: only postgresql://") as caught, storage.resolve(url):
+    with pytest.raises(UserError, match="not Postgres: only postgresql://") as caught, address.storage_url(url):
         pass
     assert "secret" not in str(caught.value)
 
 
 def test_what_is_no_url_is_not_shown() -> None:
-    with pytest.raises(UserError, match="cannot be read") as caught, storage.resolve("db secret"):
+    with pytest.raises(UserError, match="cannot be read") as caught, address.storage_url("db secret"):
         pass
     assert "secret" not in str(caught.value)
 
@@ -85,16 +84,16 @@ def test_the_password_may_come_from_a_file(tmp_path: Path, monkeypatch: pytest.M
     secret = tmp_path / "secret"
     secret.write_text("p@ss{w}\n")
     monkeypatch.setenv("HPO_STORAGE_PASSWORD_FILE", str(secret))
-    assert sa.make_url(storage.normalised("postgresql://me@db/x")).password == "p@ss{w}"
-    assert sa.make_url(storage.normalised("postgresql://me:own@db/x")).password == "own"
+    assert sa.make_url(address.normalize_url("postgresql://me@db/x")).password == "p@ss{w}"
+    assert sa.make_url(address.normalize_url("postgresql://me:own@db/x")).password == "own"
     secret.unlink()
     with pytest.raises(UserError, match="HPO_STORAGE_PASSWORD_FILE"):
-        storage.normalised("postgresql://me@db/x")
+        address.normalize_url("postgresql://me@db/x")
 
 
 def test_a_password_is_masked_wherever_it_stands() -> None:
-    assert storage.masked("postgresql://me:secret@db/x") == "postgresql://me:***@db/x"
-    assert "secret" not in storage.masked("postgresql://db/x?password=secret")
+    assert address.mask_password("postgresql://me:secret@db/x") == "postgresql://me:***@db/x"
+    assert "secret" not in address.mask_password("postgresql://db/x?password=secret")
 
 
 def test_a_database_out_of_reach_is_told_in_one_sentence_without_the_password() -> None:
@@ -103,19 +102,19 @@ def test_a_database_out_of_reach_is_told_in_one_sentence_without_the_password() 
         port = free.getsockname()[1]
     start = time.monotonic()
     with pytest.raises(StorageError, match=r"cannot be reached .*refused.*check that Postgres runs") as caught:
-        storage.open_storage(f"postgresql://me:secret@127.0.0.1:{port}/x")
+        connection.open_storage(f"postgresql://me:secret@127.0.0.1:{port}/x")
     assert time.monotonic() - start < 10
     assert "secret" not in str(caught.value)
     assert "me:***@127.0.0.1" in str(caught.value)
 
 
 def test_a_server_that_never_answers_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert storage.CONNECT_SECONDS < 10
-    monkeypatch.setattr(storage, "CONNECT_SECONDS", 2)
+    assert connection.CONNECT_SECONDS < 10
+    monkeypatch.setattr(connection, "CONNECT_SECONDS", 2)
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         start = time.monotonic()
         with pytest.raises(StorageError, match="cannot be reached"):
-            storage.open_storage(f"postgresql://me@127.0.0.1:{deaf.getsockname()[1]}/x")
+            connection.open_storage(f"postgresql://me@127.0.0.1:{deaf.getsockname()[1]}/x")
         assert time.monotonic() - start < 5
 
 
@@ -123,13 +122,13 @@ def test_a_server_that_never_answers_is_out_of_reach(monkeypatch: pytest.MonkeyP
 
 
 def test_sessions_are_what_we_ask_for(database: str) -> None:
-    made = storage.open_storage(database + "&options=-c%20search_path%3Dpublic")
-    with storage.engine_of(made).connect() as connection:
+    made = connection.open_storage(database + "&options=-c%20search_path%3Dpublic")
+    with connection.engine_of(made).connect() as session:
         shown = {
-            name: connection.execute(sa.text(f"SHOW {name}")).scalar()
+            name: session.execute(sa.text(f"SHOW {name}")).scalar()
             for name in ("TimeZone", "statement_timeout", "search_path", "application_name")
         }
-    storage.engine_of(made).dispose()
+    connection.engine_of(made).dispose()
     assert shown["TimeZone"] == "UTC"
     assert shown["statement_timeout"] == "1min"
     assert shown["search_path"] == "public"
@@ -138,10 +137,10 @@ def test_sessions_are_what_we_ask_for(database: str) -> None:
 
 def _join(url: str, gate: Any, into: Any) -> None:
     gate.wait()
-    opened = storage.open_storage(url)
+    opened = connection.open_storage(url)
     study = open_study(opened, default_parameters={"x": 0.5})
     into.put((study._study_id, len(study.trials)))
-    storage.engine_of(opened).dispose()
+    connection.engine_of(opened).dispose()
 
 
 def test_sixteen_processes_open_one_study_on_an_empty_database(empty_database: str) -> None:
@@ -230,16 +229,16 @@ class Pooler:
 def test_a_pooler_that_refuses_session_settings_will_do(database: str) -> None:
     pooler = Pooler(Path(str(sa.make_url(database).query["host"])) / ".s.PGSQL.5432")
     url = sa.make_url(database).set(host="127.0.0.1", port=pooler.port, query={})
-    opened = storage.open_storage(url.render_as_string(hide_password=False))
+    opened = connection.open_storage(url.render_as_string(hide_password=False))
     assert open_study(opened, default_parameters={"x": 0.5}).trials[0].system_attrs["fixed_params"] == {"x": 0.5}
     assert pooler.refused == 1
-    storage.engine_of(opened).dispose()
+    connection.engine_of(opened).dispose()
     pooler.close()
 
 
 def test_a_server_that_is_starting_or_full_is_waited_for(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     probe, said = (
-        storage._probe,
+        connection._probe,
         ["FATAL: the database system is starting up", "FATAL: sorry, too many clients already"],
     )
 
@@ -248,8 +247,8 @@ def test_a_server_that_is_starting_or_full_is_waited_for(database: str, monkeypa
             raise StorageError(said.pop())
         return probe(*args)
 
-    monkeypatch.setattr(storage, "_probe", busy)
-    storage.engine_of(storage.open_storage(database)).dispose()
+    monkeypatch.setattr(connection, "_probe", busy)
+    connection.engine_of(connection.open_storage(database)).dispose()
     assert said == []
 
 
@@ -261,7 +260,7 @@ def test_a_study_is_created_once_with_its_defaults_as_trial_0(opened: Any) -> No
     again = open_study(opened, default_parameters={"x": 0.5})
     assert again._study_id == study._study_id
     assert [t.system_attrs["fixed_params"] for t in again.trials] == [{"x": 0.5}]
-    assert storage.load_existing(opened, "s").user_attrs["hpo:identity"] == IDENTITY
+    assert studies.load_study(opened, "s").user_attrs["hpo:identity"] == IDENTITY
 
 
 def test_a_commit_whose_answer_got_lost_queues_the_defaults_once(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +276,7 @@ def test_a_commit_whose_answer_got_lost_queues_the_defaults_once(opened: Any, mo
     def listen(connection: Any, _: Any, __: Any, parameters: Any, *___: Any) -> None:
         connection.info["said"] = str(parameters)
 
-    sa.event.listen(storage.engine_of(opened), "before_cursor_execute", listen)
+    sa.event.listen(connection.engine_of(opened), "before_cursor_execute", listen)
     monkeypatch.setattr(sa.engine.Connection, "_commit_impl", once)
     study = open_study(opened, default_parameters={"x": 0.5})
     assert lost
@@ -313,12 +312,12 @@ def test_a_study_of_somebody_else_is_refused_and_a_half_made_one_completed(opene
     foreign = optuna.create_study(storage=opened, study_name="foreign")
     foreign.ask()
     with pytest.raises(RefusedError, match="not made by hpo"):
-        storage.open_study(opened, "foreign", direction="minimize", identity=IDENTITY)
+        studies.open_study(opened, "foreign", direction="minimize", identity=IDENTITY)
 
 
 def test_a_missing_study_says_what_to_do(opened: Any) -> None:
     with pytest.raises(UserError, match=r"no study 'nothing' in postgresql.*start it with `hpo run`"):
-        storage.load_existing(opened, "nothing")
+        studies.load_study(opened, "nothing")
 
 
 # ---- embedded -------------------------------------------------------------------------------------------------------
@@ -349,7 +348,7 @@ def running(pid: int) -> bool:
 
 
 def _use(folder: str, into: Any, leave: Any) -> None:
-    with storage.resolve(folder=Path(folder)) as url:
+    with address.storage_url(folder=Path(folder)) as url:
         into.put(answer(url))
         leave.wait()
 
@@ -395,23 +394,23 @@ def test_a_killed_owners_server_is_adopted_and_stopped(folder: Path) -> None:
 
 
 def test_a_killed_server_is_started_again_with_its_data(folder: Path) -> None:
-    with storage.resolve(folder=folder) as url:
-        opened = storage.open_storage(url)
+    with address.storage_url(folder=folder) as url:
+        opened = connection.open_storage(url)
         open_study(opened)
-        storage.engine_of(opened).dispose()
+        connection.engine_of(opened).dispose()
         server = answer(url)
         os.kill(server, signal.SIGKILL)
         until(lambda: not running(server))
-    with storage.resolve(folder=folder) as url:
+    with address.storage_url(folder=folder) as url:
         assert answer(url) != server
-        opened = storage.open_storage(url)
-        assert storage.load_existing(opened, "s").study_name == "s"
-        storage.engine_of(opened).dispose()
+        opened = connection.open_storage(url)
+        assert studies.load_study(opened, "s").study_name == "s"
+        connection.engine_of(opened).dispose()
 
 
 def test_a_deep_folder_is_private_and_works(folder: Path) -> None:
     deep = folder / ("very deep, with a space " * 4) / ("and deeper " * 8)
-    with storage.resolve(folder=deep) as url:
+    with address.storage_url(folder=deep) as url:
         assert running(answer(url))
         sockets = Path(str(sa.make_url(url).query["host"]))
         assert sockets.stat().st_mode & 0o077 == 0
@@ -420,5 +419,5 @@ def test_a_deep_folder_is_private_and_works(folder: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_told(folder: Path) -> None:
     (folder / ".hpo").write_text("in the way")
-    with pytest.raises(UserError, match=r"\.hpo cannot be written .*--storage URL"), storage.resolve(folder=folder):
+    with pytest.raises(UserError, match=r"\.hpo cannot be written .*--storage URL"), address.storage_url(folder=folder):
         pass

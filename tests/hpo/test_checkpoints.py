@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from sparse_evidence.core.errors import UserError
-from sparse_evidence.hpo.running import artifacts as checkpoints
+from sparse_evidence.hpo.database.optuna_storage import ClaimLostError
+from sparse_evidence.hpo.running import artifacts
 from sparse_evidence.hpo.running.artifacts import Checkpoints
-from sparse_evidence.hpo.running.claims import ClaimLostError
 
 
 class State:
@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def saving(folder: Path) -> Checkpoints:
-    return Checkpoints(checkpoints.resolve(str(folder)), every_seconds=0)
+    return Checkpoints(artifacts.open_store(str(folder)), every_seconds=0)
 
 
 def saved(saving: Checkpoints, **state: Any) -> Claim:
@@ -132,7 +132,7 @@ def test_a_store_that_fails_costs_no_trial(saving: Checkpoints, caplog: pytest.L
 
 
 def test_a_state_is_saved_no_more_often_than_asked(folder: Path) -> None:
-    rare = Checkpoints(checkpoints.resolve(str(folder)), every_seconds=1000)
+    rare = Checkpoints(artifacts.open_store(str(folder)), every_seconds=1000)
     rare.epoch_ended(Claim(), {}, State())  # type: ignore[arg-type]
     assert list(folder.iterdir()) == []
 
@@ -150,11 +150,11 @@ def test_a_file_that_cannot_be_removed_is_tried_again(saving: Checkpoints) -> No
 def test_places_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot be created .*--artifacts"):
-        checkpoints.resolve(str(tmp_path / "file" / "below"))
+        artifacts.open_store(str(tmp_path / "file" / "below"))
     with pytest.raises(UserError, match="give a folder or s3://BUCKET/PREFIX"):
-        checkpoints.resolve("gs://bucket/x")
+        artifacts.open_store("gs://bucket/x")
     with pytest.raises(UserError, match="names no bucket"):
-        checkpoints.resolve("s3://")
+        artifacts.open_store("s3://")
 
 
 # ---- a bucket --------------------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
 @pytest.mark.filterwarnings("ignore:.*utcnow:DeprecationWarning")
 def test_a_bucket_holds_checkpoints_under_its_prefix(bucket: dict[str, bytes]) -> None:
     pytest.importorskip("boto3")
-    store = checkpoints.resolve("s3://home/studies/a")
+    store = artifacts.open_store("s3://home/studies/a")
     saving = Checkpoints(store, every_seconds=0)
     claim = saved(saving, epoch=5)
     (path,) = bucket

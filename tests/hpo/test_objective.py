@@ -13,12 +13,14 @@ from optuna.trial import FixedTrial, TrialState
 from tiny import task
 
 from benchmarks.stages import Replay
+from sparse_evidence.hpo.database.claims_sql import count_trials, list_claims
+from sparse_evidence.hpo.database.connection import engine_of, open_storage
 from sparse_evidence.hpo.database.record import CONFIG, CURVES, CV, OUTCOME, REASON
-from sparse_evidence.hpo.database.studies import engine_of, load_existing, open_storage
+from sparse_evidence.hpo.database.studies import load_study
 from sparse_evidence.hpo.running import objective, pruning
 from sparse_evidence.hpo.running import task as preparation
-from sparse_evidence.hpo.running.artifacts import Checkpoints, resolve
-from sparse_evidence.hpo.running.claims import Claim, Claims, Finished, count, workers
+from sparse_evidence.hpo.running.artifacts import Checkpoints, open_store
+from sparse_evidence.hpo.running.claims import Claim, Claims, Finished
 from sparse_evidence.hpo.running.task import StudyTask
 from sparse_evidence.hpo.running.worker import join
 from sparse_evidence.hpo.study import space
@@ -44,7 +46,7 @@ def run(claims: Claims, data: StudyTask, stop: Callable[[], bool] = NEVER) -> tu
     claim = claims.claim()
     assert isinstance(claim, Claim)
     with claim:
-        saved = Checkpoints(resolve(str(data.definition.path.parent / "artifacts")), every_seconds=0)
+        saved = Checkpoints(open_store(str(data.definition.path.parent / "artifacts")), every_seconds=0)
         return objective.run(claim, data, saved, device="cpu", stop=stop), claim
 
 
@@ -52,7 +54,7 @@ def all_curves(claims: Claims):
     """As whoever opens the storage finds them; workers leave them out."""
     assert CURVES not in claims.study.trials[0].user_attrs
     storage = open_storage(claims.engine.url.render_as_string(hide_password=False))
-    found = [trial.user_attrs[CURVES] for trial in load_existing(storage, claims.study.study_name).trials]
+    found = [trial.user_attrs[CURVES] for trial in load_study(storage, claims.study.study_name).trials]
     engine_of(storage).dispose()
     return found
 
@@ -75,8 +77,8 @@ def test_a_complete_trial_reports_once_a_stage_at_the_folds_finished(claims, tmp
     assert trial.user_attrs[CONFIG]["training"]["learning_rate"] == trial.params["training.learning_rate"]
     assert [len(curve) for curve in curves(mine)["scores"]] == [trial.user_attrs[CV]["epochs"]] * 3
     assert trial.params["training.learning_rate"] == 0.003  # trial 0 is the default configuration
-    assert workers(mine.engine, mine.study) == []
-    assert count(mine.study).complete == 1
+    assert list_claims(mine.engine, mine.study) == []
+    assert count_trials(mine.study).complete == 1
     assert claim.attempt == 1
 
 
@@ -185,7 +187,7 @@ def test_the_benchmarks_replay_a_study_as_it_is(within, claims, tmp_path):
         list(cv.epochs())
         endless.append(cv.curves()["scores"])
     replayed = Replay((1, 1, 1), data.definition.search.pruner, patience=2).study(np.array(endless), range(12))
-    assert 0 < replayed.complete == count(mine.study).complete < 12
+    assert 0 < replayed.complete == count_trials(mine.study).complete < 12
     assert replayed.epochs == sum(len(fold) for each in all_curves(mine) for fold in each["scores"])
     assert (replayed.winner, replayed.value) == (mine.study.best_trial.number, pytest.approx(mine.study.best_value))
 
@@ -217,7 +219,7 @@ def test_a_trial_that_diverges_is_infeasible_not_pruned(claims, tmp_path):
     assert trial.user_attrs[OUTCOME] == "infeasible"
     assert claim.trial.user_attrs[REASON] == trial.user_attrs[REASON], "for whoever has it in hand"
     assert trial.user_attrs[REASON].startswith("diverged: ")
-    assert (count(mine.study).infeasible, count(mine.study).finished) == (1, 1)
+    assert (count_trials(mine.study).infeasible, count_trials(mine.study).finished) == (1, 1)
 
 
 def test_out_of_memory_is_infeasible(claims, tmp_path, monkeypatch):
@@ -229,7 +231,7 @@ def test_out_of_memory_is_infeasible(claims, tmp_path, monkeypatch):
     mine = claims(data)
     with pytest.raises(objective.TrialOutOfMemoryError, match="Trial 0 ran out of memory and is infeasible"):
         run(mine, data)
-    assert (count(mine.study).infeasible, workers(mine.engine, mine.study)) == (1, [])
+    assert (count_trials(mine.study).infeasible, list_claims(mine.engine, mine.study)) == (1, [])
     assert mine.study.trials[0].user_attrs[REASON] == "out of memory: no room for 7 GiB"
 
 
@@ -239,7 +241,7 @@ def test_told_to_stop_the_trial_is_handed_back_and_goes_on_elsewhere(claims, tmp
     state, claim = run(mine, data, stop=lambda: True)
     assert state is None
     assert mine.study.trials[0].state == TrialState.RUNNING
-    assert [row["released"] for row in workers(mine.engine, mine.study)] == [True]
+    assert [row["released"] for row in list_claims(mine.engine, mine.study)] == [True]
     state, again = run(mine, data)
     assert (state, again.trial.number, again.attempt) == (TrialState.COMPLETE, claim.trial.number, 1)
 

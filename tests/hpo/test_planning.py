@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import pytest
 from tiny import task
 
-from sparse_evidence.hpo.results import plan as planning
+from sparse_evidence.hpo.results import plan
 from sparse_evidence.hpo.running import task as preparation
 
 
 def test_a_plan(tmp_path, monkeypatch):
     data = task(tmp_path)
-    monkeypatch.setattr(planning, "load_task", lambda _definition, progress=None: data)
-    found = planning.plan(data.definition)
+    monkeypatch.setattr(plan, "load_task", lambda _definition, progress=None: data)
+    found = plan.make_plan(data.definition)
     facts = found["facts"]
     assert facts["posts"] == f"60 in {len(set(data.corpus.groups))} groups; 0 of them held out"
     assert facts["folds"].startswith("3, in stages of 1, 1, 1; validation posts ")
@@ -36,8 +36,8 @@ def test_a_plan(tmp_path, monkeypatch):
 def test_the_probe_is_the_fastest_of_a_few_epochs(tmp_path, monkeypatch):
     data = task(tmp_path)
     ticks = iter([0.0, 5.0, 10.0, 12.0, 20.0, 23.0, 30.0])  # epochs of 5, 2 and 3 seconds
-    monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr(plan, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     monkeypatch.setattr(
         preparation, "CrossValidation", lambda *_, **__: type("Cv", (), {"epochs": lambda _: iter("abc")})()
     )
-    assert planning.probe_epoch(data) == 2.0
+    assert plan.probe_epoch(data) == 2.0

@@ -9,9 +9,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from sparse_evidence.hpo.results import live
-from sparse_evidence.hpo.results import tables as report
-from sparse_evidence.hpo.running.claims import Counts
+from sparse_evidence.hpo.database.claims_sql import Counts
+from sparse_evidence.hpo.results import live, tables
 
 NAMES = [
     "depressed_mood", "anhedonia", "appetite_change", "sleep_issues", "psychomotor", "fatigue", "worthlessness",
@@ -42,7 +41,7 @@ def planned(folds: int) -> dict[str, object]:
 
 @pytest.mark.parametrize("folds", [2, 5, 10, 50])
 def test_a_plan_of_ten_criteria_and_many_folds_is_readable(folds):
-    text = drawn(report.plan(planned(folds)))
+    text = drawn(tables.plan_table(planned(folds)))
     assert "…" not in text.replace("folds 0 …", "")
     for name in NAMES:
         row = next(line for line in text.splitlines() if line.startswith(name))
@@ -68,7 +67,7 @@ def best(folds: int) -> dict[str, object]:
 
 @pytest.mark.parametrize("folds", [2, 5, 10])
 def test_the_end_table_has_value_folds_floors_parameters_and_place(folds):
-    text = drawn(report.result(best(folds), "results/best.json"))
+    text = drawn(tables.result_table(best(folds), "results/best.json"))
     for expected in (
         "0.4971 (trial 17)", "0.4589", "0.2000", "0.003123", "31 complete, 9 pruned, 0 failed of 40", "7 of 13",
         "results/best.json", "0.5100 at threshold 0.310; 0.4580 without reading",
@@ -80,7 +79,7 @@ def test_the_end_table_has_value_folds_floors_parameters_and_place(folds):
 def test_an_end_table_without_floors(tmp_path):
     without = best(5)
     without["cv"]["floors"] = None
-    assert "linear floor" not in drawn(report.result(without, "best.json"))
+    assert "linear floor" not in drawn(tables.result_table(without, "best.json"))
 
 
 def test_a_status_with_workers():
@@ -95,14 +94,14 @@ def test_a_status_with_workers():
         "best": {"value": 0.4971, "trial": 3, "params": {}}, "floors": {"linear": 0.4589, "mean_prevalence": 0.2},
         "pace": {"trials_per_hour": 120.0, "seconds_left": 840.0},
     }  # fmt: skip
-    text = drawn(report.status(state))
+    text = drawn(tables.status_table(state))
     for expected in (
         "12 of 40", "8 complete, 4 pruned", "0.4971 (trial 3)", "0.4589", "120.0 trials/h, 14 min 00 s left",
         "123456", "1 min 15 s", "3 s ago",
     ):  # fmt: skip
         assert expected in text
     state |= {"workers": [], "best": None, "floors": None, "pace": {"trials_per_hour": None, "seconds_left": None}}
-    text = drawn(report.status(state))
+    text = drawn(tables.status_table(state))
     assert "no worker at work" in text
     assert "no score yet" in text
 
@@ -112,14 +111,14 @@ def test_a_status_with_workers():
     [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3725, "1 h 02 min"), (200_000, "2 days 7 h")],
 )
 def test_durations(seconds, expected):
-    assert report.duration(seconds) == expected
+    assert tables.duration(seconds) == expected
 
 
 def test_chance_is_named_for_average_precision_only():
     floors = {"linear": 0.6, "mean_prevalence": 0.2}
-    assert report.baselines_text("average_precision", floors) == "linear floor 0.6000, chance 0.2000"
-    assert report.baselines_text("auroc", floors) == "linear floor 0.6000"
-    assert report.baselines_text("auroc", None) == "floors not measured yet"
+    assert tables.baselines_text("average_precision", floors) == "linear floor 0.6000, chance 0.2000"
+    assert tables.baselines_text("auroc", floors) == "linear floor 0.6000"
+    assert tables.baselines_text("auroc", None) == "floors not measured yet"
 
 
 # ---- what moves ----
@@ -145,7 +144,7 @@ def test_the_pace_counts_from_the_first_trial_at_work():
 def test_the_live_view_is_five_lines_with_everything_in_them(database, tmp_path):
     from tiny import task
 
-    from sparse_evidence.hpo.database.studies import engine_of
+    from sparse_evidence.hpo.database.connection import engine_of
     from sparse_evidence.hpo.running.worker import join, measure_baselines
 
     data = task(tmp_path)

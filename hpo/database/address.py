@@ -1,0 +1,87 @@
+"""Where the database is: a URL, or the embedded server, with passwords read from files and masked in messages."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparse_evidence.core.errors import UserError
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
+_SCHEMES = ("postgres", "postgresql", "postgresql+psycopg2")
+
+
+@contextmanager
+def storage_url(url: str | None = None, *, folder: Path | None = None, create: bool = True) -> Iterator[str]:
+    """Yield the storage's URL, ready for `open_storage`, for as long as it is used.
+
+    `url` is `--storage`; without it `HPO_STORAGE` counts, and without that the embedded Postgres under `.hpo/` of
+    `folder` (the current one): it runs while at least one process is inside this context. Who only reads does not
+    `create` it: looking in the wrong folder leaves nothing behind, and a `UserError` says so.
+    """
+    given = url or os.environ.get("HPO_STORAGE")
+    if given:
+        yield normalize_url(given)
+        return
+    from . import embedded
+
+    place = folder or Path.cwd()
+    if not create and not (place / embedded.FOLDER).exists():
+        raise UserError(
+            f"There is no {embedded.FOLDER} folder in {place}, so no study was run here: go where it was run, or name "
+            "its storage with --storage (HPO_STORAGE)."
+        )
+    with embedded.serve(place) as address:
+        yield address
+
+
+def normalize_url(url: str) -> str:
+    """Return the URL with its driver and, if `HPO_STORAGE_PASSWORD_FILE` names a file, its password."""
+    import sqlalchemy as sa
+
+    try:
+        parsed = sa.make_url(url.strip())
+    except (sa.exc.ArgumentError, ValueError):
+        # Not shown: what cannot be parsed cannot be masked either.
+        raise UserError(
+            "The storage URL cannot be read: write postgresql://USER@HOST:PORT/DATABASE (--storage or HPO_STORAGE)."
+        ) from None
+    if parsed.drivername not in _SCHEMES:
+        raise UserError(
+            f"The storage {mask_password(parsed)} is not Postgres: only postgresql:// is allowed; without --storage and "
+            "HPO_STORAGE an embedded Postgres is used."
+        )
+    parsed = parsed.set(drivername="postgresql+psycopg2")
+    if parsed.password is None and "password" not in parsed.query:
+        parsed = parsed.set(password=_password_from_file())
+    return parsed.render_as_string(hide_password=False)
+
+
+def mask_password(url: str | URL) -> str:
+    """Return the URL as it may be shown."""
+    import sqlalchemy as sa
+
+    parsed = sa.make_url(url)
+    if "password" in parsed.query:
+        parsed = parsed.update_query_dict({"password": "***"})
+    return parsed.render_as_string(hide_password=True)
+
+
+def _password_from_file() -> str | None:
+    """Return what `HPO_STORAGE_PASSWORD_FILE` names; None leaves it to libpq (`PGPASSWORD`, `~/.pgpass`)."""
+    name = os.environ.get("HPO_STORAGE_PASSWORD_FILE")
+    if not name:
+        return None
+    try:
+        return Path(name).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(
+            f"The password file {name} (HPO_STORAGE_PASSWORD_FILE) cannot be read: {reason}; "
+            "name a readable file with the password in it."
+        ) from error
