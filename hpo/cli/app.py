@@ -166,8 +166,8 @@ def run(
 def _join(definition: StudyDefinition, url: str, budget: int, console: Console) -> tuple[Study, StudyTask]:
     """Prepare the study's data and create or join it."""
     from ..results import live
-    from ..running.task import load_task
     from ..running.joining import join_study
+    from ..running.task import load_task
 
     progress = live.EmbeddingProgress(console)
     try:
@@ -192,9 +192,9 @@ def _drive(
     from ..database.claims_sql import count_trials
     from ..results import live, tables
     from ..running import supervisor
+    from ..running.joining import measure_baselines
     from ..running.signals import graceful_shutdown
     from ..running.slots import plan_slots
-    from ..running.joining import measure_baselines
 
     def print_baselines() -> None:
         measure_baselines(joined, task)
