@@ -7,8 +7,8 @@ RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /source
 COPY pyproject.toml requirements.lock README.md LICENSE ./
-# The dependencies at their locked versions, without the development tools: a layer of its own, so that a change of the
-# code does not download them again. Installed from an empty src/, the package itself has no modules yet.
+# The dependencies at their locked versions, without the development tools, in a separate layer: a change of the code
+# does not download them again. The package is installed from an empty src/ here and has no modules yet.
 RUN mkdir src && pip install --constraint requirements.lock setuptools && \
     pip install --constraint requirements.lock --no-build-isolation '.[s3]'
 COPY core core
