@@ -1,17 +1,21 @@
 # syntax=docker/dockerfile:1
-# Two stages: what builds the environment stays behind; what runs it is nobody in particular.
+# Two stages: the tools that build the environment stay in the first, and the image runs as an unprivileged user.
 ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS build
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /source
-COPY requirements.lock ./
-RUN pip install --requirement requirements.lock
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml requirements.lock README.md LICENSE ./
+# The dependencies at their locked versions, without the development tools, in a separate layer: a change of the code
+# does not download them again. The package is installed from an empty src/ here and has no modules yet.
+RUN mkdir src && pip install --constraint requirements.lock setuptools && \
+    pip install --constraint requirements.lock --no-build-isolation '.[s3]'
 COPY core core
 COPY hpo hpo
-RUN pip install --no-deps --no-build-isolation .
+COPY studies studies
+COPY src src
+RUN pip install --force-reinstall --no-deps --no-build-isolation .
 
 FROM python:${PYTHON}-slim
 RUN groupadd --system --gid 10001 hpo \

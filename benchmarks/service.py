@@ -28,7 +28,7 @@ from sparse_evidence.hpo.database.connection import engine_of, open_storage
 from sparse_evidence.hpo.database.record import CONFIG, CURVES, CV
 from sparse_evidence.hpo.database.studies import open_study
 from sparse_evidence.hpo.running import claims, pruning
-from sparse_evidence.hpo.running.sampler import seeded
+from sparse_evidence.hpo.running.sampler import make_sampler
 from sparse_evidence.hpo.study import space
 from sparse_evidence.hpo.study.definition import StudyDefinition, load
 
@@ -115,7 +115,7 @@ def ours(url: str, stored: int) -> Callable[[], None]:
     definition = load(DEFINITION)
     study = open_study(
         open_storage(url, without=(CURVES,)), "ours", direction="maximize", identity=_identity(definition),
-        sampler=seeded("tpe", seed=0),
+        sampler=make_sampler("tpe", seed=0),
     )  # fmt: skip
     fill(engine_of(study), study._study_id, drawn(stored, space.distributions(definition)), attributes=True)
     mine = claims.Claims(
@@ -133,7 +133,7 @@ def _one_of_ours(mine: claims.Claims, definition: StudyDefinition) -> None:
             claim.trial.set_user_attr(CONFIG, space.to_dict(candidate))
         value = _score(claim.trial.params)
         stored = _attributes(Filled({}, value, [value] * EPOCHS))
-        rule = pruning.SameFolds(definition, claim.trial, claim.trials_when_claimed)
+        rule = pruning.SameFoldsRule(definition, claim.trial, claim.trials_when_claimed)
         for folds in (2, FOLDS):
             for stage_ended in (False, True):
                 rule.should_prune(folds, value, stage_ended=stage_ended)  # asked, but every trial runs to its end

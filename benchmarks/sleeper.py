@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from sparse_evidence.hpo.database.connection import engine_of, open_storage
 from sparse_evidence.hpo.database.studies import load_study
 from sparse_evidence.hpo.running import claims, process
-from sparse_evidence.hpo.running.sampler import seeded
+from sparse_evidence.hpo.running.sampler import make_sampler
 from sparse_evidence.hpo.study import space
 from sparse_evidence.hpo.study.definition import load
 
@@ -21,7 +21,7 @@ def main() -> None:
     url, trials, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     definition = load(Path(__file__).with_name("service.toml"))
     study = load_study(open_storage(url), "sleepers")
-    study.sampler = seeded("tpe", seed=0)
+    study.sampler = make_sampler("tpe", seed=0)
     mine = claims.Claims(
         engine_of(study), study, budget=trials, heartbeat_seconds=20, grace_seconds=120, max_attempts=3
     )  # fmt: skip

@@ -26,7 +26,7 @@ from benchmarks.anew import anew
 from sparse_evidence.core.errors import NonFiniteLossError
 from sparse_evidence.core.metrics import METRICS
 from sparse_evidence.core.training.stopping import is_stale, projected_best
-from sparse_evidence.hpo.running.pruning import needed
+from sparse_evidence.hpo.running.pruning import pruning_threshold
 from sparse_evidence.hpo.running.task import load_task
 from sparse_evidence.hpo.study import space
 from sparse_evidence.hpo.study.definition import PrunerConfig, StudyDefinition, load
@@ -103,7 +103,9 @@ class Replay:
             means = scores[folds : folds + size].mean(0).tolist()
             folds += size
             known = self._peers.setdefault(folds, [])
-            least = -np.inf if self.pruner.name == "none" or folds == len(scores) else needed(known, self.pruner)
+            least = (
+                -np.inf if self.pruner.name == "none" or folds == len(scores) else pruning_threshold(known, self.pruner)
+            )
             for end in range(1, longest + 1):
                 stopped = end == longest or is_stale(means[:end], self.patience)
                 ahead = projected_best(means[:end], self.patience, longest=longest) if not stopped else max(means[:end])

@@ -166,8 +166,8 @@ def run(
 def _join(definition: StudyDefinition, url: str, budget: int, console: Console) -> tuple[Study, StudyTask]:
     """Prepare the study's data and create or join it."""
     from ..results import live
+    from ..running.joining import join_study
     from ..running.task import load_task
-    from ..running.worker import join
 
     progress = live.EmbeddingProgress(console)
     try:
@@ -175,7 +175,7 @@ def _join(definition: StudyDefinition, url: str, budget: int, console: Console) 
     finally:
         progress.close()
     console.print(f"{definition.name}: {len(task.corpus)} posts; {task.embedding}")
-    return join(definition, task, url, trials=budget), task
+    return join_study(definition, task, url, trials=budget), task
 
 
 def _drive(
@@ -192,9 +192,9 @@ def _drive(
     from ..database.claims_sql import count_trials
     from ..results import live, tables
     from ..running import supervisor
+    from ..running.joining import measure_baselines
     from ..running.signals import graceful_shutdown
     from ..running.slots import plan_slots
-    from ..running.worker import measure_baselines
 
     def print_baselines() -> None:
         measure_baselines(joined, task)
@@ -211,10 +211,10 @@ def _drive(
     view = live.LiveView(console, joined, trials=budget, metric=definition.search.metric)
     process.freeze_gc()
     with graceful_shutdown(stop, again=signal.default_int_handler), supervisor.WorkerPool(
-        definition.path, url, trials=budget, slots=slots, say=view.say
-    ) as crew, view:  # fmt: skip
+        definition.path, url, trials=budget, slots=slots, print_line=view.say
+    ) as pool, view:  # fmt: skip
         print_baselines()  # takes about as long as the workers take to start
-        while crew.alive() and not stop.wait(REFRESH_SECONDS):
+        while pool.poll() and not stop.wait(REFRESH_SECONDS):
             if view.update().finished >= budget:
                 break  # not waiting for a worker that has only just started
         view.update()
@@ -225,7 +225,7 @@ def _drive(
         raise KeyboardInterrupt
     if done >= budget:
         return Exit.DONE
-    code, words = crew.failure()
+    code, words = pool.failure()
     _complain(
         f"no worker is left, and {done} of {budget} trials are finished: {words}; the same command goes on from there"
     )
@@ -292,11 +292,12 @@ def _work(
 ) -> int:
     from ..results import live
     from ..running.artifacts import open_store
-    from ..running.worker import work
+    from ..running.worker import WorkerOptions, work
 
     store = open_store(artifacts)
     progress = live.EmbeddingProgress(_console())
-    return work(definition, url, store, trials=budget, slot=slot, threads=threads, stop=stop, progress=progress)
+    options = WorkerOptions(trials=budget, slot=slot, threads=threads)
+    return work(definition, url, store, options, stop=stop, progress=progress)
 
 
 def _supervise(
@@ -310,11 +311,11 @@ def _supervise(
     process.freeze_gc()
     for slot in slots:
         say(f"slot {slot.number}: {slot.gpu or 'no GPU'}, {slot.threads} CPU threads")
-    with WorkerPool(definition.path, url, trials=budget, slots=slots, say=say, artifacts=artifacts) as crew:
-        while crew.alive() and not stop.wait(REFRESH_SECONDS):
+    with WorkerPool(definition.path, url, trials=budget, slots=slots, print_line=say, artifacts=artifacts) as pool:
+        while pool.poll() and not stop.wait(REFRESH_SECONDS):
             pass
-    done = stop.is_set() or Exit.DONE in crew.codes()  # one that found the budget spent speaks for all
-    return Exit.DONE if done else crew.failure()[0]
+    done = stop.is_set() or Exit.DONE in pool.codes()  # one that found the budget spent speaks for all
+    return Exit.DONE if done else pool.failure()[0]
 
 
 @app.command()

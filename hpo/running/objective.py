@@ -15,34 +15,34 @@ from sparse_evidence.core.training.crossval import CrossValidation
 
 from ..database.record import CONFIG, CURVES, CV
 from ..study import space
-from . import pruning
 from .artifacts import Checkpoints
 from .claims import Claim
+from .pruning import SameFoldsRule
 from .task import StudyTask
 
 
 class TrialOutOfMemoryError(Exception):
-    """The trial ran out of memory and has ended as infeasible."""
+    """The trial ran out of memory and was recorded as infeasible."""
 
 
 def run(
     claim: Claim, task: StudyTask, checkpoints: Checkpoints, *, device: str, stop: Callable[[], bool]
 ) -> TrialState | None:
-    """Cross-validate the claimed trial, from where an earlier worker left it, and tell its end.
+    """Cross-validate the claimed trial, from its checkpoint if it has one, and record its end.
 
     Args:
-        claim: the trial, ours until it is told.
+        claim: the trial, which this worker owns until its end is recorded.
         task: the study's data.
-        checkpoints: where unfinished trials are saved.
-        device: where it trains.
-        stop: asked after every epoch; once it says yes the trial is handed back.
+        checkpoints: saves and restores unfinished trials.
+        device: the torch device to train on.
+        stop: called after every epoch; once it returns True, the trial is checkpointed and released.
 
     Returns:
-        COMPLETE, PRUNED or FAIL (infeasible: it diverged or ran out of memory), or None if it was handed back.
+        COMPLETE, PRUNED or FAIL (infeasible: it diverged), or None if the trial was released.
 
     Raises:
         ClaimLostError: another worker took the trial over.
-        TrialOutOfMemoryError: the trial has ended as infeasible, and this process had better end, too.
+        TrialOutOfMemoryError: the trial was recorded as infeasible, and this process should exit to free its memory.
     """
     with claim.together():
         candidate = space.suggest(task.definition, claim.trial)
@@ -50,12 +50,14 @@ def run(
         claim.trial.set_user_attr(CONFIG, config)
     try:
         number = claim.trial.number
-        rule = pruning.SameFolds(task.definition, claim.trial, claim.trials_when_claimed)
+        rule = SameFoldsRule(task.definition, claim.trial, claim.trials_when_claimed)
         cv = checkpoints.resumed(claim, config, lambda: task.cross_validation(candidate, trial=number, device=device))
         with closing(cv.epochs()) as events:
             for event in events:
                 claim.progress(event.stage, event.epoch)
-                if not claim.reported(cv.folds_begun):  # else it has passed, with a worker killed before it saved that
+                # If a previous worker already reported this stage, do not re-evaluate the pruning rule: the trial
+                # passed it, and the worker died before it could checkpoint that.
+                if not claim.reported(cv.folds_begun):
                     if rule.should_prune(cv.folds_begun, cv.projected_value(), stage_ended=event.stage_ended):
                         return _prune(claim, cv)
                     if event.stage_ended:
@@ -73,7 +75,7 @@ def run(
 
 
 def _report(claim: Claim, cv: CrossValidation) -> None:
-    """Report a stage that has ended: its trial goes on, and the others are compared with it."""
+    """Report the stage that has just ended: the trial continues, and other trials are compared with it."""
     claim.trial.report(cv.value_so_far(), step=cv.folds_begun)
 
 

@@ -1,7 +1,8 @@
-"""A quick start and a quick end, and memory that is kept in between.
+"""Process-wide tuning of the garbage collector and of malloc.
 
-The imports' half a million objects live as long as the process does: looking through them for garbage takes a fifth of
-the time that a worker needs to start, and as long again at its end.
+Imports create half a million objects that live as long as the process. Scanning them for garbage takes a fifth of a
+worker's start-up time, and as long again at its exit, so the collector is off until work begins (`disable_gc`), ignores
+them from then on (`freeze_gc`), and does not run at exit (`skip_final_gc`).
 """
 
 from __future__ import annotations
@@ -10,35 +11,35 @@ import gc
 
 
 def disable_gc() -> None:
-    """The process begins: until `settled`, nothing is collected."""
+    """Turn the collector off while modules are imported, until `freeze_gc`."""
     gc.disable()
 
 
 def freeze_gc() -> None:
-    """The work begins: what is there stays, and what comes from now on is collected as usual."""
+    """Exempt all existing objects from collection, turn the collector on for new ones, and tune malloc."""
     gc.freeze()
     gc.enable()
-    _keep_memory()
+    _keep_freed_memory()
 
 
 def skip_final_gc() -> None:
-    """The process ends: there is nothing left to look for."""
+    """Exempt all objects, so that the interpreter's final collection at exit finds nothing to scan."""
     gc.disable()
     gc.freeze()
 
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of <malloc.h>
-_KEPT_BYTES, _MOST_BYTES = 1 << 30, 1 << 25  # the second is the most that glibc takes
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of <malloc.h>
+_TRIM_BYTES, _MMAP_BYTES = 1 << 30, 1 << 25  # the second is the largest value that glibc accepts
 
 
-def _keep_memory() -> None:
-    """Keep what a step frees for the next one: given back, it is fetched and zeroed again page by page.
+def _keep_freed_memory() -> None:
+    """Make malloc keep up to 1 GiB of freed memory for the next training step.
 
-    Where the C library is not glibc, nothing happens.
+    Returned to the system, it would have to be mapped and zeroed again page by page. Without glibc this does nothing.
     """
     import ctypes  # `hpo --help` does without
 
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
-        mallopt(_MMAP_THRESHOLD, _MOST_BYTES)
+        mallopt(_TRIM_THRESHOLD, _TRIM_BYTES)
+        mallopt(_MMAP_THRESHOLD, _MMAP_BYTES)

@@ -1,14 +1,19 @@
-"""When a trial is given up: it is no match for the others on the same folds, or not on its way to become one.
+"""The pruning rule: a trial is compared with the other trials of the study on the same folds.
 
-Scores are not compared epoch by epoch, which would favour whoever learns fast. In the middle of a stage a trial is
-measured by what it may reach (`core.training.stopping.projected_best`), and compared with what the others have reached.
+Where: `running.objective.run` asks `SameFoldsRule.should_prune` after every epoch; nothing else prunes a trial.
+When: at the end of every stage but the last, by the trial's mean score over the folds begun; with `within_stages` also
+after every other epoch of these stages, by its projected value. Either is compared with `pruning_threshold`, a
+percentile of what the other trials have reported for the same folds.
+
+Scores are never compared epoch by epoch, which would favour fast starters. Within a stage the rule asks what the trial
+can still reach (`core.training.stopping.projected_best`) and compares that with what the others have reached.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,58 +27,76 @@ if TYPE_CHECKING:
     from ..study.definition import PrunerConfig, StudyDefinition
 
 FRESH_SECONDS = 10.0
-"""Within a stage, what is known of the other trials may be this old."""
+"""Within a stage, the trials read from the database are reused for this long."""
 
 
-class SameFolds:
-    """The rule of one trial.
+class SameFoldsRule:
+    """The pruning rule, applied to one trial.
 
     Args:
         definition: the study's pruner, metric and folds.
-        trial: who asks.
-        trials: those of the study, as they are known now.
+        trial: the trial that may be pruned.
+        trials: all trials of the study, as just read from the database.
+        clock: returns monotonic seconds.
     """
 
-    def __init__(self, definition: StudyDefinition, trial: Trial, trials: Sequence[FrozenTrial]) -> None:
+    def __init__(
+        self,
+        definition: StudyDefinition,
+        trial: Trial,
+        trials: Sequence[FrozenTrial],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._pruner = definition.search.pruner
         self._higher_is_better = METRICS[definition.search.metric].higher_is_better
         self._all_folds = definition.split.folds
         self._trial = trial
         self._trials = trials
-        self._read_at = time.monotonic()
-        self._needed: tuple[int, float] | None = None  # folds, and the least for them
+        self._clock = clock
+        self._read_at = clock()
+        self._threshold: tuple[int, float] | None = None  # (folds, the threshold for them)
 
     def should_prune(self, folds: int, projected: float, *, stage_ended: bool) -> bool:
-        """Is the trial to be pruned after an epoch? Never in its last stage, nor if its projected value is undefined (NaN).
+        """Decide after an epoch. False in the last stage, and if the projected value is undefined (NaN).
 
         Args:
-            folds: folds of the stages begun.
-            projected: their mean as it may become by the end of the stage, or as it is if the stage has ended.
-            stage_ended: it has.
+            folds: number of folds in the stages begun.
+            projected: mean over these folds as projected for the end of the stage, or the actual mean if it has ended.
+            stage_ended: whether this epoch ended the stage.
         """
-        asked = stage_ended or (self._pruner.within_stages and not math.isinf(projected))
-        if self._pruner.name == "none" or folds == self._all_folds or not asked:
+        due = stage_ended or (self._pruner.within_stages and not math.isinf(projected))
+        if self._pruner.name == "none" or folds == self._all_folds or not due:
             return False
-        if stage_ended or time.monotonic() - self._read_at > FRESH_SECONDS:
-            self._trials = self._trial.study.get_trials(deepcopy=False)
-            self._read_at = time.monotonic()
-            self._needed = None
-        if self._needed is None or self._needed[0] != folds:
+        if stage_ended or self._clock() - self._read_at > FRESH_SECONDS:
+            self._refresh()
+        threshold = self._threshold_for(folds)
+        return projected < threshold if self._higher_is_better else projected > threshold
+
+    def _refresh(self) -> None:
+        self._trials = self._trial.study.get_trials(deepcopy=False)
+        self._read_at = self._clock()
+        self._threshold = None
+
+    def _threshold_for(self, folds: int) -> float:
+        if self._threshold is None or self._threshold[0] != folds:
             peers = peer_values(self._trials, self._trial.number, folds)
-            self._needed = folds, needed(peers, self._pruner, higher_is_better=self._higher_is_better)
-        least = self._needed[1]
-        return projected < least if self._higher_is_better else projected > least
+            self._threshold = folds, pruning_threshold(peers, self._pruner, higher_is_better=self._higher_is_better)
+        return self._threshold[1]
 
 
-def needed(peers: Sequence[float], pruner: PrunerConfig, *, higher_is_better: bool = True) -> float:
-    """The least that is within the best `pruner.percentile` percent of what the peers scored on the same folds.
+def pruning_threshold(peers: Sequence[float], pruner: PrunerConfig, *, higher_is_better: bool = True) -> float:
+    """The worst value that is still within the best `pruner.percentile` percent of the peers' values.
 
     Args:
-        peers: the other trials' means over the same folds, pruned and running trials included: leaving out what was
-            pruned would make the rule stricter with every trial that it prunes. (Who was given up within a stage counts
-            with its best so far, which makes the rule a little more lenient.)
-        pruner: with fewer peers than its `startup_trials`, nothing is hopeless yet.
+        peers: the other trials' means over the same folds, pruned and running trials included: without the pruned ones
+            the rule would get stricter with every trial that it prunes. (A trial pruned within a stage counts with its
+            best value so far, which makes the rule slightly more lenient.) NaN values are ignored.
+        pruner: with fewer peers than its `startup_trials`, nothing is pruned.
         higher_is_better: the metric's direction.
+
+    Returns:
+        The threshold; infinitely bad (so that nothing is pruned) while there are too few peers.
     """
     known = np.array(peers, dtype=float)
     known = known[~np.isnan(known)]
@@ -83,9 +106,9 @@ def needed(peers: Sequence[float], pruner: PrunerConfig, *, higher_is_better: bo
 
 
 def peer_values(trials: Sequence[FrozenTrial], number: int, folds: int) -> list[float]:
-    """What the trials but this one reported of so many folds, in the order of their numbers.
+    """The values that all trials except `number` reported for the first `folds` folds, in order of trial number.
 
-    Infeasible trials are no peers: nobody should lose against what cannot be trained to its end.
+    Infeasible trials are excluded: no trial should lose to one that cannot be trained to its end.
     """
     return [
         trial.intermediate_values[folds]

@@ -1,4 +1,4 @@
-"""Samplers whose proposals depend on the study's seed and the trial, never on the worker that runs it."""
+"""Samplers whose proposals depend only on the study's seed and the trial, not on the worker that runs it."""
 
 from __future__ import annotations
 
@@ -14,64 +14,68 @@ from optuna.trial import FrozenTrial, TrialState
 from sparse_evidence.core.seeding import stable_seed
 
 
-def seeded(name: Literal["tpe", "random"], seed: int) -> SeededPerTrial:
-    """Return the named sampler, seeded anew for each trial."""
+def make_sampler(name: Literal["tpe", "random"], seed: int) -> SeededPerTrial:
+    """Return the named sampler, reseeded for each trial from the study's seed and the trial's number."""
     if name == "random":
-        return SeededPerTrial(lambda each: RandomSampler(seed=each), seed)
-    return SeededPerTrial(lambda each: TPESampler(multivariate=True, seed=each), seed)
+        return SeededPerTrial(lambda trial_seed: RandomSampler(seed=trial_seed), seed)
+    return SeededPerTrial(lambda trial_seed: TPESampler(multivariate=True, seed=trial_seed), seed)
 
 
 class SeededPerTrial(BaseSampler):
-    """Wraps a sampler: built anew from a hash of (study seed, trial number) before every trial.
+    """Wraps a sampler and rebuilds it before every trial, seeded with a hash of (study seed, trial number).
 
-    So workers that share a seed propose different points, a restart repeats none, and one worker run twice proposes
-    the same. Parameters sampled on their own are seeded with their name as well: what a trial gets does not depend
-    on how many parameters had been drawn when its first worker was killed.
+    Workers that share a seed therefore propose different points, a restarted worker repeats none, and a single worker
+    run twice proposes the same points. Independently sampled parameters are seeded with their name as well: a trial's
+    parameters do not depend on how many of them were drawn before its first worker was killed.
+
+    Args:
+        make: builds the wrapped sampler from a seed.
+        seed: the study's seed.
     """
 
     def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
         self._make = make
         self._seed = seed
         self._inner = make(seed)
-        # Kept over trials: it looks at each finished trial once, a new sampler would look at all of them every time.
+        # Kept across trials: it visits each finished trial once, where a new one would visit all of them every time.
         self._search_space = IntersectionSearchSpace(include_pruned=True)
 
     def __str__(self) -> str:
         return f"{type(self).__name__}({self._inner})"
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Forget everything and start from the trial's own seed."""
+        """Rebuild the wrapped sampler with the trial's seed."""
         self._inner = self._make(short_seed(self._seed, trial.number))
         self._inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, _trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The parameters that every trial so far has had, if the wrapped sampler proposes them together."""
+        """The parameters that all previous trials have in common; none if the wrapped sampler samples independently."""
         if isinstance(self._inner, RandomSampler):
             return {}
-        found = self._search_space.calculate(study, use_cache=True)
-        return {name: distribution for name, distribution in found.items() if not distribution.single()}
+        common = self._search_space.calculate(study, use_cache=True)
+        return {name: distribution for name, distribution in common.items() if not distribution.single()}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """As the wrapped sampler does."""
+        """Delegate to the wrapped sampler."""
         return self._inner.sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:  # noqa: ANN401 (a parameter's value is whatever its distribution holds)
-        """As the wrapped sampler does, with a generator of the parameter's own."""
+    ) -> Any:  # noqa: ANN401 (the type of a parameter depends on its distribution)
+        """Delegate to a new sampler seeded with (study seed, trial number, parameter name)."""
         inner = self._make(short_seed(self._seed, trial.number, param_name))
         return inner.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """As the wrapped sampler does."""
+        """Delegate to the wrapped sampler."""
         self._inner.after_trial(study, trial, state, values)
 
     def reseed_rng(self) -> None:
-        """Nothing: seeds come from the trial."""
+        """Do nothing: seeds come from the trial."""
 
 
 def short_seed(*parts: int | str) -> int:
-    """A stable seed that fits into the 32 bits which Optuna's samplers take."""
+    """A stable seed of 32 bits, the most that Optuna's samplers accept."""
     return stable_seed(*parts) >> 31

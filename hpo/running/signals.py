@@ -1,4 +1,4 @@
-"""How a process is told to stop: a signal, or the end of whoever started it."""
+"""Graceful shutdown: on SIGINT or SIGTERM, and when the parent process dies (seen as EOF on standard input)."""
 
 from __future__ import annotations
 
@@ -16,24 +16,29 @@ from ..errors import Exit
 Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
 STOP_ON_EOF = "HPO_STOP_ON_EOF"
-"""Environment variable: set, the end of standard input asks a worker to stop as SIGTERM does."""
+"""Environment variable: if set, EOF on standard input stops a worker gracefully, as SIGTERM does."""
 STOP_SECONDS = 60.0
-"""How long a worker may take to end its epoch and hand its trial back, when whoever started it wants it to."""
+"""How long a worker may take to finish its epoch and release its trial once its supervisor asks it to stop."""
 
 
 @contextmanager
 def graceful_shutdown(stop: threading.Event, *, again: Handler = signal.SIG_DFL) -> Iterator[None]:
-    """Set `stop` on the first SIGINT or SIGTERM; a second one gets what `again` says: the process ends at once."""
+    """Set `stop` on the first SIGINT or SIGTERM; the previous handlers are restored when the context is left.
+
+    Args:
+        stop: polled by the work that is to end.
+        again: handles a second signal; default: the process ends immediately.
+    """
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in signals}
 
-    def ask(_number: int, _frame: FrameType | None) -> None:
+    def request_stop(_number: int, _frame: FrameType | None) -> None:
         stop.set()
         for number in signals:
             signal.signal(number, again)
 
     for number in signals:
-        signal.signal(number, ask)
+        signal.signal(number, request_stop)
     try:
         yield
     finally:
@@ -42,19 +47,20 @@ def graceful_shutdown(stop: threading.Event, *, again: Handler = signal.SIG_DFL)
 
 
 def stop_with_parent(stop: threading.Event) -> None:
-    """Set `stop` when standard input ends, if `STOP_ON_EOF` asks for it: whoever started us has gone.
+    """If `STOP_ON_EOF` is set in the environment, set `stop` at EOF on standard input: the parent process has died.
 
-    If the work has still not ended `STOP_SECONDS` later (the database may have gone, too), the process ends hard.
+    The process is ended hard if it is still running `STOP_SECONDS` later, for example because the database died with
+    the parent.
     """
     if os.environ.get(STOP_ON_EOF, "0") in {"", "0"}:
         return
 
-    def listen() -> None:
+    def wait_for_eof() -> None:
         with suppress(OSError):
-            while os.read(0, 1024):  # not sys.stdin: its lock would be held while the interpreter shuts down
+            while os.read(0, 1024):  # not sys.stdin: its lock would still be held when the interpreter shuts down
                 pass
         stop.set()
         time.sleep(STOP_SECONDS)
         os._exit(Exit.FAILED)
 
-    threading.Thread(target=listen, name="end of input", daemon=True).start()
+    threading.Thread(target=wait_for_eof, name="end of input", daemon=True).start()

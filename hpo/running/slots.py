@@ -1,91 +1,106 @@
-"""The places on a machine where a worker process may run: how many, on which GPU, with how many CPU threads.
+"""The slots of a machine, each for one worker process: how many, on which GPU, with how many CPU threads.
 
-GPUs are asked of `nvidia-smi` and named by UUID: the numbers that CUDA gives them depend on what it may see, and asking
-CUDA itself would put a context on every GPU into the process that only starts others.
+`CUDA_VISIBLE_DEVICES` is the environment variable that tells CUDA which GPUs a process may use. It lists indices or
+UUIDs, and CUDA renumbers the listed GPUs from 0. Here it is read to find out which GPUs this process may hand out, and
+set to a single UUID for every worker: a UUID means the same GPU in every process, an index does not.
+
+The GPUs are listed by `nvidia-smi`, which comes with the driver, so no further package is needed. CUDA itself is not
+asked, because it would allocate a context on every GPU in a process that only starts others.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sparse_evidence.core.errors import UserError
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-MOST_ON_CPU = 4
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
+MAX_CPU_SLOTS = 4
+"""Default number of slots on a machine without GPUs, if it has that many cores."""
 _QUERY_SECONDS = 60.0
+_LIST_UUIDS = ("nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader")
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one worker process."""
+    """Resources for one worker process."""
 
     number: int
     threads: int
+    """CPU threads."""
     gpu: str | None = None
-    """UUID; None leaves the worker what this process sees."""
+    """UUID of its GPU; None: the worker sees the same devices as this process."""
 
     def environment(self) -> dict[str, str]:
-        """What the worker must find before Python, CUDA and OpenMP start."""
+        """Environment variables that must be set before Python, CUDA and OpenMP start."""
         threads = {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
-        return threads if self.gpu is None else {**threads, VISIBLE: self.gpu}
+        return threads if self.gpu is None else {**threads, VISIBLE_DEVICES: self.gpu}
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, which can be fewer than the machine has."""
+    """Number of cores that this process may use, which can be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def plan_slots(count: int | None, *, per_gpu: int = 1) -> list[Slot]:
-    """Lay out the machine's slots, GPUs in turn and cores divided.
+def plan_slots(count: int | None, *, per_gpu: int = 1, cores: int | None = None) -> list[Slot]:
+    """Plan the machine's slots: GPUs are assigned in turn, and the cores are divided equally.
 
     Args:
-        count: number of slots; None: `per_gpu` on every GPU, without any GPU one per core and at most four.
+        count: number of slots; default: `per_gpu` on every GPU, or without GPUs one per core, at most four.
         per_gpu: workers that may share a GPU.
+        cores: cores to divide; default: those that this process may use.
 
     Raises:
-        UserError: more slots than the GPUs take.
+        UserError: more slots than the GPUs have room for.
     """
-    found = visible_gpus()
-    room = per_gpu * len(found)
-    if found and count is not None and count > room:
+    gpus = visible_gpus()
+    capacity = per_gpu * len(gpus)
+    if gpus and count is not None and count > capacity:
         raise UserError(
-            f"{count} slots do not fit on {len(found)} GPU{'s' if len(found) > 1 else ''} with {per_gpu} each: "
-            f"give --slots {room} or fewer, or a larger --per-gpu"
+            f"{count} slots do not fit on {len(gpus)} GPU{'s' if len(gpus) > 1 else ''} with {per_gpu} each: "
+            f"give --slots {capacity} or fewer, or a larger --per-gpu"
         )
-    wanted = count or room or min(usable_cores(), MOST_ON_CPU)
-    threads = max(1, usable_cores() // wanted)
-    return [Slot(number, threads, found[number % len(found)] if found else None) for number in range(wanted)]
+    cores = cores or usable_cores()
+    slots = count or capacity or min(cores, MAX_CPU_SLOTS)
+    threads = max(1, cores // slots)
+    return [Slot(number, threads, gpus[number % len(gpus)] if gpus else None) for number in range(slots)]
 
 
 def visible_gpus(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """UUIDs of the GPUs that this process may use, in the driver's order; none where there is no driver."""
-    allowed = environ.get(VISIBLE)
-    if allowed is not None and not allowed.strip():
+    """UUIDs of the GPUs that this process may use, in the order in which CUDA numbers them; empty without a driver."""
+    setting = environ.get(VISIBLE_DEVICES)
+    if setting is not None and not setting.strip():
         return []
+    installed = installed_gpus()
+    return installed if setting is None else _select(setting, installed)
+
+
+def installed_gpus() -> list[str]:
+    """UUIDs of the machine's GPUs in the driver's order; empty without a driver."""
     try:
-        asked = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
-        answer = subprocess.run(asked, check=True, capture_output=True, text=True, timeout=_QUERY_SECONDS)  # noqa: S603
+        result = subprocess.run(  # noqa: S603 (our own command line)
+            _LIST_UUIDS, check=True, capture_output=True, text=True, timeout=_QUERY_SECONDS
+        )
     except (OSError, subprocess.SubprocessError):
         return []
-    found = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
-    return found if allowed is None else _visible(allowed, found)
+    return [line.strip() for line in result.stdout.splitlines() if line.strip()]
 
 
-def _visible(allowed: str, found: list[str]) -> list[str]:
-    """Read CUDA_VISIBLE_DEVICES as CUDA does: numbers or (beginnings of) UUIDs, up to the first that is neither."""
-    visible: list[str] = []
-    for entry in (part.strip() for part in allowed.split(",")):
-        if entry.isdigit() and int(entry) < len(found):
-            visible.append(found[int(entry)])
+def _select(setting: str, installed: Sequence[str]) -> list[str]:
+    """Interpret CUDA_VISIBLE_DEVICES as CUDA does: indices and (prefixes of) UUIDs, up to the first invalid entry."""
+    selected: list[str] = []
+    for entry in (part.strip() for part in setting.split(",")):
+        if entry.isdigit() and int(entry) < len(installed):
+            selected.append(installed[int(entry)])
         elif entry.startswith("MIG-"):
-            visible.append(entry)  # a part of a GPU: nvidia-smi lists it elsewhere
-        elif entry.startswith("GPU-") and (match := [uuid for uuid in found if uuid.startswith(entry)]):
-            visible.append(match[0])
+            selected.append(entry)  # a slice of a GPU, which this query of nvidia-smi does not list
+        elif entry.startswith("GPU-") and (matches := [uuid for uuid in installed if uuid.startswith(entry)]):
+            selected.append(matches[0])
         else:
             break
-    return visible
+    return selected

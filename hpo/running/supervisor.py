@@ -1,4 +1,7 @@
-"""One worker process per slot: started, listened to, started again when it crashed, stopped. None outlives us."""
+"""A pool of worker processes, one per slot: it starts them, prints their output, restarts crashed ones and stops them.
+
+No worker outlives the pool: if this process is killed, its workers see the end of their standard input and stop.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +22,30 @@ from .signals import STOP_ON_EOF, STOP_SECONDS
 from .slots import Slot
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds between a crash and the restart."""
 HEALTHY_SECONDS = 60.0
-"""A worker that lived this long crashed by accident: its slot's next pause is short again."""
-MOST_CRASHES = 10
-"""Crashes of a slot in a row, each before `HEALTHY_SECONDS`, after which it stays empty."""
+"""A crash after this long does not count as one of a series: the slot's next pause is short again."""
+MAX_CRASHES = 10
+"""A slot is abandoned after more crashes than this in a row, each within `HEALTHY_SECONDS` of its start."""
 
 _FINAL = {Exit.DONE, Exit.USAGE, Exit.STORAGE, Exit.REFUSED, Exit.INTERRUPTED}
-"""Ends that another start would only repeat."""
-_AT_ONCE = {Exit.MEMORY, Exit.STALLED}
-"""Ends by which a worker asks for a fresh process."""
+"""Exit codes after which a restart would only repeat the outcome."""
+_RESTART_IMMEDIATELY = {Exit.MEMORY, Exit.STALLED}
+"""Exit codes by which a worker asks for a fresh process."""
+
+PrintLine = Callable[[str], None]
 
 
 class WorkerPool(AbstractContextManager["WorkerPool"]):
-    """`hpo worker` processes that share one study; leaving the context hands their trials back and ends them.
+    """Processes of `hpo worker` that share one study; leaving the context stops them, and they release their trials.
 
     Args:
         study: the study file.
-        url: the storage; it travels in the environment, because an argument can be read by every user.
+        url: the database; passed in the environment, because every user of the machine can read arguments.
         trials: the budget.
-        slots: where they run.
-        say: called with every line that a worker writes.
-        artifacts: where checkpoints lie; left out, what the worker's environment says.
+        slots: one process is started for each.
+        print_line: called with every line of output of a worker, and with what happens to workers.
+        artifacts: where checkpoints are stored; default: as the workers' environment says.
     """
 
     def __init__(
@@ -49,11 +55,12 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
         *,
         trials: int,
         slots: Sequence[Slot],
-        say: Callable[[str], None],
+        print_line: PrintLine,
         artifacts: str | None = None,
     ) -> None:
+        arguments = ["worker", str(study), "--trials", str(trials)]
         environment = {"HPO_STORAGE": url, **({"HPO_ARTIFACTS": artifacts} if artifacts else {})}
-        self._crew = [_Place(["worker", str(study), "--trials", str(trials)], environment, slot, say) for slot in slots]
+        self._slots = [_Slot(arguments, environment, slot, print_line) for slot in slots]
 
     def __enter__(self) -> Self:
         return self
@@ -63,90 +70,95 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
     ) -> None:
         self.stop()
 
-    def alive(self) -> int:
-        """Slots with a process, or with one that is about to be started again; call it often: it starts them."""
-        return sum(place.tend() for place in self._crew)
+    def poll(self) -> int:
+        """Restart crashed workers whose pause is over; return the number of slots that run a worker or wait for one.
+
+        Crashed workers are restarted only by this call, so make it about every second.
+        """
+        return sum(slot.poll() for slot in self._slots)
 
     def failure(self) -> tuple[int, str]:
-        """An exit code and the words for workers that are gone before the work was: each one's end and last line."""
-        ends = {f"{ending(place.code)}{place.last_words()}": place.code for place in self._crew}
-        told = "; ".join(f"a worker {words}" for words in ends)
-        return max((code for code in ends.values() if code and code > 0), default=1), told
+        """Why no worker is left: an exit code, and how each worker ended with the last line that it wrote."""
+        codes = {f"{ending(slot.code)}{slot.last_line()}": slot.code for slot in self._slots}
+        description = "; ".join(f"a worker {text}" for text in codes)
+        return max((code for code in codes.values() if code and code > 0), default=1), description
 
     def codes(self) -> list[int]:
-        """How each slot's last process ended."""
-        return [place.code for place in self._crew if place.code is not None]
+        """The exit code of each slot's last process; a slot whose process is alive has none."""
+        return [slot.code for slot in self._slots if slot.code is not None]
 
     def stop(self) -> None:
-        """Ask every worker to hand its trial back and wait until they have ended; interrupted, end them at once."""
+        """Ask every worker to release its trial, and wait until all have ended; if interrupted, kill them."""
         try:
-            for place in self._crew:
-                place.ask_to_stop()
+            for slot in self._slots:
+                slot.ask_to_stop()
             deadline = time.monotonic() + STOP_SECONDS
-            for place in self._crew:
-                place.wait(max(0.0, deadline - time.monotonic()))
+            for slot in self._slots:
+                slot.wait(max(0.0, deadline - time.monotonic()))
         finally:
-            for place in self._crew:
-                place.kill()
+            for slot in self._slots:
+                slot.kill()
 
 
-class _Place:
-    """A slot and the process in it. After a crash the next one starts after a pause that grows."""
+class _Slot:
+    """A slot and its current process, which is restarted after a crash with growing pauses."""
 
-    def __init__(
-        self, arguments: list[str], environment: dict[str, str], slot: Slot, say: Callable[[str], None]
-    ) -> None:
-        self.slot = slot
+    def __init__(self, arguments: list[str], environment: dict[str, str], slot: Slot, print_line: PrintLine) -> None:
         self.code: int | None = None
-        self._say = say
+        """Exit code of the last process; None while one is alive."""
+        self._number = slot.number
+        self._print_line = print_line
         self._arguments = [*arguments, "--slot", str(slot.number), "--threads", str(slot.threads)]
         self._environment = {**os.environ, **environment, **slot.environment(), STOP_ON_EOF: "1"}
         self._crashes = 0
-        self._next: float | None = None
+        self._restart_at: float | None = None
         self._stopping = False
         self._start()
 
-    def tend(self) -> bool:
-        """Start a crashed worker again when its pause is over; False once the slot stays empty."""
-        if self._next is not None:
-            if time.monotonic() >= self._next:
-                self._start()
+    def poll(self) -> bool:
+        """Restart the worker if it crashed and its pause is over; False once the slot is abandoned."""
+        if self._restart_at is not None:
+            self._restart_if_due()
             return True
         code = self._process.code()
         if code is None:
             return True
         if self.code is None:
             self.code = code
-            self._ended(code)
-        return self._next is not None
+            self._handle_end(code)
+        return self._restart_at is not None
+
+    def _restart_if_due(self) -> None:
+        if self._restart_at is not None and time.monotonic() >= self._restart_at:
+            self._start()
 
     def _start(self) -> None:
-        self._next = self.code = None
-        self._begun = time.monotonic()
+        self._restart_at = self.code = None
+        self._started_at = time.monotonic()
         self._process = _Process(
-            self._arguments, self._environment, lambda line: self._say(f"worker {self.slot.number}: {line}")
+            self._arguments, self._environment, lambda line: self._print_line(f"worker {self._number}: {line}")
         )
 
-    def _ended(self, code: int) -> None:
-        words = f"worker {self.slot.number} {ending(code)}"
-        at_once = code in _AT_ONCE
-        if not at_once:
-            self._crashes = 1 if time.monotonic() - self._begun > HEALTHY_SECONDS else self._crashes + 1
-        if code in _FINAL or self._stopping or self._crashes > MOST_CRASHES:
+    def _handle_end(self, code: int) -> None:
+        """Print how the process ended, and schedule a restart unless that would be useless."""
+        message = f"worker {self._number} {ending(code)}"
+        immediately = code in _RESTART_IMMEDIATELY
+        if not immediately:
+            self._crashes = 1 if time.monotonic() - self._started_at > HEALTHY_SECONDS else self._crashes + 1
+        if code in _FINAL or self._stopping or self._crashes > MAX_CRASHES:
             if code != Exit.DONE:
-                self._say(words)
+                self._print_line(message)
             return
-        longer = SHORTEST_PAUSE * 2.0 ** (self._crashes - 1)
-        pause = 0.0 if at_once else min(LONGEST_PAUSE, longer) * random.uniform(0.8, 1.2)
-        self._next = time.monotonic() + pause
-        self._say(f"{words}; another takes its place" + (f" in {pause:.0f} s" if pause else ""))
+        pause = 0.0 if immediately else restart_pause(self._crashes)
+        self._restart_at = time.monotonic() + pause
+        self._print_line(f"{message}; restarting it" + (f" in {pause:.0f} s" if pause else ""))
 
-    def last_words(self) -> str:
-        return self._process.last_words()
+    def last_line(self) -> str:
+        return self._process.last_line()
 
     def ask_to_stop(self) -> None:
         self._stopping = True
-        self._next = None
+        self._restart_at = None
         self._process.ask_to_stop()
 
     def wait(self, seconds: float) -> None:
@@ -158,10 +170,10 @@ class _Place:
 
 
 class _Process:
-    """One worker. It reads the end of its standard input as "stop", so it stops when we are gone without a word."""
+    """One worker process. It stops at the end of its standard input, so also when this process is killed."""
 
-    def __init__(self, arguments: list[str], environment: dict[str, str], say: Callable[[str], None]) -> None:
-        self._last = ""
+    def __init__(self, arguments: list[str], environment: dict[str, str], print_line: PrintLine) -> None:
+        self._last_line = ""
         self._process = subprocess.Popen(  # noqa: S603 (our own command line)
             [sys.executable, "-m", "sparse_evidence.hpo", *arguments],
             env=environment,
@@ -170,26 +182,26 @@ class _Process:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            start_new_session=True,  # Ctrl-C reaches us alone; we pass on one SIGTERM
+            start_new_session=True,  # Ctrl-C signals this process only, which then sends each worker one SIGTERM
         )
         assert self._process.stdout is not None
-        self._listener = threading.Thread(target=self._listen, args=(self._process.stdout, say), daemon=True)
+        self._listener = threading.Thread(target=self._listen, args=(self._process.stdout, print_line), daemon=True)
         self._listener.start()
 
-    def _listen(self, stream: IO[str], say: Callable[[str], None]) -> None:
+    def _listen(self, stream: IO[str], print_line: PrintLine) -> None:
         for line in stream:
             if line.strip():
-                self._last = line.strip()
-                say(line.rstrip())
+                self._last_line = line.strip()
+                print_line(line.rstrip())
         stream.close()
 
     def code(self) -> int | None:
         return self._process.poll()
 
-    def last_words(self) -> str:
-        """What it wrote last, ready to be appended to how it ended."""
+    def last_line(self) -> str:
+        """The last line of its output, in parentheses."""
         self._listener.join(timeout=1)
-        return f" ({self._last.removeprefix('hpo: ')})" if self._last else ""
+        return f" ({self._last_line.removeprefix('hpo: ')})" if self._last_line else ""
 
     def ask_to_stop(self) -> None:
         if self.code() is None:
@@ -210,12 +222,17 @@ class _Process:
             self._process.stdin.close()
 
 
+def restart_pause(crashes: int) -> float:
+    """Seconds until the restart after so many crashes in a row: doubling up to `LONGEST_PAUSE`, with 20 % jitter."""
+    return min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0 ** (crashes - 1)) * random.uniform(0.8, 1.2)
+
+
 def ending(code: int | None) -> str:
-    """Say how a process ended."""
+    """Describe how a process ended, from its exit code."""
     if code is not None and code < 0:
         return f"was killed by signal {-code}" + (" (often: out of memory)" if code == -9 else "")
     if code == Exit.MEMORY:
-        return "ended to free its memory"
+        return "exited to free its memory"
     if code == Exit.STALLED:
-        return "ended itself because its trial stood still"
+        return "exited because its trial stalled"
     return f"ended with exit code {code}"

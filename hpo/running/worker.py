@@ -1,4 +1,4 @@
-"""One process that works on one trial after another until the budget is spent or it is told to stop."""
+"""One worker process: it runs one trial after another until the budget is spent or it is asked to stop."""
 
 from __future__ import annotations
 
@@ -6,177 +6,163 @@ import logging
 import os
 import random
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import optuna
 import torch
+from optuna.trial import TrialState
 
-from sparse_evidence.core.metrics import METRICS
-
-from ..database.claims_sql import Worker, study_id
-from ..database.connection import backend, engine_of, open_storage, try_baselines_lock
-from ..database.optuna_storage import ClaimLostError, retry
-from ..database.record import BASELINES, CURVES, REASON, REQUESTED
-from ..database.studies import Direction, open_study
+from ..database.claims_sql import Worker
+from ..database.connection import engine_of
+from ..database.optuna_storage import ClaimLostError
+from ..database.record import REASON
 from ..errors import Exit
-from ..study import space
-from ..study.definition import StudyDefinition, differences
+from ..study.definition import StudyDefinition
 from . import claims, objective, process
 from .artifacts import ArtifactStore, Checkpoints
-from .sampler import seeded
-from .slots import VISIBLE
-from .task import Progress, StudyTask, load_task
+from .joining import join_study, measure_baselines
+from .slots import VISIBLE_DEVICES
+from .task import Progress, load_task
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-"""How often a worker without a trial looks whether one was left behind."""
+"""Mean pause before a worker without a trial looks for one again."""
+
+RunTrial = Callable[[claims.Claim], TrialState | None]
+"""Run a claimed trial; returns its final state, or None if it was released."""
 
 
-def join(definition: StudyDefinition, task: StudyTask, url: str, *, trials: int) -> optuna.Study:
-    """Create the study or join it, with its budget noted.
+@dataclass(frozen=True)
+class WorkerOptions:
+    """What one worker process is started with."""
 
-    The study is for working on it: its trials come without their curves, which are the bulk of it.
-
-    Raises:
-        RefusedError: the study was started with something else.
-        StorageError: the database is out of reach.
-    """
-    higher = METRICS[definition.search.metric].higher_is_better
-    direction: Direction = "maximize" if higher else "minimize"
-    study = open_study(
-        open_storage(url, without=(CURVES,)),
-        definition.name,
-        direction=direction,
-        identity=task.identity(),
-        default_parameters=space.default_parameters(definition),
-        sampler=seeded(definition.search.sampler, definition.search.seed),
-        differences=differences,
-    )
-    if trials > study.user_attrs.get(REQUESTED, 0):
-        study.set_user_attr(REQUESTED, trials)
-    return study
+    trials: int
+    """The budget: finished trials of the whole study."""
+    slot: int = 0
+    """Number of this worker on its machine."""
+    threads: int | None = None
+    """CPU threads for torch; default: torch's own choice."""
 
 
-def measure_baselines(study: optuna.Study, task: StudyTask) -> None:
-    """Note in the study what there is to beat, unless it is known or somebody else is at it: it takes seconds."""
-
-    def measure() -> None:
-        with engine_of(study).begin() as connection:  # a lock that is gone with its process
-            if try_baselines_lock(connection, study_id(study)) and BASELINES not in study.user_attrs:
-                study.set_user_attr(BASELINES, task.baselines())
-
-    if BASELINES not in study.user_attrs:
-        retry(measure, backend(study).retry_seconds)
+class StopRequestedError(Exception):
+    """The worker was asked to stop before it claimed a trial."""
 
 
 def work(
     definition: StudyDefinition,
     url: str,
     store: ArtifactStore,
+    options: WorkerOptions,
     *,
-    trials: int,
-    slot: int = 0,
-    threads: int | None = None,
     stop: threading.Event,
     progress: Progress | None = None,
 ) -> Exit:
-    """Work on trials until `trials` are finished in the study, by whomever, or `stop` is set.
+    """Run trials until the study has `options.trials` finished ones, counting all workers, or `stop` is set.
 
     Args:
         definition: the study.
-        url: its storage, from `storage.resolve`.
-        store: where unfinished trials are saved, from `checkpoints.resolve`.
-        trials: the budget.
-        slot: number of this worker on its machine.
-        threads: CPU threads for torch; left out: what torch takes.
-        stop: the trial in hand is handed back after its epoch once this is set.
-        progress: told how far the embedding is.
+        url: its database.
+        store: where checkpoints of unfinished trials are saved.
+        options: the budget, and what is this worker's alone.
+        stop: once set, the current trial is checkpointed after its epoch and released.
+        progress: called while texts are embedded.
 
     Returns:
-        DONE, or MEMORY: a trial ran out of memory, and a fresh process should go on.
+        DONE, or MEMORY: a trial ran out of memory, and a fresh process should replace this one.
+
+    Raises:
+        UserError: data, folds or encoder cannot be used.
+        RefusedError: the study was created from other data, folds, definition or code.
+        StorageError: the database is unreachable.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     try:
-        task = load_task(definition, device=device, progress=_unless(stop, progress))
-        study = join(definition, task, url, trials=trials)
-        checkpoints = Checkpoints(store, every_seconds=definition.service.checkpoint_seconds)
-        mine = _claims(definition, study, trials, slot, device, checkpoints)
-        measure_baselines(study, task)
-        process.freeze_gc()
-        with claims.Reaper(mine):
-            _loop(mine, task, checkpoints, device, stop)
-        measure_baselines(study, task)  # who was at it may have been killed
+        _run_trials(definition, url, store, options, stop, progress)
     except objective.TrialOutOfMemoryError as error:
-        logger.warning("%s This process ends to free what it holds; start it again, as --slots does.", error)
+        logger.warning("%s This process exits to free its memory; restart it (--slots does so).", error)
         return Exit.MEMORY
-    except _Stopped:
+    except StopRequestedError:
         pass
     return Exit.DONE
 
 
-def _claims(
+def _run_trials(
     definition: StudyDefinition,
-    study: optuna.Study,
-    trials: int,
-    slot: int,
-    device: str,
-    checkpoints: Checkpoints,
+    url: str,
+    store: ArtifactStore,
+    options: WorkerOptions,
+    stop: threading.Event,
+    progress: Progress | None,
+) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    task = load_task(definition, device=device, progress=_stop_aware(stop, progress))
+    study = join_study(definition, task, url, trials=options.trials)
+    checkpoints = Checkpoints(store, every_seconds=definition.service.checkpoint_seconds)
+    queue = _claims(definition, study, options, device, checkpoints)
+    measure_baselines(study, task)
+    process.freeze_gc()
+
+    def run_trial(claim: claims.Claim) -> TrialState | None:
+        return objective.run(claim, task, checkpoints, device=device, stop=stop.is_set)
+
+    with claims.Reaper(queue):
+        _loop(queue, run_trial, stop)
+    measure_baselines(study, task)  # the process that was measuring them before may have been killed
+
+
+def _stop_aware(stop: threading.Event, progress: Progress | None) -> Progress:
+    """Wrap `progress` so that it raises `StopRequestedError` once `stop` is set: embedding can take minutes."""
+
+    def report(what: str, done: int, total: int) -> None:
+        if stop.is_set():
+            raise StopRequestedError
+        if progress is not None:
+            progress(what, done, total)
+
+    return report
+
+
+def _claims(
+    definition: StudyDefinition, study: optuna.Study, options: WorkerOptions, device: str, checkpoints: Checkpoints
 ) -> claims.Claims:
     service = definition.service
-    gpu = os.environ.get(VISIBLE) if device == "cuda" else None
+    gpu = os.environ.get(VISIBLE_DEVICES) if device == "cuda" else None
     return claims.Claims(
         engine_of(study),
         study,
-        budget=trials,
+        budget=options.trials,
         heartbeat_seconds=service.heartbeat_seconds,
         grace_seconds=service.grace_seconds,
         max_attempts=service.max_attempts,
         stall_seconds=service.stall_seconds,
-        worker=Worker(slot=slot, gpu=gpu),
+        worker=Worker(slot=options.slot, gpu=gpu),
         discard=checkpoints.discard,
-        stalled=lambda: os._exit(Exit.STALLED),  # the main thread hangs: nothing gentler would end it
+        stalled=lambda: os._exit(Exit.STALLED),  # the main thread hangs, so nothing gentler would end the process
     )
 
 
-def _loop(mine: claims.Claims, task: StudyTask, checkpoints: Checkpoints, device: str, stop: threading.Event) -> None:
+def _loop(queue: claims.Claims, run_trial: RunTrial, stop: threading.Event) -> None:
     while not stop.is_set():
-        match mine.claim():
+        match queue.claim():
             case claims.Claim() as claim:
-                _work_on(claim, task, checkpoints, device, stop)
+                _run_claimed(claim, run_trial)
             case claims.Wait():
                 stop.wait(POLL_SECONDS * random.uniform(0.5, 1.5))
             case claims.Finished():
-                mine.reap()
+                queue.reap()
                 return
 
 
-class _Stopped(Exception):  # noqa: N818 (it was asked for)
-    """Told to stop before there was a trial."""
-
-
-def _unless(stop: threading.Event, progress: Progress | None) -> Progress:
-    """Return `progress`, raising `_Stopped` once `stop` is set: embedding may take minutes."""
-
-    def tell(what: str, done: int, total: int) -> None:
-        if stop.is_set():
-            raise _Stopped
-        if progress is not None:
-            progress(what, done, total)
-
-    return tell
-
-
-def _work_on(
-    claim: claims.Claim, task: StudyTask, checkpoints: Checkpoints, device: str, stop: threading.Event
-) -> None:
+def _run_claimed(claim: claims.Claim, run_trial: RunTrial) -> None:
     try:
         with claim:
-            state = objective.run(claim, task, checkpoints, device=device, stop=stop.is_set)
+            state = run_trial(claim)
     except ClaimLostError:
-        logger.warning("Trial %d was taken over by another worker; going on with the next one.", claim.trial.number)
+        logger.warning("Trial %d was taken over by another worker; continuing with the next one.", claim.trial.number)
         return
-    if state == optuna.trial.TrialState.FAIL:
+    if state == TrialState.FAIL:
         reason = claim.trial.user_attrs.get(REASON)
         logger.warning("Trial %d is infeasible: %s", claim.trial.number, reason)

@@ -1,4 +1,4 @@
-"""Real processes, as a person starts them."""
+"""Real `hpo` processes, started as from a shell."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path, cache: Path) -> Iterator[Start]:
-    """Start `hpo ...` in the test's folder; whatever still runs at the end is killed."""
+    """Start `hpo ...` in the test's folder; processes that are still running at the end are killed."""
     running: list[subprocess.Popen[str]] = []
 
-    def begin(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
+    def start_process(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-m", "sparse_evidence.hpo", *map(str, arguments)],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "HPO_CACHE": str(cache), **environment},
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "HPO_CACHE": str(cache), **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -43,12 +43,12 @@ def start(tmp_path: Path, cache: Path) -> Iterator[Start]:
         running.append(process)
         return process
 
-    yield begin
+    yield start_process
     for process in running:
         if process.poll() is None:
             process.kill()
         process.communicate()
-    if (tmp_path / ".hpo").is_dir():  # as root the database lies elsewhere
+    if (tmp_path / ".hpo").is_dir():  # with root the database is in another folder
         shutil.rmtree(embedded._home(tmp_path / ".hpo"), ignore_errors=True)
 
 

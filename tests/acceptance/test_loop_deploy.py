@@ -1,4 +1,4 @@
-"""What runs a study on many machines is valid by its published schema, and every command in it is run here."""
+"""The files for many machines are valid by their published schemas, and every command in them runs here."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 import urllib.error
 import urllib.request
+import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ import pytest
 import sqlalchemy as sa
 import yaml
 from loop_tools import at_work, command, study_of, tiny, until
+from packaging.requirements import Requirement
 
 from sparse_evidence.hpo.database import address, connection, embedded
 from sparse_evidence.hpo.database.claims_sql import Counts, count_trials, list_claims
@@ -36,10 +40,10 @@ POD = JOB["spec"]["template"]["spec"]
 VARIABLE = re.compile(r"\$\{(\w+)(?::([?-])([^}]*))?\}")
 
 
-def filled(value: Any, environ: dict[str, str]) -> Any:
-    """Interpolate as Compose does: `${A:-default}` and `${A:?refused without}`."""
+def interpolate(value: Any, environ: dict[str, str]) -> Any:
+    """Interpolate as Compose does: `${A:-default}` and `${A:?error message}`."""
 
-    def one(match: re.Match[str]) -> str:
+    def replacement(match: re.Match[str]) -> str:
         name, kind, text = match.groups()
         if environ.get(name):
             return environ[name]
@@ -48,14 +52,14 @@ def filled(value: Any, environ: dict[str, str]) -> Any:
         return text or ""
 
     if isinstance(value, dict):
-        return {key: filled(each, environ) for key, each in value.items()}
+        return {key: interpolate(entry, environ) for key, entry in value.items()}
     if isinstance(value, list):
-        return [filled(each, environ) for each in value]
-    return VARIABLE.sub(one, value) if isinstance(value, str) else value
+        return [interpolate(entry, environ) for entry in value]
+    return VARIABLE.sub(replacement, value) if isinstance(value, str) else value
 
 
 SECRETS = {"POSTGRES_PASSWORD": "p", "HPO_DASHBOARD_PASSWORD": "d"}  # pragma: allowlist secret
-SERVICES = filled(COMPOSE, SECRETS | {"STUDY": "tiny.toml"})["services"]
+SERVICES = interpolate(COMPOSE, SECRETS | {"STUDY": "tiny.toml"})["services"]
 
 
 # ---- schemas ---------------------------------------------------------------------------------------------------------
@@ -78,46 +82,127 @@ def test_the_kubernetes_job_is_valid() -> None:
 @pytest.mark.parametrize("missing", SECRETS)
 def test_compose_refuses_to_start_without_a_password(missing: str) -> None:
     with pytest.raises(LookupError, match=f"set {missing}, or give --env-file"):
-        filled(COMPOSE, {key: value for key, value in SECRETS.items() if key != missing})
+        interpolate(COMPOSE, {key: value for key, value in SECRETS.items() if key != missing})
 
 
-def test_no_password_is_written_down() -> None:
+def test_no_file_contains_a_password() -> None:
     for file in (ROOT / "docker-compose.yml", ROOT / "deploy" / "kubernetes-job.yaml", ROOT / "Dockerfile"):
         for line in file.read_text().splitlines():
             if not line.lstrip().startswith("#"):
                 assert not re.search(r"PASSWORD(_FILE)?\s*[:=]\s*(?!\$|/|\?|$)\S", line.replace(":?", "?")), line
 
 
-def test_services_are_as_they_should_be() -> None:
+def test_workers_have_a_gpu_and_time_to_stop_and_no_port_is_public() -> None:
     worker, postgres = SERVICES["worker"], SERVICES["postgres"]
     (device,) = worker["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
     assert int(worker["stop_grace_period"].removesuffix("s")) > STOP_SECONDS
     assert worker["depends_on"]["postgres"]["condition"] == "service_healthy"
-    assert "ports" not in postgres, "reached from within only"
+    assert "ports" not in postgres, "Postgres is reachable only by the other services"
     assert all(port.startswith("127.0.0.1:") for port in SERVICES["dashboard"]["ports"])
 
 
-def test_the_job_treats_exit_codes_as_they_are_meant() -> None:
+def test_the_job_fails_or_retries_by_exit_code() -> None:
     assert JOB["spec"]["completionMode"] == "Indexed"
     assert POD["terminationGracePeriodSeconds"] > STOP_SECONDS
-    rules = {rule["action"]: rule["onExitCodes"]["values"] for rule in JOB["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule}  # fmt: skip
-    assert rules == {"FailJob": [Exit.USAGE, Exit.REFUSED], "Ignore": [Exit.MEMORY, Exit.STALLED]}
+    rules = [rule for rule in JOB["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+    assert {rule["action"]: rule["onExitCodes"]["values"] for rule in rules} == {
+        "FailJob": [Exit.USAGE, Exit.REFUSED],
+        "Ignore": [Exit.MEMORY, Exit.STALLED],
+    }
 
 
-def test_the_image_is_built_in_two_stages_and_runs_as_nobody() -> None:
-    lines = (ROOT / "Dockerfile").read_text().splitlines()
-    assert sum(line.startswith("FROM ") for line in lines) == 2
-    assert [line.split()[1] for line in lines if line.startswith("USER ")] == ["hpo"]
+# ---- the image -------------------------------------------------------------------------------------------------------
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text().splitlines()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def copied() -> list[str]:
+    """What the Dockerfile copies from the build context."""
+    lines = [line for line in DOCKERFILE if line.startswith("COPY ") and "--from" not in line]
+    return [source for line in lines for source in line.split()[1:-1]]
+
+
+def test_the_image_is_built_in_two_stages_and_runs_as_an_unprivileged_user() -> None:
+    assert sum(line.startswith("FROM ") for line in DOCKERFILE) == 2
+    assert [line.split()[1] for line in DOCKERFILE if line.startswith("USER ")] == ["hpo"]
     assert POD["securityContext"]["runAsNonRoot"]
+
+
+def test_the_build_context_is_exactly_what_the_dockerfile_copies() -> None:
     admitted = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
-    copied = [
-        source for line in lines if line.startswith("COPY ") and "--from" not in line for source in line.split()[1:-1]
-    ]
-    assert sorted(copied) == sorted(admitted)
-    scripts = (ROOT / "pyproject.toml").read_text()
-    assert 'ENTRYPOINT ["hpo"]' in lines
-    assert 'hpo = "hpo.cli.app:main"' in scripts
+    assert sorted(copied()) == sorted(admitted)
+    assert all((ROOT / source).exists() for source in copied())
+
+
+def test_the_lock_pins_every_package_of_the_image_and_the_image_has_no_development_tools() -> None:
+    locked = {
+        line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "requirements.lock").read_text().split()
+    }
+    packages = requirements(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["s3"])
+    assert {"torch", "optuna", "boto3", "sqlalchemy"} <= packages <= locked
+    assert not packages & {"mypy", "ruff", "pytest", "hypothesis", "import-linter"}
+
+
+def requirements(lines: list[str]) -> set[str]:
+    """The packages that these requirements install on this machine, by the metadata of those installed here."""
+    packages: set[str] = set()
+    pending = [Requirement(line) for line in lines]
+    while pending:
+        requirement = pending.pop()
+        name = requirement.name.lower().replace("_", "-")
+        extras = requirement.extras or {""}
+        if name in packages or not any(marked(requirement, extra) for extra in ("", *extras)):
+            continue
+        packages.add(name)
+        dependencies = [Requirement(line) for line in metadata.requires(name) or []]
+        pending += [dependency for dependency in dependencies if any(marked(dependency, extra) for extra in extras)]
+    return packages
+
+
+def marked(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+
+@pytest.mark.slow
+def test_the_installed_image_has_every_module_and_its_entry_point_runs(tmp_path: Path) -> None:
+    """Builds the wheel from nothing but the copied files, as the Dockerfile does, and runs it without the checkout."""
+    context = tmp_path / "context"
+    context.mkdir()
+    for source in copied():
+        subprocess.run(["cp", "-R", "-P", str(ROOT / source), str(context)], check=True)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
+    subprocess.run([*build, str(tmp_path), "."], cwd=context, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    assert files(tmp_path / "site" / "sparse_evidence") == files(ROOT / "src" / "sparse_evidence")
+    (entry_points,) = (tmp_path / "site").glob("*.dist-info/entry_points.txt")
+    assert 'ENTRYPOINT ["hpo"]' in DOCKERFILE
+    assert "hpo = sparse_evidence.hpo.cli.app:main" in entry_points.read_text().splitlines()
+    start = "import sparse_evidence.hpo.cli.app as app; print(app.__file__); app.main()"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    output = subprocess.run(
+        [sys.executable, "-c", start, "--help"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert output.startswith(str(tmp_path))
+    assert "dashboard" in output
+
+
+def files(folder: Path) -> set[str]:
+    """Every file of a package, through links, by its path inside."""
+    return {
+        str(Path(parent, name).relative_to(folder))
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if "__pycache__" not in parent
+    }
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
@@ -126,15 +211,15 @@ def test_the_image_is_built_in_two_stages_and_runs_as_nobody() -> None:
 def run(folder: Path, url: str, *arguments: str, **environment: str) -> str:
     process = command(folder, url, *arguments, **environment)
     try:
-        said, _ = process.communicate(timeout=180)
+        output, _ = process.communicate(timeout=180)
     finally:
         process.kill()
-    assert process.returncode == 0, said
-    return said
+    assert process.returncode == 0, output
+    return output
 
 
-def here(arguments: list[str], folder: Path) -> list[str]:
-    """A container's paths as they are on this machine."""
+def localize(arguments: list[str], folder: Path) -> list[str]:
+    """Replace a container's paths by this machine's, and the study by the tiny one."""
     return [argument.replace("/studies/", f"{folder}/").replace("quickstart", "tiny") for argument in arguments]
 
 
@@ -145,7 +230,9 @@ def test_the_workers_command(service: str, database: str, tmp_path: Path) -> Non
     environment = SERVICES[service]["environment"]
     assert sa.make_url(environment["HPO_STORAGE"]).host in SERVICES
     assert address.normalize_url(environment["HPO_STORAGE"])
-    run(tmp_path, database, *here(SERVICES[service]["command"], tmp_path), HPO_ARTIFACTS=str(tmp_path / "artifacts"))
+    run(
+        tmp_path, database, *localize(SERVICES[service]["command"], tmp_path), HPO_ARTIFACTS=str(tmp_path / "artifacts")
+    )
     study = study_of(database)
     assert count_trials(study) == Counts(complete=2)
     assert (tmp_path / "artifacts").is_dir()
@@ -156,12 +243,12 @@ def test_the_workers_command(service: str, database: str, tmp_path: Path) -> Non
 def test_the_pods_command(database: str, tmp_path: Path) -> None:
     tiny(tmp_path, trials=2)
     secret = tmp_path / "password"
-    secret.write_text("not needed here\n")
-    known = {entry["name"]: entry.get("value") for entry in CONTAINER["env"]}
-    assert known.keys() == {"HPO_STORAGE", "HPO_STORAGE_PASSWORD_FILE", "HPO_ARTIFACTS"}
+    secret.write_text("unused: the tests' database has no password\n")
+    variables = {entry["name"]: entry.get("value") for entry in CONTAINER["env"]}
+    assert variables.keys() == {"HPO_STORAGE", "HPO_STORAGE_PASSWORD_FILE", "HPO_ARTIFACTS"}
     mounts = {mount["mountPath"] for mount in CONTAINER["volumeMounts"]}
-    assert {str(Path(known["HPO_STORAGE_PASSWORD_FILE"]).parent), known["HPO_ARTIFACTS"], "/studies"} <= mounts
-    run(tmp_path, database, *here(CONTAINER["args"], tmp_path), HPO_STORAGE_PASSWORD_FILE=str(secret))
+    assert {str(Path(variables["HPO_STORAGE_PASSWORD_FILE"]).parent), variables["HPO_ARTIFACTS"], "/studies"} <= mounts
+    run(tmp_path, database, *localize(CONTAINER["args"], tmp_path), HPO_STORAGE_PASSWORD_FILE=str(secret))
     study = study_of(database)
     assert count_trials(study) == Counts(complete=2)
     connection.engine_of(study).dispose()
@@ -169,16 +256,16 @@ def test_the_pods_command(database: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_dashboards_command_and_its_password(database: str, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
     arguments = [str(port) if argument == "8080" else argument for argument in SERVICES["dashboard"]["command"]]
     process = command(tmp_path, database, *arguments, HPO_DASHBOARD_PASSWORD="d")
     address = f"http://127.0.0.1:{port}/api/meta"
 
-    def answer(**headers: str) -> int | None:
+    def status(**headers: str) -> int | None:
         try:
-            with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=5) as got:
-                return int(got.status)
+            with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=5) as response:
+                return int(response.status)
         except urllib.error.HTTPError as error:
             error.close()
             return error.code
@@ -186,8 +273,8 @@ def test_the_dashboards_command_and_its_password(database: str, tmp_path: Path) 
             return None
 
     try:
-        assert until(answer, 90) == 401
-        assert answer(Authorization="Basic " + base64.b64encode(b"me:d").decode()) == 200
+        assert until(status, 90) == 401
+        assert status(Authorization="Basic " + base64.b64encode(b"me:d").decode()) == 200
     finally:
         process.kill()
         process.communicate()
@@ -213,7 +300,7 @@ def test_postgres_and_its_health_check(tmp_path: Path) -> None:
 
 @pytest.fixture
 def shims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder first on the PATH; `hpo` in it is this checkout's, `docker` writes down what it was asked."""
+    """A folder first on the PATH; `hpo` in it is this checkout's, `docker` records its arguments."""
     folder = tmp_path / "bin"
     folder.mkdir()
     scripts = {
@@ -228,10 +315,10 @@ def shims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_make_up_takes_what_the_machine_has(shims: Path, tmp_path: Path) -> None:
+def test_make_up_chooses_the_profile_by_the_machines_gpus(shims: Path, tmp_path: Path) -> None:
     assert shutil.which("make") is not None
-    for listed, profile in (("exit 9", "cpu"), ("echo GPU-1", "gpu")):
-        (shims / "nvidia-smi").write_text(f"#!/bin/sh\n{listed}\n")
+    for command_line, profile in (("exit 9", "cpu"), ("echo GPU-1", "gpu")):
+        (shims / "nvidia-smi").write_text(f"#!/bin/sh\n{command_line}\n")
         subprocess.run(["make", "up"], cwd=ROOT, check=True, capture_output=True)
         assert (tmp_path / "docker").read_text().splitlines()[-1] == f"compose --profile {profile} up --build --detach"
     profiles = {name for service in SERVICES.values() for name in service.get("profiles", [])}
@@ -239,7 +326,9 @@ def test_make_up_takes_what_the_machine_has(shims: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_slurm_script_works_and_drains_when_its_time_is_up(shims: Path, database: str, tmp_path: Path) -> None:
+def test_the_slurm_script_runs_a_study_and_releases_its_trials_at_the_time_limit(
+    shims: Path, database: str, tmp_path: Path
+) -> None:
     tiny(tmp_path, trials=4, epochs=3000, heartbeat=0.3, grace=1000)
     script = ROOT / "deploy" / "slurm-array.sh"
     environment = os.environ | {"HPO_STORAGE": database, "HPO_ARTIFACTS": str(tmp_path / "shared")}
@@ -250,11 +339,11 @@ def test_the_slurm_script_works_and_drains_when_its_time_is_up(shims: Path, data
     try:
         study = at_work(database, lambda rows: rows and all(row["epoch"] for row in rows))
         process.send_signal(signal.SIGTERM)  # what --signal=B:TERM@120 sends to the batch script
-        said, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=30)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 0, said
+    assert process.returncode == 0, output
     assert all(row["released"] and row["checkpointed"] for row in list_claims(connection.engine_of(study), study))
     connection.engine_of(study).dispose()
 
@@ -265,8 +354,8 @@ def test_the_slurm_script_says_what_is_missing(missing: str, shims: Path) -> Non
     environment.pop(missing, None)
     arguments = [] if missing == "STUDY" else ["tiny.toml"]
     script = ROOT / "deploy" / "slurm-array.sh"
-    done = subprocess.run(
+    finished = subprocess.run(
         ["bash", str(script), *arguments], env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode != 0
-    assert ("usage: sbatch" if missing == "STUDY" else f"set {missing}") in done.stderr
+    assert finished.returncode != 0
+    assert ("usage: sbatch" if missing == "STUDY" else f"set {missing}") in finished.stderr

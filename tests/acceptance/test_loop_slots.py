@@ -1,4 +1,4 @@
-"""`hpo worker --slots`: a process per slot, on its own GPU, started again after a crash, stopped with its parent."""
+"""`hpo worker --slots`: one process per slot, on its own GPU, restarted after a crash, stopped with its parent."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from sparse_evidence.core.errors import UserError
 from sparse_evidence.hpo.database import connection
 from sparse_evidence.hpo.database.claims_sql import Counts, count_trials, list_claims
 from sparse_evidence.hpo.running import slots
+from sparse_evidence.hpo.running.supervisor import ending, restart_pause
 
 UUIDS = ["GPU-11111111-aaaa-bbbb-cccc-000000000001", "GPU-22222222-aaaa-bbbb-cccc-000000000002"]
 
@@ -41,7 +42,7 @@ def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("visible", "found"),
+    ("setting", "gpus"),
     [
         (None, UUIDS),
         ("", []),
@@ -53,13 +54,12 @@ def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("MIG-5c89852c", ["MIG-5c89852c"]),
     ],
 )
-def test_what_cuda_may_see_is_respected(visible: str | None, found: list[str], two_gpus: Path) -> None:
-    assert slots.visible_gpus({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) == found
+def test_cuda_visible_devices_is_interpreted_as_cuda_does(setting: str | None, gpus: list[str], two_gpus: Path) -> None:
+    assert slots.visible_gpus({} if setting is None else {"CUDA_VISIBLE_DEVICES": setting}) == gpus
 
 
-def test_slots_take_the_gpus_in_turn_and_share_the_cores(two_gpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "usable_cores", lambda: 16)
-    assert [(slot.number, slot.gpu, slot.threads) for slot in slots.plan_slots(None, per_gpu=2)] == [
+def test_slots_take_the_gpus_in_turn_and_share_the_cores(two_gpus: Path) -> None:
+    assert [(slot.number, slot.gpu, slot.threads) for slot in slots.plan_slots(None, per_gpu=2, cores=16)] == [
         (0, UUIDS[0], 4),
         (1, UUIDS[1], 4),
         (2, UUIDS[0], 4),
@@ -68,7 +68,7 @@ def test_slots_take_the_gpus_in_turn_and_share_the_cores(two_gpus: Path, monkeyp
     assert len(slots.plan_slots(1)) == 1
     with pytest.raises(UserError, match="3 slots do not fit on 2 GPUs with 1 each: give --slots 2 or fewer"):
         slots.plan_slots(3)
-    assert slots.plan_slots(None)[0].environment() == {
+    assert slots.plan_slots(None, cores=16)[0].environment() == {
         "CUDA_VISIBLE_DEVICES": UUIDS[0],
         "OMP_NUM_THREADS": "8",
         "MKL_NUM_THREADS": "8",
@@ -77,9 +77,10 @@ def test_slots_take_the_gpus_in_turn_and_share_the_cores(two_gpus: Path, monkeyp
 
 def test_without_gpus_slots_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(slots, "usable_cores", lambda: 16)
-    assert [(slot.gpu, slot.threads) for slot in slots.plan_slots(None)] == [(None, 4)] * 4
-    assert [slot.threads for slot in slots.plan_slots(32)] == [1] * 32
+    assert [(slot.gpu, slot.threads) for slot in slots.plan_slots(None, cores=16)] == [(None, 4)] * 4
+    assert [(slot.gpu, slot.threads) for slot in slots.plan_slots(None, cores=2)] == [(None, 1)] * 2
+    assert [slot.threads for slot in slots.plan_slots(32, cores=16)] == [1] * 32
+    assert slots.plan_slots(1)[0].threads == slots.usable_cores()
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------
@@ -91,62 +92,72 @@ def supervised(folder: Path, url: str, *arguments: str) -> Iterator[subprocess.P
     try:
         yield process
     finally:
-        left = children(process)
+        workers = children(process)
         process.kill()
         process.communicate()
-        for child in left:
+        for child in workers:
             if child.is_running():
                 child.kill()
 
 
 def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Its workers."""
     try:
-        found = psutil.Process(process.pid).children()
-        return [child for child in found if "--slot" in child.cmdline()]
+        processes = psutil.Process(process.pid).children()
+        return [child for child in processes if "--slot" in child.cmdline()]
     except psutil.Error:
         return []
 
 
-def busy(many: int) -> Callable[[list[dict[str, Any]]], bool]:
-    """So many living workers have ended an epoch."""
+def busy(count: int) -> Callable[[list[dict[str, Any]]], bool]:
+    """Whether at least `count` living workers have finished an epoch."""
     return lambda rows: (
-        sum(row["epoch"] > 0 and not row["released"] and psutil.pid_exists(row["pid"]) for row in rows) >= many
+        sum(row["epoch"] > 0 and not row["released"] and psutil.pid_exists(row["pid"]) for row in rows) >= count
     )
 
 
+def sigterm_pending(process: psutil.Process) -> bool:
+    """Whether SIGTERM was sent to a suspended process."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    (mask,) = [line.split()[1] for line in lines if line.startswith("ShdPnd:")]
+    return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 @pytest.mark.slow
-def test_every_worker_sees_its_own_gpu_and_finds_its_end(two_gpus: Path, database: str, tmp_path: Path) -> None:
+def test_every_worker_sees_only_its_own_gpu_and_the_pool_ends_with_the_study(
+    two_gpus: Path, database: str, tmp_path: Path
+) -> None:
     tiny(tmp_path, trials=4)
     with supervised(tmp_path, database, "--slots", "auto") as parent:
-        crew = until(lambda: len(found := children(parent)) == 2 and found)
-        seen = {
+        workers = until(lambda: len(running := children(parent)) == 2 and running)
+        devices = {
             child.cmdline()[child.cmdline().index("--slot") + 1]: child.environ().get("CUDA_VISIBLE_DEVICES")
-            for child in crew
+            for child in workers
         }
-        assert seen == {"0": UUIDS[0], "1": UUIDS[1]}
-        said, _ = parent.communicate(timeout=120)
-    assert parent.returncode == 0, said
-    assert said.splitlines()[0] == f"slot 0: {UUIDS[0]}, {slots.usable_cores() // 2 or 1} CPU threads"
+        assert devices == {"0": UUIDS[0], "1": UUIDS[1]}
+        output, _ = parent.communicate(timeout=120)
+    assert parent.returncode == 0, output
+    assert output.splitlines()[0] == f"slot 0: {UUIDS[0]}, {slots.usable_cores() // 2 or 1} CPU threads"
     study = study_of(database)
     assert count_trials(study) == Counts(complete=4)
     connection.engine_of(study).dispose()
 
 
 @pytest.mark.slow
-def test_a_crashed_worker_is_started_again_and_a_term_drains_all(database: str, tmp_path: Path) -> None:
+def test_a_crashed_worker_is_restarted_and_sigterm_stops_all_gracefully(database: str, tmp_path: Path) -> None:
     tiny(tmp_path, trials=4, epochs=3000, grace=2, heartbeat=0.3, checkpoint=0.3)
     with supervised(tmp_path, database, "--slots", "2") as parent:
         study = at_work(database, busy(2))
-        first = children(parent)
-        first[0].kill()
-        until(lambda: len(now := children(parent)) == 2 and first[0] not in now and now, 60, "another in its place")
+        workers = children(parent)
+        workers[0].kill()
+        until(lambda: len(running := children(parent)) == 2 and workers[0] not in running, 60, "the restart")
         at_work(database, busy(2))
         parent.send_signal(signal.SIGTERM)
-        asked = time.monotonic()
-        said, _ = parent.communicate(timeout=20)
-        assert time.monotonic() - asked < 15
-    assert parent.returncode == 0, said
-    assert "worker 0 was killed by signal 9 (often: out of memory); another takes its place in 1 s" in said
+        sent_at = time.monotonic()
+        output, _ = parent.communicate(timeout=20)
+        assert time.monotonic() - sent_at < 15
+    assert parent.returncode == 0, output
+    assert "worker 0 was killed by signal 9 (often: out of memory); restarting it in 1 s" in output
     rows = list_claims(connection.engine_of(study), study)
     assert [row["released"] for row in rows] == [True, True]
     assert len(artifacts(tmp_path)) == 2
@@ -154,45 +165,65 @@ def test_a_crashed_worker_is_started_again_and_a_term_drains_all(database: str, 
 
 
 @pytest.mark.slow
-def test_a_second_term_ends_all_at_once(database: str, tmp_path: Path) -> None:
+def test_a_second_sigterm_kills_all_workers_immediately(database: str, tmp_path: Path) -> None:
     tiny(tmp_path, trials=4, epochs=3000, heartbeat=0.3)
     with supervised(tmp_path, database, "--slots", "2") as parent:
         study = at_work(database, busy(2))
-        crew = children(parent)
-        for child in crew:
-            child.suspend()  # hangs: would never drain
+        workers = children(parent)
+        for child in workers:
+            child.suspend()  # it hangs, so it would never stop gracefully
         parent.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
+        until(lambda: all(map(sigterm_pending, workers)), 10, "the pool to pass the signal on")
         assert parent.poll() is None
         parent.send_signal(signal.SIGTERM)
         parent.communicate(timeout=10)
         assert parent.returncode == 130
-        assert not any(child.is_running() for child in crew)
+        assert not any(child.is_running() for child in workers)
     connection.engine_of(study).dispose()
 
 
 @pytest.mark.slow
-def test_workers_hand_back_when_their_parent_is_killed(database: str, tmp_path: Path) -> None:
+def test_workers_release_their_trials_when_their_parent_is_killed(database: str, tmp_path: Path) -> None:
     tiny(tmp_path, trials=4, epochs=3000, heartbeat=0.3, grace=1000)
     with supervised(tmp_path, database, "--slots", "2") as parent:
         study = at_work(database, busy(2))
-        crew = children(parent)
+        workers = children(parent)
         parent.kill()
-        psutil.wait_procs(crew, timeout=20)
-        assert not any(child.is_running() for child in crew)
+        psutil.wait_procs(workers, timeout=20)
+        assert not any(child.is_running() for child in workers)
     rows = list_claims(connection.engine_of(study), study)
     assert [row["released"] for row in rows] == [True, True]
     connection.engine_of(study).dispose()
 
 
 @pytest.mark.slow
-def test_a_refused_worker_is_not_started_again(database: str, tmp_path: Path) -> None:
+def test_a_refused_worker_is_not_restarted(database: str, tmp_path: Path) -> None:
     tiny(tmp_path, trials=1)
-    with supervised(tmp_path, database) as one:
-        assert one.wait(120) == 0
+    with supervised(tmp_path, database) as worker:
+        assert worker.wait(120) == 0
     tiny(tmp_path, trials=2, fold_seed=1)
     with supervised(tmp_path, database, "--slots", "2") as parent:
-        said, _ = parent.communicate(timeout=120)
+        output, _ = parent.communicate(timeout=120)
     assert parent.returncode == 4
-    assert said.count("split.seed is 1 here and 0 in the study") == 2
-    assert "another takes its place" not in said
+    assert output.count("split.seed is 1 here and 0 in the study") == 2
+    assert "restarting" not in output
+
+
+def test_the_pause_before_a_restart_doubles_up_to_a_minute() -> None:
+    for crashes, seconds in ((1, 1.0), (2, 2.0), (5, 16.0), (7, 60.0), (10, 60.0)):
+        pauses = [restart_pause(crashes) for _ in range(50)]
+        assert 0.8 * seconds <= min(pauses) < max(pauses) <= 1.2 * seconds
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (1, "ended with exit code 1"),
+        (75, "exited to free its memory"),
+        (76, "exited because its trial stalled"),
+        (-9, "was killed by signal 9 (often: out of memory)"),
+        (-11, "was killed by signal 11"),
+    ],
+)
+def test_a_workers_end_is_described_by_its_exit_code(code: int, text: str) -> None:
+    assert ending(code) == text

@@ -23,7 +23,7 @@ from sparse_evidence.hpo.database import connection, embedded, studies
 from sparse_evidence.hpo.database.claims_sql import KEEP, Counts, Worker, count_trials, list_claims
 from sparse_evidence.hpo.database.optuna_storage import ClaimLostError
 from sparse_evidence.hpo.running.claims import Claim, Claims, Finished, Reaper, Wait
-from sparse_evidence.hpo.running.sampler import seeded, short_seed
+from sparse_evidence.hpo.running.sampler import make_sampler, short_seed
 
 IDENTITY = {"definition": {}, "definition_sha256": "d", "data_sha256": "a", "folds_sha256": "f", "code": "1"}
 
@@ -39,7 +39,7 @@ def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
 def joined(url: str, *, sampler: optuna.samplers.BaseSampler | None = None, **given: Any) -> Claims:
     opened = connection.open_storage(url, retry_seconds=20)
     study = studies.open_study(
-        opened, "s", direction="maximize", identity=IDENTITY, sampler=sampler or seeded("random", 0)
+        opened, "s", direction="maximize", identity=IDENTITY, sampler=sampler or make_sampler("random", 0)
     )
     terms = {"budget": 40, "heartbeat_seconds": 0.2, "grace_seconds": 2.0, "max_attempts": 3} | given
     return Claims(connection.engine_of(study), study, worker=Worker(), **terms)
@@ -472,7 +472,7 @@ def test_the_same_seed_proposes_the_same_and_a_restart_repeats_nothing(name: Any
         url = fresh_database()
         run = []
         for piece in pieces:
-            claims = joined(url, sampler=seeded(name, 3))
+            claims = joined(url, sampler=make_sampler(name, 3))
             run += proposals(claims, piece)
             claims.engine.dispose()
         runs.append(run)
@@ -481,7 +481,7 @@ def test_the_same_seed_proposes_the_same_and_a_restart_repeats_nothing(name: Any
 
 
 def test_proposals_are_those_of_optunas_own_sampler_with_the_trials_seed(claims: Any) -> None:
-    mine, other = (claims(sampler=seeded("tpe", 3)) for _ in range(2))
+    mine, other = (claims(sampler=make_sampler("tpe", 3)) for _ in range(2))
     proposals(mine, 14)
     at_work = claimed(other)  # what others are about to try counts, too
     suggested(at_work.trial)
@@ -501,7 +501,7 @@ def suggested(trial: optuna.Trial) -> tuple[float, str]:
 
 
 def test_what_was_drawn_before_a_kill_does_not_change_what_is_drawn_after(claims: Any) -> None:
-    whole, broken = claims(sampler=seeded("random", 7)), claims(sampler=seeded("random", 7))
+    whole, broken = claims(sampler=make_sampler("random", 7)), claims(sampler=make_sampler("random", 7))
     first = claimed(whole)
     x, y = first.trial.suggest_float("x", 0, 1), first.trial.suggest_float("y", 0, 1)
     assert x != y

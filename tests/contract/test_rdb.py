@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sparse_evidence.hpo.database import connection, studies
 from sparse_evidence.hpo.running import pruning
 from sparse_evidence.hpo.running.claims import Claim, Claims
-from sparse_evidence.hpo.running.sampler import seeded
+from sparse_evidence.hpo.running.sampler import make_sampler
 
 DISTRIBUTIONS = {
     "float": FloatDistribution(0, 1),
@@ -209,7 +209,7 @@ MOST_STATEMENTS, MOST_TRANSACTIONS = 26, 9
 
 def test_a_trial_costs_few_statements_however_many_there_are(ours: Any) -> None:
     identity = {"definition": {}, "definition_sha256": "d", "data_sha256": "a", "folds_sha256": "f", "code": "1"}
-    study = studies.open_study(ours, "s", direction="maximize", identity=identity, sampler=seeded("tpe", 0))
+    study = studies.open_study(ours, "s", direction="maximize", identity=identity, sampler=make_sampler("tpe", 0))
     engine = connection.engine_of(study)
     mine = Claims(engine, study, budget=99, heartbeat_seconds=60, grace_seconds=120, max_attempts=3)
     seen: Counter[str] = Counter()

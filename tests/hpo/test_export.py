@@ -19,7 +19,7 @@ from sparse_evidence.hpo.results import status
 from sparse_evidence.hpo.running import objective
 from sparse_evidence.hpo.running.artifacts import Checkpoints, open_store
 from sparse_evidence.hpo.running.claims import Claim, Claims
-from sparse_evidence.hpo.running.worker import join, measure_baselines
+from sparse_evidence.hpo.running.joining import join_study, measure_baselines
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "best.schema.json").read_text(encoding="utf-8"))
 
@@ -72,7 +72,7 @@ def test_the_best_trial_among_some():
 
 def test_an_export_and_a_status_of_a_real_study(database, tmp_path):
     data = task(tmp_path)
-    study = join(data.definition, data, database, trials=2)
+    study = join_study(data.definition, data, database, trials=2)
     measure_baselines(study, data)
     with pytest.raises(UserError, match="has no complete trial yet"):
         results.best_result(study)
@@ -119,7 +119,7 @@ def test_writing_leaves_nothing_else_behind(tmp_path):
 
 def test_floors_are_measured_by_one_and_not_waited_for(database, tmp_path):
     data = task(tmp_path)
-    study = join(data.definition, data, database, trials=2)
+    study = join_study(data.definition, data, database, trials=2)
     with engine_of(study).begin() as busy:
         assert try_baselines_lock(busy, study._study_id)
         measure_baselines(study, data)

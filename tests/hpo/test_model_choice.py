@@ -1,4 +1,4 @@
-"""A study that chooses between models: every one trains on what it reads, and each has its own parameters."""
+"""A study that chooses between models: each has its own parameters and trains on its own kind of features."""
 
 import math
 
@@ -59,19 +59,19 @@ def test_each_model_has_its_own_parameters(definition, tiny_encoder):
 
 
 @pytest.mark.slow
-def test_a_search_tries_them_all(definition, tiny_encoder):
+def test_every_model_of_a_search_trains(definition, tiny_encoder):
     task = load_task(definition)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     for name in ("iris", "abmil", "linear", "token", "token"):
         study.enqueue_trial({"model": name})
-    tried = []
+    trained = []
     for _ in range(5):
         trial = study.ask()
         candidate = space.suggest(definition, trial)
-        readable = task.readable(candidate.model)
-        assert isinstance(readable, TextCorpus if candidate.model.name == "token" else EmbeddedCorpus)
+        features = task.readable(candidate.model)
+        assert isinstance(features, TextCorpus if candidate.model.name == "token" else EmbeddedCorpus)
         cv = CrossValidation(
-            readable,
+            features,
             task.folds,
             candidate,
             stages=(1, 1),
@@ -83,13 +83,13 @@ def test_a_search_tries_them_all(definition, tiny_encoder):
         assert [(event.stage, event.epoch) for event in events] == [(0, 1), (0, 2), (1, 1), (1, 2)]
         assert all(math.isfinite(loss) for event in events for loss in event.train_loss + event.validation_loss)
         study.tell(trial, cv.summary().value)
-        tried.append(candidate.model.name)
-    assert tried == ["iris", "abmil", "linear", "token", "token"]
+        trained.append(candidate.model.name)
+    assert trained == ["iris", "abmil", "linear", "token", "token"]
     assert study.best_value > task.baselines()["mean_prevalence"]
 
 
 @pytest.mark.slow
-def test_a_study_of_transformers_alone_still_has_its_floor(tmp_path, tiny_encoder):
+def test_a_study_of_transformers_only_still_has_baselines(tmp_path, tiny_encoder):
     path = tmp_path / "token.toml"
     path.write_text(TOKEN_ONLY + f'encoder = "{tiny_encoder}"\n', encoding="utf-8")
     task = load_task(load(path, environ={}))

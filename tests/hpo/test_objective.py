@@ -1,70 +1,72 @@
-"""Where core's events meet an Optuna trial, on a real Postgres."""
+"""Where core's events meet an Optuna trial: real trials, a real study and a real Postgres."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from optuna.trial import FixedTrial, TrialState
+from optuna.trial import FixedTrial, TrialState, create_trial
 from tiny import task
 
-from benchmarks.stages import Replay
 from sparse_evidence.hpo.database.claims_sql import count_trials, list_claims
 from sparse_evidence.hpo.database.connection import engine_of, open_storage
 from sparse_evidence.hpo.database.record import CONFIG, CURVES, CV, OUTCOME, REASON
 from sparse_evidence.hpo.database.studies import load_study
 from sparse_evidence.hpo.running import objective, pruning
-from sparse_evidence.hpo.running import task as preparation
 from sparse_evidence.hpo.running.artifacts import Checkpoints, open_store
 from sparse_evidence.hpo.running.claims import Claim, Claims, Finished
+from sparse_evidence.hpo.running.joining import join_study
 from sparse_evidence.hpo.running.task import StudyTask
-from sparse_evidence.hpo.running.worker import join
 from sparse_evidence.hpo.study import space
 
 NEVER = lambda: False  # noqa: E731
+UNREACHABLE = 2.0
+"""Better than any average precision."""
 
 
 @pytest.fixture
 def claims(database: str, tmp_path: Path):
-    opened = []
+    engines = []
 
     def make(data: StudyTask, budget: int = 4) -> Claims:
-        study = join(data.definition, data, database, trials=budget)
-        opened.append(engine_of(study))
+        study = join_study(data.definition, data, database, trials=budget)
+        engines.append(engine_of(study))
         return Claims(engine_of(study), study, budget=budget, heartbeat_seconds=5, grace_seconds=60, max_attempts=3)
 
     yield make
-    for engine in opened:
+    for engine in engines:
         engine.dispose()
 
 
 def run(claims: Claims, data: StudyTask, stop: Callable[[], bool] = NEVER) -> tuple[TrialState | None, Claim]:
+    """Claim a trial and run it; trial 0 comes first."""
     claim = claims.claim()
     assert isinstance(claim, Claim)
     with claim:
-        saved = Checkpoints(open_store(str(data.definition.path.parent / "artifacts")), every_seconds=0)
-        return objective.run(claim, data, saved, device="cpu", stop=stop), claim
+        checkpoints = Checkpoints(open_store(str(data.definition.path.parent / "artifacts")), every_seconds=0)
+        return objective.run(claim, data, checkpoints, device="cpu", stop=stop), claim
 
 
-def all_curves(claims: Claims):
-    """As whoever opens the storage finds them; workers leave them out."""
+def add_peer(claims: Claims, reports: dict[int, float]) -> None:
+    """Add a pruned trial that has reported these values, by number of folds."""
+    claims.study.add_trial(create_trial(state=TrialState.PRUNED, intermediate_values=reports))
+
+
+def curves(claims: Claims) -> dict[str, list[list[float]]]:
+    """The curves of trial 0, as a reader of the whole study loads them; the workers' own study omits them."""
     assert CURVES not in claims.study.trials[0].user_attrs
     storage = open_storage(claims.engine.url.render_as_string(hide_password=False))
-    found = [trial.user_attrs[CURVES] for trial in load_study(storage, claims.study.study_name).trials]
+    trial = load_study(storage, claims.study.study_name).trials[0]
     engine_of(storage).dispose()
-    return found
+    return trial.user_attrs[CURVES]
 
 
-def curves(claims: Claims):
-    """The first trial's."""
-    return all_curves(claims)[0]
+# ---- complete and pruned trials -------------------------------------------------------------------------------------
 
 
-def test_a_complete_trial_reports_once_a_stage_at_the_folds_finished(claims, tmp_path):
+def test_a_complete_trial_reports_at_the_end_of_every_stage(claims, tmp_path):
     data = task(tmp_path)
     mine = claims(data)
     state, claim = run(mine, data)
@@ -82,22 +84,21 @@ def test_a_complete_trial_reports_once_a_stage_at_the_folds_finished(claims, tmp
     assert claim.attempt == 1
 
 
-def test_trials_share_their_folds_and_not_their_seed(tmp_path):
-    """Else a search finds the configuration that one seed happens to favour."""
+def test_trials_share_the_folds_but_not_the_training_seed(tmp_path):
+    """With one seed for all, the search would favour the configuration that happens to suit that seed."""
     data = task(tmp_path)
     candidate = space.suggest(data.definition, FixedTrial(space.default_parameters(data.definition)))
-    first, again, second = (data.cross_validation(candidate, trial=trial) for trial in (0, 0, 1))
-    ends = [next(cv.epochs()) for cv in (first, again, second)]
-    assert ends[0] == ends[1]
-    assert ends[0].train_loss != ends[2].train_loss
+    first, repeated, second = (data.cross_validation(candidate, trial=trial) for trial in (0, 0, 1))
+    epochs = [next(cv.epochs()) for cv in (first, repeated, second)]
+    assert epochs[0] == epochs[1]
+    assert epochs[0].train_loss != epochs[2].train_loss
     assert first.folds is second.folds
 
 
-def test_a_hopeless_trial_is_pruned_after_the_stage(claims, tmp_path, monkeypatch):
-    # 2 is better than any average precision
-    monkeypatch.setattr(pruning, "peer_values", lambda _trials, _number, folds: [0.0] if folds == 1 else [2.0])
+def test_a_trial_below_the_threshold_is_pruned_at_the_end_of_the_stage(claims, tmp_path):
     data = task(tmp_path)
     mine = claims(data)
+    add_peer(mine, {1: 0.0, 2: UNREACHABLE})
     state, _ = run(mine, data)
     trial = mine.study.trials[0]
     assert state == trial.state == TrialState.PRUNED
@@ -107,18 +108,20 @@ def test_a_hopeless_trial_is_pruned_after_the_stage(claims, tmp_path, monkeypatc
     assert len(curves(mine)["scores"]) < 3 or curves(mine)["scores"][2] == []
 
 
-def test_no_trial_is_pruned_after_its_last_stage(claims, tmp_path, monkeypatch):
-    monkeypatch.setattr(pruning, "peer_values", lambda _trials, _number, folds: [2.0, 2.0] if folds == 3 else [])
+def test_no_trial_is_pruned_after_its_last_stage(claims, tmp_path):
     data = task(tmp_path)
-    assert run(claims(data), data)[0] == TrialState.COMPLETE
+    mine = claims(data)
+    add_peer(mine, {3: UNREACHABLE})
+    add_peer(mine, {3: UNREACHABLE})
+    assert run(mine, data)[0] == TrialState.COMPLETE
 
 
 @pytest.mark.parametrize(("within", "epochs"), [("true", 4), ("false", 6)])
-def test_within_a_stage_a_trial_without_prospects_is_given_up(within, epochs, claims, tmp_path, monkeypatch):
-    """It stands still with a rate that teaches nothing; patience 5 looks back three epochs."""
-    monkeypatch.setattr(pruning, "peer_values", lambda _trials, _number, _folds: [2.0])
+def test_a_stalled_trial_is_pruned_within_the_stage_only_if_within_stages_is_set(within, epochs, claims, tmp_path):
+    """The learning rate is too small to learn anything; with patience 5 the projection looks back three epochs."""
     data = task(tmp_path, epochs=20, patience=5, learning_rate=1e-12, within_stages=within)
     mine = claims(data)
+    add_peer(mine, {1: UNREACHABLE, 2: UNREACHABLE, 3: UNREACHABLE})
     state, claim = run(mine, data)
     trial = mine.study.trials[0]
     assert state == trial.state == TrialState.PRUNED
@@ -128,71 +131,50 @@ def test_within_a_stage_a_trial_without_prospects_is_given_up(within, epochs, cl
     assert trial.value == max(scores)
 
 
-def test_within_a_stage_whoever_rises_fast_enough_goes_on(claims, tmp_path, monkeypatch):
-    monkeypatch.setattr(pruning, "peer_values", lambda _trials, _number, _folds: [0.6])
+def test_a_trial_that_improves_fast_enough_is_not_pruned_within_the_stage(claims, tmp_path):
     data = task(tmp_path, epochs=4, patience=2, learning_rate=0.03)
     mine = claims(data)
+    add_peer(mine, {1: 0.6, 2: 0.6, 3: 0.6})
     run(mine, data)
     scores = curves(mine)["scores"][0]
-    assert scores[1] < 0.6, "else it proves nothing"
+    assert scores[1] < 0.6, "the trial must start below the threshold for this test to prove anything"
     assert len(scores) > 2
 
 
-def test_a_stage_that_was_reported_has_been_passed(claims, tmp_path, monkeypatch):
-    """An earlier worker went on from there and was killed before it saved that; the trial does not lose it again."""
+def test_the_rule_is_not_evaluated_again_for_a_stage_that_an_earlier_worker_reported(claims, tmp_path):
+    """The earlier worker passed the stage and was killed before its next checkpoint; peers have improved since."""
     data = task(tmp_path)
     mine = claims(data)
     claim = mine.claim()
     assert isinstance(claim, Claim)
     claim.trial.report(0.5, 1)
     claim.release()
-    monkeypatch.setattr(pruning, "peer_values", lambda _trials, _number, folds: [2.0] if folds == 1 else [])
+    add_peer(mine, {1: UNREACHABLE})
     assert run(mine, data)[0] == TrialState.COMPLETE
     assert mine.study.trials[0].intermediate_values[1] == 0.5
 
 
-def test_what_is_known_of_the_others_is_read_again_once_it_is_old(claims, tmp_path, monkeypatch):
-    monkeypatch.setattr(pruning, "FRESH_SECONDS", 0.0)
-    data = task(tmp_path, epochs=20, patience=5, learning_rate=1e-12)
+def test_a_peer_that_reports_while_the_trial_runs_counts_at_the_end_of_the_stage(claims, tmp_path):
+    data = task(tmp_path, epochs=20, patience=5, learning_rate=1e-12, within_stages="false")
     mine = claims(data)
-    told: list[int] = []
+    epochs = 0
 
-    def another_reports() -> bool:
+    def report_from_another_trial() -> bool:
         """In the second epoch, long after the trial was claimed."""
-        told.append(1)
-        if len(told) == 2:
+        nonlocal epochs
+        epochs += 1
+        if epochs == 2:
             other = mine.claim()
             assert isinstance(other, Claim)
             other.trial.report(1.0, 1)
             other.release()
         return False
 
-    assert run(mine, data, stop=another_reports)[0] == TrialState.PRUNED
-    assert len(told) == 3
+    assert run(mine, data, stop=report_from_another_trial)[0] == TrialState.PRUNED
+    assert epochs == 5, "the sixth epoch ends the stage"
 
 
-@pytest.mark.parametrize("within", ["true", "false"])
-def test_the_benchmarks_replay_a_study_as_it_is(within, claims, tmp_path):
-    """What docs/performance.md says of giving up stands on replays of curves."""
-    data = task(tmp_path, epochs=8, patience=2, within_stages=within)
-    mine = claims(data, budget=12)
-    for _ in range(12):
-        run(mine, data)
-    trials = mine.study.trials
-    endless = []
-    for trial in trials:
-        candidate = space.suggest(data.definition, FixedTrial(trial.params))
-        training = replace(candidate.training, patience=candidate.training.epochs)
-        cv = data.cross_validation(replace(candidate, training=training), trial=trial.number)
-        list(cv.epochs())
-        endless.append(cv.curves()["scores"])
-    replayed = Replay((1, 1, 1), data.definition.search.pruner, patience=2).study(np.array(endless), range(12))
-    assert 0 < replayed.complete == count_trials(mine.study).complete < 12
-    assert replayed.epochs == sum(len(fold) for each in all_curves(mine) for fold in each["scores"])
-    assert (replayed.winner, replayed.value) == (mine.study.best_trial.number, pytest.approx(mine.study.best_value))
-
-
-def test_peers_are_the_other_trials_at_the_same_folds_pruned_ones_too_but_none_that_failed(claims, tmp_path):
+def test_peers_are_the_other_trials_at_the_same_folds_including_pruned_but_not_infeasible_ones(claims, tmp_path):
     data = task(tmp_path)
     mine = claims(data)
     states = [TrialState.PRUNED, TrialState.PRUNED, TrialState.FAIL]
@@ -210,6 +192,9 @@ def test_peers_are_the_other_trials_at_the_same_folds_pruned_ones_too_but_none_t
     assert pruning.peer_values(trials, 3, 3) == []
 
 
+# ---- infeasible and released trials ---------------------------------------------------------------------------------
+
+
 def test_a_trial_that_diverges_is_infeasible_not_pruned(claims, tmp_path):
     data = task(tmp_path, epochs=30, learning_rate="1e30\nclip_norm = 0")
     mine = claims(data)
@@ -217,40 +202,39 @@ def test_a_trial_that_diverges_is_infeasible_not_pruned(claims, tmp_path):
     trial = mine.study.trials[0]
     assert state == trial.state == TrialState.FAIL
     assert trial.user_attrs[OUTCOME] == "infeasible"
-    assert claim.trial.user_attrs[REASON] == trial.user_attrs[REASON], "for whoever has it in hand"
+    assert claim.trial.user_attrs[REASON] == trial.user_attrs[REASON], "the worker can log it without reading it"
     assert trial.user_attrs[REASON].startswith("diverged: ")
     assert (count_trials(mine.study).infeasible, count_trials(mine.study).finished) == (1, 1)
 
 
-def test_out_of_memory_is_infeasible(claims, tmp_path, monkeypatch):
-    def too_large(*_, **__):
+def test_a_trial_that_runs_out_of_memory_is_infeasible(claims, tmp_path):
+    def allocate() -> bool:
         raise MemoryError("no room for 7 GiB")
 
-    monkeypatch.setattr(preparation, "CrossValidation", too_large)
     data = task(tmp_path)
     mine = claims(data)
     with pytest.raises(objective.TrialOutOfMemoryError, match="Trial 0 ran out of memory and is infeasible"):
-        run(mine, data)
+        run(mine, data, stop=allocate)
     assert (count_trials(mine.study).infeasible, list_claims(mine.engine, mine.study)) == (1, [])
     assert mine.study.trials[0].user_attrs[REASON] == "out of memory: no room for 7 GiB"
 
 
-def test_told_to_stop_the_trial_is_handed_back_and_goes_on_elsewhere(claims, tmp_path):
+def test_a_trial_is_released_when_the_worker_is_asked_to_stop_and_resumed_by_the_next_worker(claims, tmp_path):
     data = task(tmp_path)
     mine = claims(data)
     state, claim = run(mine, data, stop=lambda: True)
     assert state is None
     assert mine.study.trials[0].state == TrialState.RUNNING
     assert [row["released"] for row in list_claims(mine.engine, mine.study)] == [True]
-    state, again = run(mine, data)
-    assert (state, again.trial.number, again.attempt) == (TrialState.COMPLETE, claim.trial.number, 1)
+    state, resumed = run(mine, data)
+    assert (state, resumed.trial.number, resumed.attempt) == (TrialState.COMPLETE, claim.trial.number, 1)
 
 
-def test_the_same_trial_twice_has_the_same_value(claims, tmp_path, fresh_database):
+def test_the_same_trials_have_the_same_values_in_another_database(tmp_path, fresh_database):
     values = []
     for _ in range(2):
         data = task(tmp_path)
-        study = join(data.definition, data, fresh_database(), trials=2)
+        study = join_study(data.definition, data, fresh_database(), trials=2)
         mine = Claims(engine_of(study), study, budget=2, heartbeat_seconds=5, grace_seconds=60, max_attempts=3)
         run(mine, data)
         run(mine, data)

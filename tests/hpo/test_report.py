@@ -145,10 +145,10 @@ def test_the_live_view_is_five_lines_with_everything_in_them(database, tmp_path)
     from tiny import task
 
     from sparse_evidence.hpo.database.connection import engine_of
-    from sparse_evidence.hpo.running.worker import join, measure_baselines
+    from sparse_evidence.hpo.running.joining import join_study, measure_baselines
 
     data = task(tmp_path)
-    study = join(data.definition, data, database, trials=4)
+    study = join_study(data.definition, data, database, trials=4)
     measure_baselines(study, data)
     view = live.LiveView(Console(file=io.StringIO(), width=80), study, trials=40, metric="average_precision")
     held = [{"trial": n, "held_seconds": 3.0, "stage": 1, "epoch": 7 * (n % 2)} for n in range(30)]

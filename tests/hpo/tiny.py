@@ -1,4 +1,4 @@
-"""A tiny study without an encoder: made-up vectors in which a positive post has one chunk that shows it."""
+"""A tiny study without an encoder: synthetic vectors in which the first chunk of a positive post shows its criteria."""
 
 from __future__ import annotations
 
@@ -45,19 +45,22 @@ def task(
     learning_rate: str | float = "{ low = 1e-3, high = 1e-1, log = true }",
     within_stages: str = "true",
 ) -> StudyTask:
+    """Write the study file into `folder` and prepare its data: 60 posts, 2 criteria, 3 folds, vectors of 8 numbers."""
     path = folder / "tiny.toml"
-    filled = {"epochs": epochs, "patience": patience, "learning_rate": learning_rate, "within_stages": within_stages}
-    path.write_text(TOML.format(**filled), encoding="utf-8")
+    settings = {"epochs": epochs, "patience": patience, "learning_rate": learning_rate, "within_stages": within_stages}
+    path.write_text(TOML.format(**settings), encoding="utf-8")
     definition = load(path, environ={})
     corpus = definition.data.load(folder)
     chunks = chunk(corpus.posts, definition.chunks)
-    random = np.random.default_rng(0)
-    vectors = random.normal(size=(len(chunks.texts), 8))
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(len(chunks.texts), 8))
     criteria = np.eye(2, 8)
     for post, start in enumerate(chunks.offsets[:-1]):
         vectors[start] += 4 * (corpus.labels[post] == 1) @ criteria
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    folds = split(corpus.groups, corpus.labels, definition.split, criteria=[each.name for each in corpus.criteria])
+    folds = split(
+        corpus.groups, corpus.labels, definition.split, criteria=[criterion.name for criterion in corpus.criteria]
+    )
     embedded = EmbeddedCorpus(vectors.astype(np.float32), chunks.offsets, criteria.astype(np.float32), corpus.labels)
     return StudyTask(
         definition, corpus, chunks, folds, {"all-MiniLM-L6-v2": embedded}, {}, texts=len(chunks.texts) + 2, computed=0

@@ -1,0 +1,58 @@
+"""Join a study: create or open it in the database, and record the baselines of its data."""
+
+from __future__ import annotations
+
+import optuna
+
+from sparse_evidence.core.metrics import METRICS
+
+from ..database.claims_sql import study_id
+from ..database.connection import backend, engine_of, open_storage, try_baselines_lock
+from ..database.optuna_storage import retry
+from ..database.record import BASELINES, CURVES, REQUESTED
+from ..database.studies import Direction, open_study
+from ..study import space
+from ..study.definition import StudyDefinition, differences
+from .sampler import make_sampler
+from .task import StudyTask
+
+
+def join_study(definition: StudyDefinition, task: StudyTask, url: str, *, trials: int) -> optuna.Study:
+    """Create the study, or open it if it exists, and raise its recorded budget to `trials`.
+
+    The returned study is meant for working on trials: it loads them without their curves, which are most of the data.
+
+    Raises:
+        RefusedError: the study was created from other data, folds, definition or code.
+        StorageError: the database is unreachable.
+    """
+    higher = METRICS[definition.search.metric].higher_is_better
+    direction: Direction = "maximize" if higher else "minimize"
+    study = open_study(
+        open_storage(url, without=(CURVES,)),
+        definition.name,
+        direction=direction,
+        identity=task.identity(),
+        default_parameters=space.default_parameters(definition),
+        sampler=make_sampler(definition.search.sampler, definition.search.seed),
+        differences=differences,
+    )
+    if trials > study.user_attrs.get(REQUESTED, 0):
+        study.set_user_attr(REQUESTED, trials)
+    return study
+
+
+def measure_baselines(study: optuna.Study, task: StudyTask) -> None:
+    """Record the baselines in the study, unless they are known or another process is measuring them (takes seconds).
+
+    Raises:
+        StorageError: the database is unreachable.
+    """
+
+    def measure() -> None:
+        with engine_of(study).begin() as connection:  # the lock is released even if this process dies
+            if try_baselines_lock(connection, study_id(study)) and BASELINES not in study.user_attrs:
+                study.set_user_attr(BASELINES, task.baselines())
+
+    if BASELINES not in study.user_attrs:
+        retry(measure, backend(study).retry_seconds)
