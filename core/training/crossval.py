@@ -17,7 +17,7 @@ import torch
 
 from .. import metrics
 from ..config import CandidateConfig
-from ..models import Features
+from ..features.views import Features
 from ..splits import Folds
 from .stack import Stack, make_stack
 from .stopping import best_index, is_stale, projected_best

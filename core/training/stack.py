@@ -22,7 +22,7 @@ from .. import losses, models
 from ..classic.trainer import EpochEnd, Trainer, linear_warmup
 from ..config import CandidateConfig, TokenConfig
 from ..errors import NonFiniteLossError
-from ..models import Features
+from ..features.views import Features
 from ..models.token import Token
 from ..seeding import numpy_generator, stable_seed
 from ..splits import Folds
@@ -80,7 +80,7 @@ def make_stack(
 
     Without `fuse` it is a row in any case: slower, and what the fused folds are compared with.
     """
-    if fuse and models.folds_fuse(candidate.model):
+    if fuse and models.fuses_folds(candidate.model):
         return FoldStack(corpus, folds, which, candidate, seed=seed, device=device)
     return FoldRow([FoldStack(corpus, folds, [fold], candidate, seed=seed, device=device) for fold in which])
 
@@ -121,13 +121,13 @@ class FoldStack:
         if isinstance(candidate.model, TokenConfig):
             self.warmup_epochs = max(self.warmup_epochs, candidate.model.head_epochs)
         self._labels = torch.tensor(corpus.labels, device=device)
-        model, self.inputs = models.build(
+        model, self.inputs = models.build_model(
             candidate.model, corpus, self._train, folds=self.which, seed=seed, device=device
         )
         self._loss = losses.resolve(candidate.loss, [self._labels[part] for part in self._train])
         # An optimizer step reads all its posts at once, to the same gradient as batch after batch, in a fraction of the
         # operations; only what is too large for the memory is cut into pieces and put together by accumulation.
-        self.pieces = math.ceil(self.width / (self.inputs.most or self.width))
+        self.pieces = math.ceil(self.width / (self.inputs.max_posts_per_pass or self.width))
         rate, decay, limit = self.training.learning_rate, self.training.weight_decay, self.training.clip_norm
         optimizer: torch.optim.Optimizer
         if isinstance(model, Token):
@@ -138,7 +138,7 @@ class FoldStack:
             model,
             optimizer,
             self._mean_loss,
-            penalty=model.penalty,  # type: ignore[arg-type]  # nn.Module's attributes are untyped
+            penalty=model.penalty,
             gradient_accumulation_steps=self.pieces,
             max_grad_norm=limit if isinstance(model, Token) else 0.0,
             scheduler=linear_warmup(optimizer, self.training.warmup_steps) if self.training.warmup_steps else None,
@@ -179,7 +179,7 @@ class FoldStack:
         rows = np.stack(
             [np.pad(part[o], (0, length - len(part)), mode="edge") for part, o in zip(posts, order, strict=True)]
         )
-        at_once = min(EVALUATION_POSTS, 4 * (self.inputs.most or EVALUATION_POSTS))
+        at_once = min(EVALUATION_POSTS, 4 * (self.inputs.max_posts_per_pass or EVALUATION_POSTS))
         chunks = [self.trainer.predict(rows[:, at : at + at_once]) for at in range(0, length, at_once)]
         ordered = torch.cat(chunks, dim=1).cpu().numpy()
         result = []

@@ -9,7 +9,7 @@ import torch
 
 from sparse_evidence.core.config import AbmilConfig, BCEConfig, CandidateConfig, TrainingConfig
 from sparse_evidence.core.features.bags import ChunkBags
-from sparse_evidence.core.models import EmbeddedCorpus
+from sparse_evidence.core.features.views import EmbeddedCorpus
 from sparse_evidence.core.models.abmil import Abmil
 from sparse_evidence.core.splits import Folds
 from sparse_evidence.core.training.stack import FoldStack

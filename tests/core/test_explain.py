@@ -14,7 +14,7 @@ from sparse_evidence.core.config import (
     TrainingConfig,
 )
 from sparse_evidence.core.features.bags import ChunkBags, mean_embeddings
-from sparse_evidence.core.models import EmbeddedCorpus
+from sparse_evidence.core.features.views import EmbeddedCorpus
 from sparse_evidence.core.models.iris import Iris
 from sparse_evidence.core.models.linear import Linear, fit_linear_baseline
 from sparse_evidence.core.splits import Folds

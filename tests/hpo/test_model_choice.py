@@ -5,7 +5,7 @@ import math
 import optuna
 import pytest
 
-from sparse_evidence.core.models import EmbeddedCorpus, TextCorpus
+from sparse_evidence.core.features.views import EmbeddedCorpus, TextCorpus
 from sparse_evidence.core.training.crossval import CrossValidation
 from sparse_evidence.hpo.running.task import encoder_names, load_task
 from sparse_evidence.hpo.study import space
@@ -68,10 +68,10 @@ def test_a_search_tries_them_all(definition, tiny_encoder):
     for _ in range(5):
         trial = study.ask()
         candidate = space.suggest(definition, trial)
-        readable = task.readable(candidate.model)
-        assert isinstance(readable, TextCorpus if candidate.model.name == "token" else EmbeddedCorpus)
+        features = task.features(candidate.model)
+        assert isinstance(features, TextCorpus if candidate.model.name == "token" else EmbeddedCorpus)
         cv = CrossValidation(
-            readable,
+            features,
             task.folds,
             candidate,
             stages=(1, 1),
