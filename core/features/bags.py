@@ -35,7 +35,6 @@ class ChunkBags:
         embeddings: float32 `[chunks, dim]`, chunks of a post next to each other.
         offsets: int64 `[posts + 1]`; post `i` owns rows `offsets[i]:offsets[i + 1]`, at least one.
         device: where the model trains; the embeddings move there once.
-        max_bag_bytes: memory for the bags of one fold in one training pass; sets `max_posts_per_pass`.
     """
 
     def __init__(
@@ -43,15 +42,13 @@ class ChunkBags:
         embeddings: npt.NDArray[np.float32],
         offsets: npt.NDArray[np.int64],
         device: torch.device | str = "cpu",
-        *,
-        max_bag_bytes: int = MAX_BAG_BYTES,
     ) -> None:
         self.embeddings = torch.from_numpy(embeddings).to(device)
         self.offsets = torch.tensor(offsets, device=device)
         self.lengths = np.diff(offsets)
         """int64 [posts]: chunks per post; posts of similar length share a batch."""
         post_bytes = int(self.lengths.max()) * embeddings.shape[1] * embeddings.itemsize
-        self.max_posts_per_pass: int | None = max(1, max_bag_bytes // post_bytes)
+        self.max_posts_per_pass: int | None = max(1, MAX_BAG_BYTES // post_bytes)
         """Posts of each fold in one forward and backward pass."""
 
     def batch(self, posts: npt.NDArray[np.int64]) -> Bag:
@@ -95,16 +92,14 @@ class DeviceBags:
     Args:
         embeddings: float32 `[chunks, dim]`.
         offsets: int64 `[posts + 1]`.
-        max_bag_bytes: see `ChunkBags`.
     """
 
     def __init__(
         self,
         embeddings: npt.NDArray[np.float32],
         offsets: npt.NDArray[np.int64],
-        max_bag_bytes: int = MAX_BAG_BYTES,
     ) -> None:
-        self._embeddings, self._offsets, self._max_bag_bytes = embeddings, offsets, max_bag_bytes
+        self._embeddings, self._offsets = embeddings, offsets
         self._chunks: dict[str, ChunkBags] = {}
         self._means: dict[str, MeanBags] = {}
 
@@ -112,7 +107,7 @@ class DeviceBags:
         """All chunk embeddings on `device`."""
         key = str(device)
         if key not in self._chunks:
-            self._chunks[key] = ChunkBags(self._embeddings, self._offsets, device, max_bag_bytes=self._max_bag_bytes)
+            self._chunks[key] = ChunkBags(self._embeddings, self._offsets, device)
         return self._chunks[key]
 
     def means(self, device: torch.device | str) -> MeanBags:

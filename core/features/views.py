@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..corpus.data import Corpus
-from .bags import MAX_BAG_BYTES, DeviceBags
+from .bags import DeviceBags
 from .chunks import Chunks
 from .embeddings import Progress, embed
 from .encoders import Encoder
@@ -26,13 +26,11 @@ class EmbeddedCorpus:
     """float32 `[criteria, dim]`: embeddings of the criteria's texts."""
     labels: npt.NDArray[np.int8]
     """int8 `[posts, criteria]`: 1, 0 or -1 (unlabelled)."""
-    max_bag_bytes: int = MAX_BAG_BYTES
-    """Memory for the bags of one fold in one training pass; see `bags.ChunkBags`."""
     bags: DeviceBags = field(init=False)
     """The embeddings on the devices where models train; loaded once, whatever the number of models."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "bags", DeviceBags(self.embeddings, self.offsets, self.max_bag_bytes))
+        object.__setattr__(self, "bags", DeviceBags(self.embeddings, self.offsets))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -60,7 +60,7 @@ class Model(nn.Module, ABC):
         """The parameters that are trained, grouped by learning rate, as an optimizer takes them."""
         return [{"params": list(self.parameters()), "lr": learning_rate}]
 
-    def chunk_logits(self, bag: Bag) -> Tensor:
+    def chunk_logits(self, bag: Bag) -> Tensor:  # noqa: ARG002  (the default takes no bag)
         """Logits `[folds, width, criteria]` of posts given as bags of chunks; undefined for posts without a chunk.
 
         Raises:
@@ -68,7 +68,7 @@ class Model(nn.Module, ABC):
         """
         raise TypeError(self._no_chunks())
 
-    def attention(self, bag: Bag) -> Tensor:
+    def attention(self, bag: Bag) -> Tensor:  # noqa: ARG002  (the default takes no bag)
         """Attention over the chunks `[folds, width, criteria, length]`, the mean over a criterion's queries.
 
         Raises:
