@@ -126,6 +126,6 @@ def make_inputs(config: ModelConfig, features: Features, device: Device = "cpu")
     entry = REGISTRY[config.name]
     if not isinstance(features, entry.features):
         raise TypeError(
-            f"{config.name} takes a {entry.features.__name__} as its features, but got a {type(features).__name__}"
+            f"{config.name} takes features of type {entry.features.__name__}, not {type(features).__name__}"
         )
     return entry.inputs(config, features, device)

@@ -16,9 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sparse_evidence.core.config import ChunksConfig
+from sparse_evidence.core.corpus.data import Corpus, Criterion
+from sparse_evidence.core.corpus.synthetic import generate
 from sparse_evidence.core.errors import EncoderError, UserError
+from sparse_evidence.core.features.chunks import chunk
 from sparse_evidence.core.features.embeddings import embed
 from sparse_evidence.core.features.encoders import locate
+from sparse_evidence.core.features.views import embed_corpus, text_corpus
 
 WORDS = ("sad", "tired", "dog", "bread", "night", "sleep", "never", "happy")
 TEXTS = [f"{a} {b}" for a in WORDS for b in WORDS]
@@ -132,6 +137,35 @@ def test_only_the_owner_can_read_the_cache(encoder, root):
     for path in [*packs(root), *views(root)]:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(packs(root)[0].parent.stat().st_mode) == 0o700
+
+
+def test_a_corpus_is_embedded_with_its_criteria(encoder, root, monkeypatch):
+    monkeypatch.setenv("HPO_CACHE", str(root))
+    corpus = Corpus(
+        name="two",
+        post_ids=("0", "1"),
+        posts=("sad dog. tired.", "bread"),
+        criteria=(Criterion("sleep", "never sleep"),),
+        labels=np.array([[1], [0]]),
+        groups=("0", "1"),
+    )
+    chunks = chunk(corpus.posts, ChunksConfig())
+    calls = []
+    features, computed = embed_corpus(corpus, chunks, encoder, progress=lambda done, total: calls.append((done, total)))
+    assert (computed, calls[-1]) == (4, (3, 3))
+    np.testing.assert_array_equal(features.embeddings, embed(["sad dog.", "tired.", "bread"], encoder).vectors)
+    np.testing.assert_array_equal(features.criteria, embed(["never sleep"], encoder).vectors)
+    assert features.offsets.tolist() == [0, 2, 3]
+    assert features.labels.tolist() == [[1], [0]]
+    assert embed_corpus(corpus, chunks, encoder)[1] == 0
+
+
+def test_the_texts_of_a_corpus_keep_their_encoder(encoder):
+    corpus = generate(posts=20, criteria=2, seed=0, sentences_mean=3.0, min_positives=2)
+    features = text_corpus(corpus, encoder)
+    assert (features.posts, features.encoder) == (corpus.posts, encoder)
+    assert features.criteria == tuple(criterion.text for criterion in corpus.criteria)
+    np.testing.assert_array_equal(features.labels, corpus.labels)
 
 
 # ---- damaged, foreign and unusable files -----------------------------------------------------------------------------

@@ -269,9 +269,9 @@ def test_every_configuration_has_a_model():
 def test_the_wrong_kind_of_features_is_refused():
     corpus = planted()
     text = TextCorpus((), (), None, corpus.labels)
-    with pytest.raises(TypeError, match="iris takes a EmbeddedCorpus as its features, but got a TextCorpus"):
+    with pytest.raises(TypeError, match="iris takes features of type EmbeddedCorpus, not TextCorpus"):
         make_inputs(IrisConfig(), text)
-    with pytest.raises(TypeError, match="token takes a TextCorpus as its features, but got a EmbeddedCorpus"):
+    with pytest.raises(TypeError, match="token takes features of type TextCorpus, not EmbeddedCorpus"):
         build_model(MODELS["token"](), corpus, [np.arange(9)], folds=[0], seed=0)
 
 

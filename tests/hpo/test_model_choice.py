@@ -1,9 +1,11 @@
-"""A study that chooses between models: every one trains on what it reads, and each has its own parameters."""
+"""A study that chooses between models: each has its own features and its own parameters."""
 
 import math
+from dataclasses import replace
 
 import optuna
 import pytest
+import tiny
 
 from sparse_evidence.core.features.views import EmbeddedCorpus, TextCorpus
 from sparse_evidence.core.training.crossval import CrossValidation
@@ -58,8 +60,14 @@ def test_each_model_has_its_own_parameters(definition, tiny_encoder):
     assert encoder_names(definition, fine_tuned=False) == ["all-MiniLM-L6-v2"]
 
 
+def test_the_embedding_summary(tmp_path):
+    cached = replace(tiny.task(tmp_path), texts=1814, computed=0)
+    assert cached.embedding_summary == "1,814 texts (all embeddings cached)"
+    assert replace(cached, computed=312).embedding_summary == "1,814 texts (312 embedded, 1,502 cached)"
+
+
 @pytest.mark.slow
-def test_a_search_tries_them_all(definition, tiny_encoder):
+def test_a_search_trains_every_model(definition, tiny_encoder):
     task = load_task(definition)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     for name in ("iris", "abmil", "linear", "token", "token"):
@@ -89,7 +97,7 @@ def test_a_search_tries_them_all(definition, tiny_encoder):
 
 
 @pytest.mark.slow
-def test_a_study_of_transformers_alone_still_has_its_floor(tmp_path, tiny_encoder):
+def test_a_study_of_transformers_only_still_has_a_linear_baseline(tmp_path, tiny_encoder):
     path = tmp_path / "token.toml"
     path.write_text(TOKEN_ONLY + f'encoder = "{tiny_encoder}"\n', encoding="utf-8")
     task = load_task(load(path, environ={}))
