@@ -24,7 +24,6 @@ from .features.retrieval import NOTHING, ChunkIndex, Hits
 from .features.views import TextCorpus
 from .models import Inputs, Model, make_inputs
 from .models.iris import Iris
-from .splits import Folds
 
 Floats = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
@@ -238,18 +237,11 @@ def _chunk_numbers(offsets: Index, posts: Index, length: int) -> Index:
     return np.where(numbers < offsets[posts + 1][:, None], numbers, NOTHING)
 
 
-def concatenate(attributions: Sequence[Attribution], folds: Folds | None = None) -> Attribution:
-    """Combine attributions, e.g. the out-of-fold attributions of all folds, in the order of their posts.
-
-    Args:
-        attributions: at least one.
-        folds: if given, posts that are in none of these folds are dropped.
-    """
+def concatenate(attributions: Sequence[Attribution]) -> Attribution:
+    """Combine attributions, e.g. the out-of-fold attributions of all folds, in the order of their posts."""
     length = max(attribution.chunks.shape[-1] for attribution in attributions)
     posts = np.concatenate([attribution.posts for attribution in attributions])
     order = np.argsort(posts, kind="stable")
-    if folds is not None:
-        order = order[folds.assignment[posts[order]] >= 0]
     return Attribution(
         posts[order],
         np.concatenate([attribution.logits for attribution in attributions])[order],

@@ -100,22 +100,27 @@ class DeviceBags:
         offsets: npt.NDArray[np.int64],
     ) -> None:
         self._embeddings, self._offsets = embeddings, offsets
-        self._chunks: dict[str, ChunkBags] = {}
-        self._means: dict[str, MeanBags] = {}
+        self._chunks: dict[torch.device, ChunkBags] = {}
+        self._means: dict[torch.device, MeanBags] = {}
 
     def chunks(self, device: torch.device | str) -> ChunkBags:
         """All chunk embeddings on `device`."""
-        key = str(device)
-        if key not in self._chunks:
-            self._chunks[key] = ChunkBags(self._embeddings, self._offsets, device)
-        return self._chunks[key]
+        device = _full_name(device)
+        if device not in self._chunks:
+            self._chunks[device] = ChunkBags(self._embeddings, self._offsets, device)
+        return self._chunks[device]
 
     def means(self, device: torch.device | str) -> MeanBags:
         """The mean embedding of each post on `device`."""
-        key = str(device)
-        if key not in self._means:
-            self._means[key] = MeanBags(self._embeddings, self._offsets, device)
-        return self._means[key]
+        device = _full_name(device)
+        if device not in self._means:
+            self._means[device] = MeanBags(self._embeddings, self._offsets, device)
+        return self._means[device]
+
+
+def _full_name(device: torch.device | str) -> torch.device:
+    """The device with its index: "cuda" and "cuda:0" are the same."""
+    return torch.empty(0, device=device).device
 
 
 def mean_embeddings(embeddings: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
