@@ -41,9 +41,8 @@ from sparse_evidence.core.corpus.data import Corpus
 from sparse_evidence.core.corpus.sources import EditorialsSource, SyntheticSource
 from sparse_evidence.core.features.bags import mean_embeddings
 from sparse_evidence.core.features.chunks import Chunks, chunk, evidence_mask
-from sparse_evidence.core.features.embeddings import embed
 from sparse_evidence.core.features.encoders import locate
-from sparse_evidence.core.models import EmbeddedCorpus, Features, TextCorpus
+from sparse_evidence.core.features.views import EmbeddedCorpus, Features, TextCorpus, embed_corpus, text_corpus
 from sparse_evidence.core.models.linear import fit_linear_baseline, linear_baseline
 from sparse_evidence.core.splits import Folds, split
 from sparse_evidence.core.training.stack import FoldRow, FoldStack, make_stack
@@ -67,8 +66,7 @@ class Data:
         return mean_embeddings(self.embedded.embeddings, self.embedded.offsets)
 
     def text(self, encoder: str) -> TextCorpus:
-        criteria = tuple(criterion.text for criterion in self.corpus.criteria)
-        return TextCorpus(self.corpus.posts, criteria, locate(encoder), self.corpus.labels)
+        return text_corpus(self.corpus, locate(encoder))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +75,7 @@ class Row:
 
     name: str
     probabilities: Probabilities
-    reading: explain.Reading
+    attribution: explain.Attribution
     seconds: float
     epoch: int | None
 
@@ -91,9 +89,7 @@ SOURCES: dict[str, EditorialsSource | SyntheticSource] = {
 def load_task(source: str) -> Data:
     corpus = SOURCES[source].load(ROOT)
     chunks = chunk(corpus.posts, ChunksConfig())
-    encoder = locate(IrisConfig().encoder)
-    criteria = embed([criterion.text for criterion in corpus.criteria], encoder).vectors
-    embedded = EmbeddedCorpus(embed(chunks.texts, encoder).vectors, chunks.offsets, criteria, corpus.labels)
+    embedded, _ = embed_corpus(corpus, chunks, locate(IrisConfig().encoder))
     folds = split(corpus.groups, corpus.labels, SplitConfig(), criteria=[c.name for c in corpus.criteria])
     return Data(corpus, chunks, embedded, folds, evidence_mask(corpus, chunks))
 
@@ -122,9 +118,9 @@ def trained(candidate: CandidateConfig, readable: Features, data: Data) -> tuple
         print(f"{candidate.model.name} epoch {len(curve)}: {curve[-1]:.3f}", file=sys.stderr)
         if best_index(curve) == len(curve) - 1:
             found = probabilities
-            kept = [copy.deepcopy(member.trainer.model.state_dict()) for member in members]
+            kept = [copy.deepcopy(member.model.state_dict()) for member in members]
     for member, state in zip(members, kept, strict=True):
-        member.trainer.model.load_state_dict(state)
+        member.model.load_state_dict(state)
     return members, found, best_index(curve) + 1
 
 
@@ -138,13 +134,13 @@ def compared(name: str, candidate: CandidateConfig, data: Data) -> Row:
     if text is not None and isinstance(config, TokenConfig):
         # cutting every sentence from every post is slow: only posts that count are read again
         counting = [posts[(data.corpus.labels[posts] == 1).any(1)] for posts in validation]
-        readings = [
-            explain.read_text(member.trainer.model, text, config, data.chunks, posts)  # type: ignore[arg-type]
+        attributions = [
+            explain.attribute_text(member.model, text, config, data.chunks, posts)
             for member, posts in zip(members, counting, strict=True)
         ]
     else:
-        readings = explain.read(members[0].trainer.model, data.embedded, validation)
-    return Row(name, probabilities, explain.joined(readings), seconds, epoch)
+        attributions = explain.attribute(members[0].model, data.embedded, validation)
+    return Row(name, probabilities, explain.concatenate(attributions), seconds, epoch)
 
 
 def floor(data: Data) -> Row:
@@ -152,8 +148,8 @@ def floor(data: Data) -> Row:
     probabilities = linear_baseline(data.means, data.embedded.labels, data.folds)
     model = fit_linear_baseline(data.means, data.embedded.labels, data.folds)
     validation = [data.folds.validation(fold) for fold in range(data.folds.count)]
-    reading = explain.joined(explain.read(model, data.embedded, validation))
-    return Row("linear floor", probabilities, reading, time.perf_counter() - started, None)
+    attribution = explain.concatenate(explain.attribute(model, data.embedded, validation))
+    return Row("linear floor", probabilities, attribution, time.perf_counter() - started, None)
 
 
 def line(row: Row, base: Row, data: Data, repeats: int) -> str:
@@ -161,8 +157,8 @@ def line(row: Row, base: Row, data: Data, repeats: int) -> str:
     rows = np.flatnonzero(data.folds.assignment >= 0)
     labels, probabilities = data.corpus.labels, row.probabilities
     threshold = metrics.best_threshold(labels[rows], probabilities[rows])
-    hits = explain.evidence_hits(row.reading, data.evidence, labels)
-    looked = explain.evidence_hits(row.reading, data.evidence, labels, by="attention")
+    hits = explain.evidence_hits(row.attribution, data.evidence, labels)
+    looked = explain.evidence_hits(row.attribution, data.evidence, labels, by="attention")
     attends = row.name in {"abmil", "iris"}
 
     def f1(chosen: npt.NDArray[np.int64]) -> float:
@@ -213,7 +209,7 @@ def main() -> None:
 
     scored = data.folds.assignment >= 0
     floors = metrics.baselines(data.corpus.labels, data.folds.assignment)
-    chance = explain.evidence_hits(table[0].reading, data.evidence, data.corpus.labels)
+    chance = explain.evidence_hits(table[0].attribution, data.evidence, data.corpus.labels)
     print(
         f"{scored.sum()} posts of {arguments.data}, {len(data.corpus.criteria)} criteria, {data.folds.count} folds, "
         f"out-of-fold; in brackets the 95 % interval over groups; {len(chance.hit)} pairs with known evidence."

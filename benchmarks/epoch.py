@@ -22,8 +22,9 @@ from sparse_evidence.core.config import (
 )
 from sparse_evidence.core.corpus.sources import SyntheticSource
 from sparse_evidence.core.features.chunks import chunk
+from sparse_evidence.core.features.views import EmbeddedCorpus
 from sparse_evidence.core.metrics import score
-from sparse_evidence.core.models import EmbeddedCorpus, prior_log_odds
+from sparse_evidence.core.models import prior_log_odds
 from sparse_evidence.core.splits import Folds, split
 from sparse_evidence.core.training.stack import Stack, make_stack
 
@@ -72,7 +73,7 @@ def plain(given: Case) -> Callable[[], None]:
 def _epoch(stack: Stack, given: Case) -> None:
     stack.advance()
     logits, _ = stack.validate()
-    for fold, part in zip(stack.which, logits, strict=True):
+    for fold, part in zip(stack.fold_ids, logits, strict=True):
         score("average_precision", given.corpus.labels[given.folds.validation(fold)], part)
 
 

@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader
 from benchmarks import reference
 from sparse_evidence.core import losses
 from sparse_evidence.core.config import CandidateConfig, IrisConfig
+from sparse_evidence.core.features.views import EmbeddedCorpus
 from sparse_evidence.core.metrics import score
-from sparse_evidence.core.models import EmbeddedCorpus, prior_log_odds
+from sparse_evidence.core.models import prior_log_odds
 from sparse_evidence.core.seeding import stable_seed
 from sparse_evidence.core.splits import Folds
 from sparse_evidence.hpo.running.sampler import short_seed

@@ -54,3 +54,13 @@ def seeded(*parts: int | str) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(legacy)
+
+
+@contextmanager
+def torch_seeded(*parts: int | str, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators inside, also that of a CUDA `device`; outside they are undisturbed."""
+    import torch
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(stable_seed(*parts))
+        yield

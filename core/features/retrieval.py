@@ -1,6 +1,6 @@
-"""A FAISS index over chunks: what a query finds, in a post or in the whole corpus, and posts that are near-duplicates.
+"""A FAISS index over chunks: search in a post or in the whole corpus, and near-duplicate posts.
 
-Similarities are exact inner products, cosines for the unit vectors that `core.features.embeddings` gives.
+Similarities are exact inner products: cosines, because `core.features.embeddings` returns unit vectors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .bags import mean_embeddings
+from .bags import DeviceBags, mean_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -21,14 +21,14 @@ Floats = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
 
 NOTHING = -1
-"""In place of a chunk where a post has fewer than were asked for."""
+"""In place of a chunk number where a post has fewer chunks than requested."""
 
 
 @dataclass(frozen=True, eq=False)
 class Hits:
     """The chunks nearest to each query, nearest first.
 
-    `chunks` int64 `[..., k]` are rows of the embeddings, `NOTHING` where there are no more; `similarity` float32
+    `chunks` int64 `[..., k]` are rows of the embeddings, `NOTHING` where fewer than k exist; `similarity` float32
     `[..., k]`, -inf there.
     """
 
@@ -36,14 +36,14 @@ class Hits:
     similarity: Floats
 
     @property
-    def found(self) -> npt.NDArray[np.bool_]:
-        """[..., k]: is there a chunk in this place?"""
+    def present(self) -> npt.NDArray[np.bool_]:
+        """[..., k]: False where `chunks` is `NOTHING`."""
         return np.asarray(self.chunks != NOTHING)
 
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """Two posts of different groups that say almost the same: `first` < `second`, and the cosine of their means."""
+    """Two posts of different groups with almost the same text: `first` < `second`, and the cosine of their means."""
 
     first: int
     second: int
@@ -51,7 +51,7 @@ class NearDuplicate:
 
 
 class ChunkIndex:
-    """The chunks of a corpus, searchable; it holds vectors and nothing else, no text and no label.
+    """A search index over the chunks of a corpus; it contains vectors only, no text and no label.
 
     Args:
         embeddings: float32 `[chunks, dim]`, chunks of a post next to each other.
@@ -62,20 +62,22 @@ class ChunkIndex:
     def __init__(self, embeddings: Floats, offsets: Index, *, use_gpu: bool = False) -> None:
         self.embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
         self.offsets = np.asarray(offsets, dtype=np.int64)
-        self._whole = _flat_index(self.embeddings, use_gpu=use_gpu)
+        self.bags = DeviceBags(self.embeddings, self.offsets)
+        """The same embeddings as model inputs."""
+        self._index = _flat_index(self.embeddings, use_gpu=use_gpu)
 
     def __len__(self) -> int:
         return len(self.embeddings)
 
     def search(self, queries: Floats, k: int) -> Hits:
         """The `k` nearest chunks of the whole corpus for each query `[queries, dim]`: `[queries, k]`."""
-        similarity, chunks = self._whole.search(np.ascontiguousarray(queries, dtype=np.float32), k)
+        similarity, chunks = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
         return Hits(chunks, similarity)
 
     def within(self, queries: Floats, posts: Sequence[int] | Index, k: int) -> Hits:
-        """The `k` nearest chunks of each post alone, for each query `[queries, dim]`: `[posts, queries, k]`.
+        """The `k` nearest chunks within each post, for each query `[queries, dim]`: `[posts, queries, k]`.
 
-        A query never sees another post's chunks, which is what makes a prediction that of its post.
+        A query never sees another post's chunks, so a prediction depends on its own post only.
         """
         import faiss
 
@@ -85,12 +87,12 @@ class ChunkIndex:
         for place, post in enumerate(posts):
             start, end = self.offsets[post], self.offsets[post + 1]
             count = min(k, int(end - start))
-            found, rows = faiss.knn(queries, self.embeddings[start:end], count, metric=faiss.METRIC_INNER_PRODUCT)
-            chunks[place, :, :count], similarity[place, :, :count] = rows + start, found
+            scores, rows = faiss.knn(queries, self.embeddings[start:end], count, metric=faiss.METRIC_INNER_PRODUCT)
+            chunks[place, :, :count], similarity[place, :, :count] = rows + start, scores
         return Hits(chunks, similarity)
 
     def post_of(self, chunks: Index) -> Index:
-        """Number of the post that each chunk belongs to; `NOTHING` stays as it is."""
+        """Number of the post that each chunk belongs to; `NOTHING` stays `NOTHING`."""
         posts = np.searchsorted(self.offsets, chunks, side="right") - 1
         return np.where(chunks == NOTHING, NOTHING, posts)
 
@@ -98,10 +100,10 @@ class ChunkIndex:
 def near_duplicates(
     embeddings: Floats, offsets: Index, groups: Sequence[str], *, threshold: float = 0.98
 ) -> list[NearDuplicate]:
-    """Pairs of posts in different groups whose mean embeddings are almost parallel: folds would leak through them.
+    """Pairs of posts in different groups whose mean embeddings are almost parallel; they could leak across folds.
 
-    Posts with the very same text are among them, and copies with a changed word or line, too; posts that merely
-    share a topic stay well below the threshold, except where they are very short.
+    Finds posts with identical text and copies with a changed word or line. Posts that merely share a topic stay well
+    below the threshold, unless they are very short.
 
     Args:
         embeddings: float32 `[chunks, dim]`.

@@ -1,7 +1,7 @@
-"""Posts as the sequences of token numbers that a transformer reads; every text is tokenised once per process.
+"""Posts as token sequences for a transformer; every text is tokenised once per process.
 
-A sequence is `[CLS] criterion [SEP] piece of the post [SEP]`, or without the criterion; which marks stand where is
-learned from the tokenizer itself, so any encoder's own form is kept.
+A sequence is `[CLS] criterion [SEP] window of the post [SEP]`, or the same without the criterion. Which special tokens
+stand where is read from the tokenizer itself, so every encoder keeps its own format.
 """
 
 from __future__ import annotations
@@ -23,71 +23,77 @@ from .encoders import Encoder
 Ids = npt.NDArray[np.int64]
 
 HEAD_SHARE = 0.25
-"""Share of what is read of a long post that is taken from its beginning, the rest from its end (128 and 382 of 510
-tokens were best in Sun, Qiu, Xu and Huang, "How to Fine-Tune BERT for Text Classification?", CCL 2019)."""
+"""Share of a truncated post that is taken from its beginning; the remainder is its end (128 and 382 of 510 tokens were
+best in Sun, Qiu, Xu and Huang, "How to Fine-Tune BERT for Text Classification?", CCL 2019)."""
+MIN_POST_TOKENS = 8
+"""Tokens that must be left for the post beside the longest criterion."""
 _UNBOUNDED = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
-    """The marks around the one or two texts of a sequence, and the type of each part (BERT's segments)."""
+class SpecialTokens:
+    """The template of a sequence: the special tokens around its one or two texts, and the type of each text."""
 
     parts: tuple[Ids, ...]
-    """Marks before, (between,) and after the texts."""
+    """Special tokens before, between (of two texts) and after the texts."""
     types: tuple[int, ...]
-    """Token type of the criterion's half and of the post's half (the last mark counts as post)."""
+    """Token type (BERT's segment) of each text and the special tokens that follow it."""
 
     @property
-    def marks(self) -> int:
-        """How many tokens of a sequence are marks."""
+    def count(self) -> int:
+        """Special tokens in a sequence."""
         return sum(map(len, self.parts))
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """What is to be known of an encoder's tokenizer."""
+    """What an encoder's tokenizer says about its sequences."""
 
     pad: int
-    single: Frame
-    pair: Frame
-    longest: int
-    """Tokens that the encoder can read at once."""
+    """The padding token."""
+    single: SpecialTokens
+    pair: SpecialTokens
+    max_length: int
+    """Longest sequence that the encoder accepts, in tokens."""
 
 
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
-    """The sequences of some posts, longest first.
-
-    `ids` and `types` int64 `[sequences, length]`, `mask` bool `[sequences, length]`, False where padded; `owner` int64
-    `[sequences]` is the (post, criterion) pair or the post, one of `rows`, that a sequence is part of; `back` int64
-    `[width]` says which of the different posts stands at each place of the batch.
-    """
+    """The sequences of a batch of posts, longest first."""
 
     ids: Tensor
+    """int64 `[sequences, length]`."""
     types: Tensor
+    """int64 `[sequences, length]`: token types."""
     mask: Tensor
-    owner: Tensor
-    rows: int
-    back: Tensor
+    """bool `[sequences, length]`: False where padded."""
+    segment_ids: Tensor
+    """int64 `[sequences]`: the (post, criterion) pair, or the post, that a sequence is a window of."""
+    segments: int
+    """Number of those pairs or posts."""
+    inverse: Tensor
+    """int64 `[width]`: which of the distinct posts stands at each place of the batch."""
 
 
 @lru_cache(maxsize=8)
-def tokenised(encoder: Encoder, texts: tuple[str, ...]) -> tuple[Ids, ...]:
-    """Token numbers of each text, without marks; the same texts are tokenised once per process."""
-    found = _tokenizer(encoder)(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-    return tuple(np.asarray(ids, dtype=np.int64) for ids in found["input_ids"])
+def tokenise(encoder: Encoder, texts: tuple[str, ...]) -> tuple[Ids, ...]:
+    """Token numbers of each text, without special tokens; cached, so that equal arguments are tokenised once."""
+    encoded = _tokenizer(encoder)(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+    return tuple(np.asarray(ids, dtype=np.int64) for ids in encoded["input_ids"])
 
 
 @lru_cache(maxsize=8)
 def vocabulary(encoder: Encoder) -> Vocabulary:
-    """Read off the tokenizer which marks it puts around one text and around two."""
+    """Read the special tokens and the length limit of an encoder from its tokenizer and its configuration."""
     from transformers import AutoConfig
 
     tokenizer = _tokenizer(encoder)
     pad = tokenizer.pad_token_id
     positions = getattr(AutoConfig.from_pretrained(encoder.folder, local_files_only=True), "max_position_embeddings", 0)
-    longest = min(tokenizer.model_max_length, positions or _UNBOUNDED, _UNBOUNDED)
-    return Vocabulary(0 if pad is None else int(pad), _frame(tokenizer, 1), _frame(tokenizer, 2), longest)
+    max_length = min(tokenizer.model_max_length, positions or _UNBOUNDED, _UNBOUNDED)
+    return Vocabulary(
+        0 if pad is None else int(pad), _special_tokens(tokenizer, 1), _special_tokens(tokenizer, 2), max_length
+    )
 
 
 @lru_cache(maxsize=8)
@@ -97,42 +103,52 @@ def _tokenizer(encoder: Encoder) -> Any:  # noqa: ANN401  (importing the class c
     return AutoTokenizer.from_pretrained(encoder.folder, local_files_only=True, use_fast=True)
 
 
-def _frame(tokenizer: Any, texts: int) -> Frame:  # noqa: ANN401
-    """Encode a probe, and see what stands around its words."""
+def _special_tokens(tokenizer: Any, texts: int) -> SpecialTokens:  # noqa: ANN401
+    """Encode a probe of one or two words, and see which tokens stand around them."""
     probe = tokenizer(*["word"] * texts, return_token_type_ids=True)
-    owners, ids = probe.sequence_ids(0), np.asarray(probe["input_ids"], dtype=np.int64)
-    given = probe.get("token_type_ids") or [0] * len(ids)
-    places = [[at for at, owner in enumerate(owners) if owner == text] for text in range(texts)]
-    ends = [0, *(at for place in places for at in (place[0], place[-1] + 1)), len(ids)]
-    parts = tuple(ids[ends[at] : ends[at + 1]] for at in range(0, len(ends), 2))
-    return Frame(parts, tuple(int(given[place[0]]) for place in places))
+    text_ids, ids = probe.sequence_ids(0), np.asarray(probe["input_ids"], dtype=np.int64)
+    types = probe.get("token_type_ids") or [0] * len(ids)
+    positions = [[at for at, text_id in enumerate(text_ids) if text_id == text] for text in range(texts)]
+    bounds = [0, *(at for span in positions for at in (span[0], span[-1] + 1)), len(ids)]
+    parts = tuple(ids[bounds[at] : bounds[at + 1]] for at in range(0, len(bounds), 2))
+    return SpecialTokens(parts, tuple(int(types[span[0]]) for span in positions))
 
 
-def pieces(length: int, room: int, config: TokenConfig) -> list[Ids]:
-    """Which tokens of a post of `length` tokens each of its sequences reads, where `room` fit into one."""
-    if length <= room:
+def windows(length: int, budget: int, config: TokenConfig) -> list[Ids]:
+    """Positions of the tokens in each window of a post of `length` tokens, at most `budget` tokens a window."""
+    if length <= budget:
         return [np.arange(length)]
     if config.strategy == "head_tail":
-        head = round(room * HEAD_SHARE)
-        return [np.concatenate([np.arange(head), np.arange(length - room + head, length)])]
-    step = min(config.stride, room)
-    starts = range(0, length - room + step, step)
+        head = round(budget * HEAD_SHARE)
+        return [np.concatenate([np.arange(head), np.arange(length - budget + head, length)])]
+    step = min(config.stride, budget)
+    starts = range(0, length - budget + step, step)
     # the last window ends with the post, and is as full as the others
-    return [np.arange(min(start, length - room), min(start, length - room) + room) for start in starts]
+    return [np.arange(min(start, length - budget), min(start, length - budget) + budget) for start in starts]
+
+
+@dataclass(frozen=True, eq=False)
+class _Sequence:
+    """One sequence of a batch before padding."""
+
+    ids: Ids
+    post_start: int
+    """Where the post begins."""
+    segment_id: int
 
 
 class TokenPosts:
-    """The sequences of all posts of a corpus, handed out in batches.
+    """The sequences of all posts of a corpus, in batches.
 
     Args:
-        encoder: whose tokenizer is used.
+        encoder: the encoder whose tokenizer is used.
         posts: the texts.
         criteria: the criteria's texts.
-        config: what is read, and how long posts are cut.
-        device: where training happens.
+        config: the model: what a sequence contains, and how long posts are cut.
+        device: where the model trains.
 
     Raises:
-        ConfigError: `max_length` is more than the encoder reads at once, or leaves no room for the post.
+        ConfigError: `max_length` is more than the encoder accepts, or leaves no tokens for the post.
     """
 
     def __init__(
@@ -144,65 +160,71 @@ class TokenPosts:
         device: torch.device | str = "cpu",
     ) -> None:
         self.device = device
-        self.most = config.micro_batch
+        self.max_posts_per_pass: int | None = config.micro_batch
         self._vocabulary = vocabulary(encoder)
-        self._posts = tokenised(encoder, tuple(posts))
-        self._criteria = tokenised(encoder, tuple(criteria)) if config.reads == "pairs" else ()
-        self._frame = self._vocabulary.pair if self._criteria else self._vocabulary.single
-        room = self._room(config, encoder)
-        self._pieces = [pieces(len(ids), room, config) for ids in self._posts]
-        self.lengths: Ids = np.array([max(1, sum(map(len, found))) for found in self._pieces], dtype=np.int64)
-        """int64 [posts]: tokens read of each post."""
+        self._posts = tokenise(encoder, tuple(posts))
+        self._criteria = tokenise(encoder, tuple(criteria)) if config.reads == "pairs" else ()
+        self._template = self._vocabulary.pair if self._criteria else self._vocabulary.single
+        budget = self._budget(config, encoder)
+        self._windows = [windows(len(ids), budget, config) for ids in self._posts]
+        self.lengths: Ids = np.array([max(1, sum(map(len, parts))) for parts in self._windows], dtype=np.int64)
+        """int64 [posts]: tokens in all windows of a post."""
 
-    def _room(self, config: TokenConfig, encoder: Encoder) -> int:
-        """Tokens of a post that fit into a sequence; the same for all criteria, so that they read the same windows."""
-        longest = self._vocabulary.longest
-        if config.max_length > longest:
+    def _budget(self, config: TokenConfig, encoder: Encoder) -> int:
+        """Tokens of a post that fit into a sequence; the same for all criteria, so that they share their windows."""
+        max_length = self._vocabulary.max_length
+        if config.max_length > max_length:
             raise ConfigError(
-                f"[model] max_length is {config.max_length}, but {encoder.name} reads {longest} tokens at once; "
-                f'give at most {longest}, and strategy = "windows" reads longer posts whole'
+                f"max_length is {config.max_length}, but {encoder.name} reads {max_length} tokens at most; "
+                f'give at most {max_length}; strategy = "windows" reads longer posts window by window'
             )
-        taken = self._frame.marks + max(map(len, self._criteria), default=0)
-        if config.max_length < taken + 8:
+        reserved = self._template.count + max(map(len, self._criteria), default=0)
+        if config.max_length < reserved + MIN_POST_TOKENS:
             raise ConfigError(
-                f"[model] max_length is {config.max_length}, but the longest criterion and the encoder's marks take "
-                f"{taken} tokens; give at least {taken + 8}, better several times that"
+                f"max_length is {config.max_length}, but the longest criterion and the encoder's special tokens take "
+                f"{reserved} tokens; give at least {reserved + MIN_POST_TOKENS}, better several times that"
             )
-        return config.max_length - taken
+        return config.max_length - reserved
 
     def batch(self, posts: Ids) -> TokenBatch:
-        """The sequences of `posts` int64 `[1, width]`; a post that occurs twice is read once."""
+        """The sequences of `posts` int64 `[1, width]`; a post that occurs twice is encoded once."""
         assert posts.shape[0] == 1, "folds of this model do not stack"
-        unique, back = np.unique(posts[0], return_inverse=True)
-        found: list[tuple[Ids, int, int]] = []  # ids, where the post's half begins, owner
+        unique, inverse = np.unique(posts[0], return_inverse=True)
         per_post = max(1, len(self._criteria))
-        for row, post in enumerate(unique):
-            for piece in self._pieces[post]:
-                text = self._posts[post][piece]
-                found += [(*self._sequence(text, own), row * per_post + own) for own in range(per_post)]
-        found.sort(key=lambda item: -len(item[0]))  # stable, so the order does not depend on anything else
-        return self._padded(found, len(unique) * per_post, back)
+        sequences = [
+            self._sequence(self._posts[post][window], criterion, row * per_post + criterion)
+            for row, post in enumerate(unique)
+            for window in self._windows[post]
+            for criterion in range(per_post)
+        ]
+        sequences.sort(key=lambda sequence: -len(sequence.ids))  # stable: the order depends on nothing else
+        return self._padded(sequences, len(unique) * per_post, inverse)
 
-    def _sequence(self, text: Ids, criterion: int) -> tuple[Ids, int]:
-        marks = self._frame.parts
+    def _sequence(self, text: Ids, criterion: int, segment_id: int) -> _Sequence:
+        special = self._template.parts
         if not self._criteria:
-            return np.concatenate([marks[0], text, marks[1]]), 0
-        first = np.concatenate([marks[0], self._criteria[criterion], marks[1]])
-        return np.concatenate([first, text, marks[2]]), len(first)
+            return _Sequence(np.concatenate([special[0], text, special[1]]), 0, segment_id)
+        first = np.concatenate([special[0], self._criteria[criterion], special[1]])
+        return _Sequence(np.concatenate([first, text, special[2]]), len(first), segment_id)
 
-    def _padded(self, found: Sequence[tuple[Ids, int, int]], rows: int, back: Ids) -> TokenBatch:
-        length = max(len(ids) for ids, _, _ in found)
-        ids = np.full((len(found), length), self._vocabulary.pad, dtype=np.int64)
+    def _padded(self, sequences: Sequence[_Sequence], segments: int, inverse: Ids) -> TokenBatch:
+        lengths = np.array([len(sequence.ids) for sequence in sequences])
+        ids = np.full((len(sequences), lengths.max()), self._vocabulary.pad, dtype=np.int64)
         types = np.zeros_like(ids)
-        for row, (sequence, half, _) in enumerate(found):
-            ids[row, : len(sequence)] = sequence
-            types[row, :half] = self._frame.types[0]
-            types[row, half : len(sequence)] = self._frame.types[-1]
-        count = np.array([len(sequence) for sequence, _, _ in found])
-        owner = np.array([owner for _, _, owner in found], dtype=np.int64)
+        for row, sequence in enumerate(sequences):
+            ids[row, : lengths[row]] = sequence.ids
+            types[row, : sequence.post_start] = self._template.types[0]
+            types[row, sequence.post_start : lengths[row]] = self._template.types[-1]
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        segment_ids = np.array([sequence.segment_id for sequence in sequences], dtype=np.int64)
+        return TokenBatch(
+            self._on_device(ids),
+            self._on_device(types),
+            self._on_device(mask),
+            self._on_device(segment_ids),
+            segments,
+            self._on_device(inverse.reshape(-1)),
+        )
 
-        def moved(array: npt.NDArray[Any]) -> Tensor:
-            return torch.from_numpy(array).to(self.device)
-
-        mask = np.arange(length) < count[:, None]
-        return TokenBatch(moved(ids), moved(types), moved(mask), moved(owner), rows, moved(back.reshape(-1)))
+    def _on_device(self, array: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.device)

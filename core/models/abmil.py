@@ -1,8 +1,8 @@
 """ABMIL: gated attention over all chunks of a post, the control that shows whether retrieval adds anything.
 
 Ilse, Tomczak and Welling, "Attention-based Deep Multiple Instance Learning" (ICML 2018), with the gated attention of
-its equation 9, made criterion-conditioned: every criterion has attention weights of its own. All folds of a stage live
-in one module: every parameter has a leading `folds` axis.
+its equation 9, made criterion-conditioned: every criterion has its own attention weights. All folds of a stage live in
+one module: every parameter has a leading `folds` axis.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from ..config import AbmilConfig
 from ..features.bags import Bag
-from ..seeding import torch_generator
+from ..features.views import EmbeddedCorpus
+from .base import Model, normal
 from .dropout import FoldDropout
 
 
-class Abmil(nn.Module):
+class Abmil(Model):
     """Chunk features → gated attention over all chunks → one logit per criterion.
 
     Args:
@@ -41,33 +42,33 @@ class Abmil(nn.Module):
         super().__init__()
         self.config = config
         self.dim, self.criteria = dim, prior.shape[1]
-        starts = [self._start(torch_generator(seed, "model", fold)) for fold in folds]
-        for name in starts[0]:
-            self.register_parameter(name, nn.Parameter(torch.stack([start[name] for start in starts])))
-        self.bias = nn.Parameter(prior.clone())
+        self._stack_folds(self._start, prior, seed=seed, folds=folds)
         self.dropout = FoldDropout(config.dropout)
+
+    @classmethod
+    def build(
+        cls, config: AbmilConfig, features: EmbeddedCorpus, prior: Tensor, *, seed: int, folds: Sequence[int]
+    ) -> Abmil:
+        """The model for a corpus; the other arguments are those of the class."""
+        return cls(config, features.embeddings.shape[1], prior, seed=seed, folds=folds)
 
     def _start(self, generator: torch.Generator) -> dict[str, Tensor]:
         """The initial weights of one fold."""
         width, attention = self.config.hidden, self.config.attention_hidden
-
-        def normal(*shape: int, std: float) -> Tensor:
-            return torch.randn(*shape, generator=generator) * std
-
         return {
-            "value": normal(self.dim, width, std=1.0),  # unit vectors in, unit variance out
+            "value": normal(generator, self.dim, width, std=1.0),  # unit vectors in, unit variance out
             "value_bias": torch.zeros(width),
-            "gated": normal(width, 2 * attention, std=1 / math.sqrt(width)),  # V and U side by side
+            "gated": normal(generator, width, 2 * attention, std=1 / math.sqrt(width)),  # V and U side by side
             "gated_bias": torch.zeros(2 * attention),
-            "score": normal(attention, self.criteria, std=1 / math.sqrt(attention)),
+            "score": normal(generator, attention, self.criteria, std=1 / math.sqrt(attention)),
             "head": torch.zeros(self.criteria, width),
         }
 
     def forward(self, bag: Bag) -> Tensor:
         """Logits `[folds, width, criteria]` of a bag of posts."""
         weights, features = self.attend(bag)
-        read: Tensor = self.dropout(weights @ features)  # [folds, width, criteria, hidden]
-        return (read * self.head[:, None]).sum(-1) + self.bias[:, None]
+        pooled: Tensor = self.dropout(weights @ features)  # [folds, width, criteria, hidden]
+        return (pooled * self.head[:, None]).sum(-1) + self.bias[:, None]
 
     def attend(self, bag: Bag) -> tuple[Tensor, Tensor]:
         """Attention `[folds, width, criteria, length]`, zero where padded, and features `[..., length, hidden]`.
@@ -82,10 +83,14 @@ class Abmil(nn.Module):
         scores = scores.view(folds, width, length, -1).transpose(2, 3).masked_fill(~bag.present[:, :, None], -math.inf)
         return torch.softmax(scores, dim=-1), features.view(folds, width, length, -1)
 
+    def chunk_logits(self, bag: Bag) -> Tensor:
+        """Logits `[folds, width, criteria]`, as `forward`."""
+        return self(bag)  # type: ignore[no-any-return]
+
+    def attention(self, bag: Bag) -> Tensor:
+        """Attention `[folds, width, criteria, length]`, zero where padded."""
+        return self.attend(bag)[0]
+
     def reseed(self, keys: Sequence[tuple[int | str, ...]]) -> None:
         """Seed the dropout of each fold for the coming epoch."""
         self.dropout.reseed(keys)
-
-    def penalty(self) -> Tensor:
-        """No penalty: zeros `[folds]`."""
-        return torch.zeros_like(self.bias[:, 0])

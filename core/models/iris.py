@@ -1,7 +1,7 @@
-"""IRIS: learned queries retrieve the k nearest chunks of each post, and only those are read.
+"""IRIS: learned queries retrieve the k nearest chunks of each post, and only those count.
 
 Li, Hill, Shu, Gao, Engelhard, "IRIS: Interpretable Retrieval-Augmented Classification for Long Interspersed
-Document Sequences" (ACL 2025), made criterion-conditioned: every criterion has queries of its own, which start at the
+Document Sequences" (ACL 2025), made criterion-conditioned: every criterion has its own queries, which start at the
 criterion's embedding. All folds of a stage live in one module: every parameter has a leading `folds` axis.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +18,12 @@ from torch.nn import functional
 
 from ..config import IrisConfig
 from ..features.bags import Bag
-from ..seeding import torch_generator
+from ..features.views import EmbeddedCorpus
+from .base import Model, normal
 from .dropout import FoldDropout
 
 
-class Iris(nn.Module):
+class Iris(Model):
     """Queries → top-k chunks of each post → attention over those → head → one logit per criterion.
 
     Args:
@@ -45,26 +47,27 @@ class Iris(nn.Module):
         super().__init__()
         self.config = config
         self.criteria, self.dim = criteria.shape
-        starts = [self._start(criteria, torch_generator(seed, "model", fold)) for fold in folds]
-        for name in starts[0]:
-            self.register_parameter(name, nn.Parameter(torch.stack([start[name] for start in starts])))
-        self.bias = nn.Parameter(prior.clone())
+        self._stack_folds(partial(self._start, criteria), prior, seed=seed, folds=folds)
         self.dropout = FoldDropout(config.dropout)
+
+    @classmethod
+    def build(
+        cls, config: IrisConfig, features: EmbeddedCorpus, prior: Tensor, *, seed: int, folds: Sequence[int]
+    ) -> Iris:
+        """The model for a corpus; the other arguments are those of the class."""
+        return cls(config, torch.from_numpy(features.criteria), prior, seed=seed, folds=folds)
 
     def _start(self, criteria: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """The initial weights of one fold."""
         width, queries = self.config.hidden, self.config.num_queries
-
-        def normal(*shape: int, std: float) -> Tensor:
-            return torch.randn(*shape, generator=generator) * std
-
-        noise = normal(self.criteria, queries, self.dim, std=self.config.query_noise / math.sqrt(self.dim))
+        noise_std = self.config.query_noise / math.sqrt(self.dim)
+        noise = normal(generator, self.criteria, queries, self.dim, std=noise_std)
         return {
             "queries": functional.normalize(criteria, dim=-1)[:, None] + noise,
-            "value": normal(self.dim, width, std=1.0),  # unit vectors in, unit variance out
-            "inner": normal(width, width, std=1 / math.sqrt(width)),
+            "value": normal(generator, self.dim, width, std=1.0),  # unit vectors in, unit variance out
+            "inner": normal(generator, width, width, std=1 / math.sqrt(width)),
             "inner_bias": torch.zeros(width),
-            "outer": normal(width, width, std=0.5 / math.sqrt(width)),
+            "outer": normal(generator, width, width, std=0.5 / math.sqrt(width)),
             "scale": torch.ones(width),
             "shift": torch.zeros(width),
             "head": torch.zeros(self.criteria, width),
@@ -78,35 +81,36 @@ class Iris(nn.Module):
     def attend(self, bag: Bag) -> tuple[Tensor, Tensor]:
         """Attention `[folds, width, criteria * queries, length]`, zero outside the top k, and the values.
 
-        Values are `[folds, width, length, hidden]`. Chunks as similar as the k-th are read, too, so that the order of a
+        Values are `[folds, width, length, hidden]`. Chunks that tie with the k-th are retrieved, too, so the order of a
         post's chunks never matters.
         """
         weights, values = self._attend(bag)
         return weights.mT, values
 
     def _attend(self, bag: Bag) -> tuple[Tensor, Tensor]:
-        """As `attend`, but `[folds, width, length, criteria * queries]`: as the matrix product leaves them."""
+        """The same as `attend`, but with weights `[folds, width, length, criteria * queries]`: no transposition."""
         folds, width, length, dim = bag.embeddings.shape
         queries = functional.normalize(self.queries, dim=-1).flatten(1, 2) / self.config.temperature
-        # one pass over the chunks for scores and values together
-        both = torch.cat([queries.mT, self.value], dim=-1)
+        # scores and values in one matrix product over the chunks
+        projection = torch.cat([queries.mT, self.value], dim=-1)
         chunks = bag.embeddings.view(folds, width * length, dim)
-        projected = torch.bmm(chunks, both).view(folds, width, length, -1)
+        projected = torch.bmm(chunks, projection).view(folds, width, length, -1)
         scores, values = projected.split([queries.shape[1], self.config.hidden], dim=-1)
-        with torch.no_grad():  # what is read has no gradient, only how much of it
-            barred = torch.zeros_like(bag.present, dtype=scores.dtype).masked_fill(~bag.present, -math.inf)[..., None]
+        with torch.no_grad():  # the choice of chunks has no gradient, only their weights have
+            mask = torch.zeros_like(bag.present, dtype=scores.dtype).masked_fill(~bag.present, -math.inf)[..., None]
             if self.config.k_retrieved < length:
-                allowed = scores + barred
-                least = kth_largest(allowed, self.config.k_retrieved)
-                barred = torch.where(allowed < least[:, :, None], -math.inf, barred)
-        return torch.softmax(scores + barred, dim=2), values
+                masked_scores = scores + mask
+                kth_score = kth_largest(masked_scores, self.config.k_retrieved)
+                mask = torch.where(masked_scores < kth_score[:, :, None], -math.inf, mask)
+        return torch.softmax(scores + mask, dim=2), values
 
     def _head(self, weights: Tensor, values: Tensor) -> Tensor:
         """Per-query MLP with residual, mean over the queries, LayerNorm, logit.
 
-        Everything linear is done where there is least of it. With attention weights A of a query (they add up to 1) and
-        values V of the chunks, the inner layer of what it reads is A (V W + b), and a post has fewer chunks than
-        queries; the mean over the queries may come before the outer layer and, in the residual, before reading.
+        Linear maps commute, so each is applied where its input is smallest. With attention weights A of a query (they
+        add up to 1) and values V of the chunks, the inner layer is A (V W + b), and a post has fewer chunks than all
+        criteria have queries. The mean over the queries comes before the outer layer and, in the residual, before the
+        attention.
         """
         folds, width, length, hidden = values.shape
         queries, criteria, posts = self.config.num_queries, self.criteria, folds * width
@@ -114,13 +118,23 @@ class Iris(nn.Module):
         inner_values = torch.baddbmm(self.inner_bias[:, None], chunks, self.inner).view(posts, length, hidden)
         inner = torch.relu_(torch.bmm(weights.view(posts, length, -1).mT, inner_values))
         inner = inner.view(folds, width * criteria, queries, hidden).sum(2)
-        of_criteria = weights.view(posts, length, criteria, queries).mean(3)
-        read = torch.bmm(of_criteria.mT, values.view(posts, length, hidden)).view(folds, width * criteria, hidden)
-        pooled = torch.baddbmm(read, inner, self.outer, alpha=1 / queries)
+        criterion_weights = weights.view(posts, length, criteria, queries).mean(3)
+        residual = torch.bmm(criterion_weights.mT, values.view(posts, length, hidden))
+        residual = residual.view(folds, width * criteria, hidden)
+        pooled = torch.baddbmm(residual, inner, self.outer, alpha=1 / queries)
         pooled = functional.layer_norm(pooled, pooled.shape[-1:])
         pooled = torch.addcmul(self.shift[:, None], pooled, self.scale[:, None]).view(folds, width, criteria, hidden)
-        kept: Tensor = self.dropout(pooled)
-        return (kept * self.head[:, None]).sum(-1) + self.bias[:, None]
+        dropped: Tensor = self.dropout(pooled)
+        return (dropped * self.head[:, None]).sum(-1) + self.bias[:, None]
+
+    def chunk_logits(self, bag: Bag) -> Tensor:
+        """Logits `[folds, width, criteria]`, as `forward`."""
+        return self(bag)  # type: ignore[no-any-return]
+
+    def attention(self, bag: Bag) -> Tensor:
+        """Attention `[folds, width, criteria, length]`, the mean over a criterion's queries."""
+        weights, _ = self.attend(bag)
+        return torch.stack(weights.split(self.config.num_queries, dim=2), dim=2).mean(3)
 
     def reseed(self, keys: Sequence[tuple[int | str, ...]]) -> None:
         """Seed the dropout of each fold for the coming epoch."""
@@ -133,47 +147,47 @@ class Iris(nn.Module):
 
 def overlap(queries: Tensor) -> Tensor:
     """Mean over criteria of ‖Q̂Q̂ᵀ − I‖² of queries `[folds, criteria, queries, dim]`, `[folds]`."""
-    measured: Tensor = _Overlap.apply(queries)  # type: ignore[no-untyped-call]
-    return measured
+    overlaps: Tensor = _Overlap.apply(queries)  # type: ignore[no-untyped-call]
+    return overlaps
 
 
 class _Overlap(torch.autograd.Function):
-    """With the gradient written out: autograd would spend a tenth of a step's small operations on it."""
+    """`overlap` with its gradient written by hand, which saves a tenth of a training step's small operations."""
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor) -> Tensor:  # noqa: ANN401
         norms = torch.linalg.vector_norm(queries, dim=-1, keepdim=True).clamp_(min=1e-12)
         unit = queries / norms
-        likeness = unit @ unit.mT
-        likeness.diagonal(dim1=-2, dim2=-1).sub_(1)
-        ctx.save_for_backward(unit, norms, likeness)
-        sums: Tensor = likeness.square().sum((-1, -2))
+        cosines = unit @ unit.mT
+        cosines.diagonal(dim1=-2, dim2=-1).sub_(1)
+        ctx.save_for_backward(unit, norms, cosines)
+        sums: Tensor = cosines.square().sum((-1, -2))
         return sums.mean(-1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401
-        unit, norms, likeness = ctx.saved_tensors
-        towards: Tensor = likeness @ unit
-        towards -= (towards * unit).sum(-1, keepdim=True) * unit  # the length of a query changes nothing
-        towards *= (4 / unit.shape[1]) * gradient[:, None, None, None] / norms
-        return towards
+        unit, norms, cosines = ctx.saved_tensors
+        direction: Tensor = cosines @ unit
+        direction -= (direction * unit).sum(-1, keepdim=True) * unit  # the length of a query changes nothing
+        direction *= (4 / unit.shape[1]) * gradient[:, None, None, None] / norms
+        return direction
 
 
-INSERTED = 8
-"""Up to this k, and from so many scores on, the k-th largest is found by insertion on a CPU: `topk` would take two to
-four times as long."""
-MANY = 16_384
+INSERTION_MAX_K = 8
+"""Up to this k, and from `INSERTION_MIN_SCORES` scores on, insertion finds the k-th largest on a CPU; `topk` takes two
+to four times as long."""
+INSERTION_MIN_SCORES = 16_384
 
 
 def kth_largest(scores: Tensor, k: int) -> Tensor:
     """The k-th largest along the third axis: `[folds, width, length, n]` to `[folds, width, n]`, with `k <= length`."""
-    if k > INSERTED or scores.numel() < MANY or scores.device.type != "cpu":
+    if k > INSERTION_MAX_K or scores.numel() < INSERTION_MIN_SCORES or scores.device.type != "cpu":
         return scores.topk(k, dim=2).values[:, :, -1]
-    largest: list[Tensor] = []  # from the largest down, of the chunks so far
-    for scored in scores.unbind(2):
-        falling = scored
-        for place, kept in enumerate(largest):
-            largest[place], falling = torch.maximum(kept, falling), torch.minimum(kept, falling)
+    largest: list[Tensor] = []  # descending, of the chunks so far
+    for chunk_scores in scores.unbind(2):
+        candidate = chunk_scores
+        for rank, current in enumerate(largest):
+            largest[rank], candidate = torch.maximum(current, candidate), torch.minimum(current, candidate)
         if len(largest) < k:
-            largest.append(falling)
+            largest.append(candidate)
     return largest[-1]

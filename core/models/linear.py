@@ -1,4 +1,4 @@
-"""The floor: logistic regression on the mean chunk embedding of a post, which retrieves nothing."""
+"""The linear baseline: logistic regression on the mean chunk embedding of a post, without retrieval."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ..config import LinearConfig
+from ..features.bags import Bag
+from ..features.views import EmbeddedCorpus
 from ..splits import Folds
+from .base import Model
 
 _CERTAIN = 1000.0
-"""A logit whose probability is exactly 1, and with a minus exactly 0."""
+"""A logit whose probability is exactly 1; negated, exactly 0."""
 
 
-class Linear(nn.Module):
+class Linear(Model):
     """One logit per criterion from the mean embedding, trained like every other model.
 
     Args:
@@ -29,16 +33,33 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.zeros(folds, dim, criteria))
         self.bias = nn.Parameter(prior.clone())
 
+    @classmethod
+    def build(
+        cls,
+        config: LinearConfig,  # noqa: ARG003  (it has no parameters)
+        features: EmbeddedCorpus,
+        prior: Tensor,
+        *,
+        seed: int,  # noqa: ARG003  (it starts at zero)
+        folds: Sequence[int],  # noqa: ARG003
+    ) -> Linear:
+        """The model for a corpus."""
+        return cls(features.embeddings.shape[1], prior)
+
     def forward(self, means: Tensor) -> Tensor:
         """Logits `[folds, width, criteria]` of mean embeddings `[folds, width, dim]`."""
         return torch.baddbmm(self.bias[:, None], means, self.weight)
 
-    def reseed(self, keys: Sequence[tuple[int | str, ...]]) -> None:
-        """Nothing here is random."""
+    def chunk_logits(self, bag: Bag) -> Tensor:
+        """Logits `[folds, width, criteria]` of the mean of each post's chunks."""
+        present = bag.present[..., None]
+        means = (bag.embeddings * present).sum(2) / present.sum(2).clamp(min=1)
+        return self(means)  # type: ignore[no-any-return]
 
-    def penalty(self) -> Tensor:
-        """No penalty: zeros `[folds]`."""
-        return torch.zeros_like(self.bias[:, 0])
+    def attention(self, bag: Bag) -> Tensor:
+        """Attention `[folds, width, criteria, length]`: every chunk of a post counts the same."""
+        uniform = bag.present / bag.present.sum(-1, keepdim=True)
+        return uniform[:, :, None].expand(-1, -1, self.bias.shape[1], -1).contiguous()
 
 
 def linear_baseline(
@@ -49,10 +70,10 @@ def linear_baseline(
     Args:
         means: mean embedding of each post, `[posts, dim]`.
         labels: 1, 0 or -1 (unlabelled), `[posts, criteria]`.
-        folds: the very folds the candidates are scored on.
+        folds: the folds that the candidates are scored on.
 
     Returns:
-        float64 `[posts, criteria]`; NaN for posts of no fold.
+        float64 `[posts, criteria]`; NaN for posts in no fold.
     """
     probabilities = np.full(labels.shape, np.nan)
     with torch.no_grad():
@@ -65,25 +86,25 @@ def linear_baseline(
 
 
 def fit_linear_baseline(means: npt.NDArray[np.float32], labels: npt.NDArray[np.int8], folds: Folds) -> Linear:
-    """The logistic regressions of `linear_baseline` as one model, stacked over the folds."""
+    """Fit the logistic regressions of `linear_baseline`: one model, stacked over the folds."""
     model = Linear(means.shape[1], torch.zeros(folds.count, labels.shape[1]))
     with torch.no_grad():
         for fold in range(folds.count):
             train = folds.train(fold)
             for criterion in range(labels.shape[1]):
-                known = train[labels[train, criterion] >= 0]
-                weight, bias = _fitted(means[known], labels[known, criterion])
+                labelled = train[labels[train, criterion] >= 0]
+                weight, bias = _fit(means[labelled], labels[labelled, criterion])
                 model.weight[fold, :, criterion] = torch.from_numpy(weight)
                 model.bias[fold, criterion] = bias
     return model
 
 
-def _fitted(rows: npt.NDArray[np.float32], target: npt.NDArray[np.int8]) -> tuple[npt.NDArray[np.float64], float]:
-    """Weights `[dim]` and intercept; where there is one class only, it is all there is to say, and of none nothing."""
+def _fit(rows: npt.NDArray[np.float32], target: npt.NDArray[np.int8]) -> tuple[npt.NDArray[np.float64], float]:
+    """Weights `[dim]` and intercept; if only one class occurs, a constant certain of it, and 0 without any row."""
     positives = int((target == 1).sum())
     if not 0 < positives < len(target):
         return np.zeros(rows.shape[1]), (2.0 * positives - len(target)) * _CERTAIN
-    from sklearn.linear_model import LogisticRegression  # a worker that joins never needs it, and it takes a second
+    from sklearn.linear_model import LogisticRegression  # takes a second; most workers never need it
 
-    fitted = LogisticRegression(C=1.0, max_iter=1000).fit(rows, target)
-    return np.asarray(fitted.coef_[0], dtype=np.float64), float(fitted.intercept_[0])
+    regression = LogisticRegression(C=1.0, max_iter=1000).fit(rows, target)
+    return np.asarray(regression.coef_[0], dtype=np.float64), float(regression.intercept_[0])

@@ -17,7 +17,7 @@ import torch
 
 from .. import metrics
 from ..config import CandidateConfig
-from ..models import Features
+from ..features.views import Features
 from ..splits import Folds
 from .stack import Stack, make_stack
 from .stopping import best_index, is_stale, projected_best
@@ -142,7 +142,7 @@ class CrossValidation:
         logits, validation_loss = stage.stack.validate()
         scores = tuple(
             metrics.score(self.metric.name, self.corpus.labels[self.folds.validation(fold)], _sigmoid(part))
-            for fold, part in zip(stage.stack.which, logits, strict=True)
+            for fold, part in zip(stage.stack.fold_ids, logits, strict=True)
         )
         means = [*stage.means, float(np.mean(scores))]
         stops = not stage.ended and (
@@ -150,7 +150,7 @@ class CrossValidation:
             or is_stale(means, self.training.patience, higher_is_better=self.metric.higher_is_better)
         )
         event = CvEpoch(
-            stage.number, stage.stack.which, end.epoch, end.train_loss, validation_loss, scores, stage_ended=stops
+            stage.number, stage.stack.fold_ids, end.epoch, end.train_loss, validation_loss, scores, stage_ended=stops
         )
         stage.curve.append(event)
         stage.logits.append(logits)
@@ -160,7 +160,7 @@ class CrossValidation:
     @property
     def folds_begun(self) -> int:
         """Folds of the stages that have trained an epoch."""
-        return sum(len(stage.stack.which) for stage in self._stages if stage.curve)
+        return sum(len(stage.stack.fold_ids) for stage in self._stages if stage.curve)
 
     def value_so_far(self) -> float:
         """Mean score of the folds begun, each at the best epoch of its own stage."""
@@ -188,7 +188,7 @@ class CrossValidation:
 
     def _mean_of(self, values: Sequence[float]) -> float:
         """Mean over the folds of the first stages, from a value of each stage."""
-        return float(np.average(values, weights=[len(stage.stack.which) for stage in self._stages[: len(values)]]))
+        return float(np.average(values, weights=[len(stage.stack.fold_ids) for stage in self._stages[: len(values)]]))
 
     def curves(self) -> dict[str, list[list[float]]]:
         """Everything that was measured, by name: `[folds][epochs]`."""
@@ -196,7 +196,7 @@ class CrossValidation:
             name: [
                 [getattr(event, name)[place] for event in stage.curve]
                 for stage in self._stages
-                for place in range(len(stage.stack.which))
+                for place in range(len(stage.stack.fold_ids))
             ]
             for name in ("scores", "train_loss", "validation_loss")
         }
@@ -209,7 +209,7 @@ class CrossValidation:
         best = best_index(means, higher_is_better=self.metric.higher_is_better)
         probabilities = np.full(self.corpus.labels.shape, np.nan, dtype=np.float32)
         for stage in self._stages:
-            for fold, logits in zip(stage.stack.which, stage.logits[best], strict=True):
+            for fold, logits in zip(stage.stack.fold_ids, stage.logits[best], strict=True):
                 probabilities[self.folds.validation(fold)] = _sigmoid(logits)
         scored = self.folds.assignment >= 0
         labels = self.corpus.labels[scored]

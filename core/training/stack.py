@@ -22,7 +22,7 @@ from .. import losses, models
 from ..classic.trainer import EpochEnd, Trainer, linear_warmup
 from ..config import CandidateConfig, TokenConfig
 from ..errors import NonFiniteLossError
-from ..models import Features
+from ..features.views import Features
 from ..models.token import Token
 from ..seeding import numpy_generator, stable_seed
 from ..splits import Folds
@@ -41,7 +41,7 @@ EVALUATION_POSTS = 64
 class Stack(Protocol):
     """Some folds in training: what the cross-validation drives."""
 
-    which: tuple[int, ...]
+    fold_ids: tuple[int, ...]
 
     warmup_epochs: int
     """Epochs at the beginning in which learning is held back."""
@@ -69,20 +69,20 @@ class Stack(Protocol):
 def make_stack(
     corpus: Features,
     folds: Folds,
-    which: Sequence[int],
+    fold_ids: Sequence[int],
     candidate: CandidateConfig,
     *,
     seed: int,
     device: torch.device | str = "cpu",
     fuse: bool = True,
 ) -> Stack:
-    """The folds `which` as one batched model where the model fuses, else as a row of models; see `FoldStack`.
+    """The folds `fold_ids` as one batched model where the model fuses, else as a row of models; see `FoldStack`.
 
     Without `fuse` it is a row in any case: slower, and what the fused folds are compared with.
     """
-    if fuse and models.folds_fuse(candidate.model):
-        return FoldStack(corpus, folds, which, candidate, seed=seed, device=device)
-    return FoldRow([FoldStack(corpus, folds, [fold], candidate, seed=seed, device=device) for fold in which])
+    if fuse and models.fuses_folds(candidate.model):
+        return FoldStack(corpus, folds, fold_ids, candidate, seed=seed, device=device)
+    return FoldRow([FoldStack(corpus, folds, [fold], candidate, seed=seed, device=device) for fold in fold_ids])
 
 
 class FoldStack:
@@ -91,27 +91,29 @@ class FoldStack:
     Args:
         corpus: what the model reads, and labels.
         folds: who trains and who validates.
-        which: fold numbers of this stack.
+        fold_ids: fold numbers of this stack.
         candidate: model, training and loss.
         seed: seed of weights, batches and dropout.
         device: where it trains.
+        max_posts_per_pass: posts of a fold in one forward and backward pass; default: the limit of the inputs.
     """
 
     def __init__(
         self,
         corpus: Features,
         folds: Folds,
-        which: Sequence[int],
+        fold_ids: Sequence[int],
         candidate: CandidateConfig,
         *,
         seed: int,
         device: torch.device | str = "cpu",
+        max_posts_per_pass: int | None = None,
     ) -> None:
-        self.which = tuple(which)
+        self.fold_ids = tuple(fold_ids)
         self.seed = seed
         self.training = candidate.training
-        self._train = [folds.train(fold) for fold in self.which]
-        self._validation = [folds.validation(fold) for fold in self.which]
+        self._train = [folds.train(fold) for fold in self.fold_ids]
+        self._validation = [folds.validation(fold) for fold in self.fold_ids]
         # The shape of an epoch follows from the largest fold of all, in this stack or not: every fold takes the same
         # number of steps wherever it is stacked, and no fold has a short last batch.
         largest = max(len(folds.train(fold)) for fold in range(folds.count))
@@ -121,29 +123,30 @@ class FoldStack:
         if isinstance(candidate.model, TokenConfig):
             self.warmup_epochs = max(self.warmup_epochs, candidate.model.head_epochs)
         self._labels = torch.tensor(corpus.labels, device=device)
-        model, self.inputs = models.build(
-            candidate.model, corpus, self._train, folds=self.which, seed=seed, device=device
+        self.model, self.inputs = models.build_model(
+            candidate.model, corpus, self._train, folds=self.fold_ids, seed=seed, device=device
         )
         self._loss = losses.resolve(candidate.loss, [self._labels[part] for part in self._train])
         # An optimizer step reads all its posts at once, to the same gradient as batch after batch, in a fraction of the
         # operations; only what is too large for the memory is cut into pieces and put together by accumulation.
-        self.pieces = math.ceil(self.width / (self.inputs.most or self.width))
+        self._max_posts = max_posts_per_pass or self.inputs.max_posts_per_pass
+        self.pieces = math.ceil(self.width / (self._max_posts or self.width))
         rate, decay, limit = self.training.learning_rate, self.training.weight_decay, self.training.clip_norm
         optimizer: torch.optim.Optimizer
-        if isinstance(model, Token):
-            optimizer = torch.optim.AdamW(model.parameter_groups(rate), weight_decay=decay)
+        if isinstance(self.model, Token):
+            optimizer = torch.optim.AdamW(self.model.parameter_groups(rate), weight_decay=decay)
         else:  # which clips every fold on its own
-            optimizer = FoldAdamW(model.parameters(), rate, weight_decay=decay, max_norm=limit)
+            optimizer = FoldAdamW(self.model.parameters(), rate, weight_decay=decay, max_norm=limit)
         self.trainer = Trainer(
-            model,
+            self.model,
             optimizer,
             self._mean_loss,
-            penalty=model.penalty,  # type: ignore[arg-type]  # nn.Module's attributes are untyped
+            penalty=self.model.penalty,
             gradient_accumulation_steps=self.pieces,
-            max_grad_norm=limit if isinstance(model, Token) else 0.0,
+            max_grad_norm=limit if isinstance(self.model, Token) else 0.0,
             scheduler=linear_warmup(optimizer, self.training.warmup_steps) if self.training.warmup_steps else None,
             read=self.inputs.batch,
-            seed=stable_seed(seed, "trainer", *self.which),
+            seed=stable_seed(seed, "trainer", *self.fold_ids),
             progress=False,
         )
 
@@ -154,7 +157,7 @@ class FoldStack:
 
     def advance(self) -> EpochEnd:
         """Train every fold for one epoch."""
-        self.trainer.model.reseed([(self.seed, "dropout", fold, self.epoch) for fold in self.which])  # type: ignore[operator]
+        self.model.reseed([(self.seed, "dropout", fold, self.epoch) for fold in self.fold_ids])
         return self.trainer.advance(self._batches())
 
     def validate(self) -> tuple[list[npt.NDArray[np.float32]], tuple[float, ...]]:
@@ -179,7 +182,7 @@ class FoldStack:
         rows = np.stack(
             [np.pad(part[o], (0, length - len(part)), mode="edge") for part, o in zip(posts, order, strict=True)]
         )
-        at_once = min(EVALUATION_POSTS, 4 * (self.inputs.most or EVALUATION_POSTS))
+        at_once = min(EVALUATION_POSTS, 4 * (self._max_posts or EVALUATION_POSTS))
         chunks = [self.trainer.predict(rows[:, at : at + at_once]) for at in range(0, length, at_once)]
         ordered = torch.cat(chunks, dim=1).cpu().numpy()
         result = []
@@ -205,7 +208,7 @@ class FoldStack:
 
     def _batches(self) -> Iterator[Batch]:
         """The batches of the coming epoch, whose inputs are numbers of posts `[folds, width]`."""
-        plans = np.stack([self._plan(fold, part) for fold, part in zip(self.which, self._train, strict=True)])
+        plans = np.stack([self._plan(fold, part) for fold, part in zip(self.fold_ids, self._train, strict=True)])
         # Padding reads the first post of its own step, and counts nothing. A small fold may have steps without a post:
         # those read one of its first step.
         first = np.where(plans[:, :, :1] >= 0, plans[:, :, :1], plans[:, :1, :1])
@@ -242,7 +245,7 @@ class FoldRow:
 
     def __init__(self, stacks: Sequence[FoldStack]) -> None:
         self.stacks = tuple(stacks)
-        self.which = tuple(fold for stack in self.stacks for fold in stack.which)
+        self.fold_ids = tuple(fold for stack in self.stacks for fold in stack.fold_ids)
         self.warmup_epochs = self.stacks[0].warmup_epochs
 
     @property

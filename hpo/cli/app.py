@@ -174,7 +174,7 @@ def _join(definition: StudyDefinition, url: str, budget: int, console: Console) 
         task = load_task(definition, progress=progress)
     finally:
         progress.close()
-    console.print(f"{definition.name}: {len(task.corpus)} posts; {task.embedding}")
+    console.print(f"{definition.name}: {len(task.corpus)} posts; {task.embedding_summary}")
     return join_study(definition, task, url, trials=budget), task
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sparse_evidence.core.features.chunks import share_within
-from sparse_evidence.core.models import folds_fuse
+from sparse_evidence.core.models import fuses_folds
 
 from ..running.task import Progress, StudyTask, load_task
 from ..study import space
@@ -36,7 +36,7 @@ def make_plan(definition: StudyDefinition, progress: Progress | None = None) -> 
         f"half of them {int(np.median(lengths))} or fewer",
         "folds": f"{folds.count}, in stages of {', '.join(map(str, definition.split.stage_sizes()))}; "
         f"validation posts {', '.join(str(len(folds.validation(f))) for f in range(folds.count))}",
-        "embedding": task.embedding,
+        "embedding": task.embedding_summary,
         **_retrieval(task),
         **_floors(task),
         **_cost(task),
@@ -100,7 +100,7 @@ def probe_epoch(task: StudyTask) -> float:
     definition = task.definition
     candidate = space.suggest(definition, _default_trial(definition))
     count = task.folds.count
-    together = folds_fuse(candidate.model)  # else one fold is enough to know what the others take
+    together = fuses_folds(candidate.model)  # else one fold is enough to know what the others take
     cv = task.cross_validation(candidate, stages=(count,) if together else (1,) * count)
     took: list[float] = []
     started = time.perf_counter()

@@ -1,10 +1,11 @@
-"""What every worker of a study has before its first trial: corpus, folds, embeddings, floors, fingerprints."""
+"""A study's data, ready to train on: what every worker loads before its first trial."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -12,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_evidence.core import metrics
-from sparse_evidence.core.config import DEFAULT_ENCODER, MODELS, CandidateConfig, ModelConfig
+from sparse_evidence.core.config import DEFAULT_ENCODER, CandidateConfig, ModelConfig
 from sparse_evidence.core.corpus.data import Corpus
 from sparse_evidence.core.features.bags import mean_embeddings
 from sparse_evidence.core.features.chunks import Chunks, chunk
-from sparse_evidence.core.features.embeddings import embed
 from sparse_evidence.core.features.encoders import Encoder, locate
-from sparse_evidence.core.models import EmbeddedCorpus, Features, TextCorpus, reads_text
+from sparse_evidence.core.features.views import EmbeddedCorpus, Features, embed_corpus, text_corpus
+from sparse_evidence.core.models import REGISTRY, reads_text
 from sparse_evidence.core.models.linear import linear_baseline
 from sparse_evidence.core.seeding import stable_seed
 from sparse_evidence.core.splits import Folds, split
@@ -30,7 +31,7 @@ from ..study.fields import Choices, Leaf
 DISTRIBUTION = "sparse-evidence-hpo"
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is going on, done, to do)."""
+"""Called with (name of the activity, items done, items in all)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +43,14 @@ class StudyTask:
     chunks: Chunks
     folds: Folds
     embedded: dict[str, EmbeddedCorpus]
-    """By encoder name, one for each that the study may choose to embed with; the default one if there is none."""
+    """By name of the encoder: of every encoder that the study may embed with, or of the default one if there is none
+    (the linear baseline needs embeddings)."""
     encoders: dict[str, Encoder]
-    """By name, every encoder that the study may choose, to embed with or to fine-tune."""
+    """By name: every encoder that the study may embed with or fine-tune."""
     texts: int
-    """Chunks and criteria of the study, over all its encoders."""
+    """Chunks and criteria of the study, summed over its encoders."""
     computed: int
-    """How many of them had to be embedded just now; the rest was in the cache, or is the same text again."""
+    """How many of them `load_task` embedded; the others were cached, or repeat another text."""
 
     @property
     def criteria(self) -> tuple[str, ...]:
@@ -56,12 +58,14 @@ class StudyTask:
         return tuple(criterion.name for criterion in self.corpus.criteria)
 
     @property
-    def embedding(self) -> str:
-        """How much there was to embed, in words."""
-        return f"{self.texts} texts, {self.computed} embedded now, {self.texts - self.computed} known or repeated"
+    def embedding_summary(self) -> str:
+        """How much was embedded, e.g. "1,814 texts (312 embedded, 1,502 cached)"."""
+        cached = self.texts - self.computed
+        detail = f"{self.computed:,} embedded, {cached:,} cached" if self.computed else "all embeddings cached"
+        return f"{self.texts:,} texts ({detail})"
 
     def identity(self) -> dict[str, Any]:
-        """What all workers of the study must have in common."""
+        """What must be identical for all workers of the study."""
         revisions = "\n".join(f"{name} {encoder.revision}" for name, encoder in sorted(self.encoders.items()))
         return {
             "definition": self.definition.canonical(),
@@ -72,18 +76,17 @@ class StudyTask:
             "code": version(DISTRIBUTION),
         }
 
-    def readable(self, model: ModelConfig) -> Features:
-        """What a model of the study reads of the posts: their text, or their embeddings."""
-        if not reads_text(model):
-            return self.embedded[model.encoder]
-        criteria = tuple(criterion.text for criterion in self.corpus.criteria)
-        return TextCorpus(self.corpus.posts, criteria, self.encoders[model.encoder], self.corpus.labels)
+    def features(self, model: ModelConfig) -> Features:
+        """The features that a model of the study trains on."""
+        if reads_text(model):
+            return text_corpus(self.corpus, self.encoders[model.encoder])
+        return self.embedded[model.encoder]
 
     def baselines(self) -> dict[str, Any]:
-        """What must be beaten, on the very folds of the study.
+        """The scores to beat, on the folds of the study.
 
-        `linear` and `linear_folds` are the study's metric of a logistic regression on mean embeddings; the others
-        need no reading of the text at all (`core.metrics.baselines`).
+        `linear` and `linear_folds` are the study's metric for a logistic regression on mean embeddings; the others
+        need no text at all (`core.metrics.baselines`).
         """
         first = next(iter(self.embedded.values()))
         probabilities = linear_baseline(mean_embeddings(first.embeddings, first.offsets), first.labels, self.folds)
@@ -102,19 +105,18 @@ class StudyTask:
         stages: Sequence[int] | None = None,
         device: str = "cpu",
     ) -> CrossValidation:
-        """A candidate at its start, on the study's folds.
+        """An untrained candidate, ready for cross-validation on the study's folds.
 
         Args:
-            candidate: what is trained.
-            trial: whose seed it is trained with: all trials share the folds, but initial weights and the order of
-                batches are each trial's own, or a search finds what the one seed happens to favour. Left out, the
-                study's seed itself.
-            stages: folds trained in lock-step, in order; left out, the study's own.
+            candidate: the configuration to train.
+            trial: number of the trial, which seeds initial weights and the order of batches; with one seed for all
+                trials, a search would find what that seed happens to favour. Default: the study's seed itself.
+            stages: numbers of folds trained in lock-step, in order; default: the study's.
             device: where it trains.
         """
         seed = self.definition.search.seed
         return CrossValidation(
-            self.readable(candidate.model),
+            self.features(candidate.model),
             self.folds,
             candidate,
             stages=stages or self.definition.split.stage_sizes(),
@@ -125,47 +127,49 @@ class StudyTask:
         )
 
     def score(self, probabilities: npt.NDArray[Any], fold: int) -> float:
-        """The study's metric on one fold's validation posts, of predictions `[posts, criteria]`."""
+        """The study's metric for predictions `[posts, criteria]`, on the validation posts of one fold."""
         rows = self.folds.validation(fold)
         return metrics.score(self.definition.search.metric, self.corpus.labels[rows], probabilities[rows])
 
 
 def load_task(definition: StudyDefinition, *, device: str = "cpu", progress: Progress | None = None) -> StudyTask:
-    """Load, check, split and embed; whatever was embedded before comes from the cache.
+    """Load, check, split and embed the study's data; texts embedded before come from the cache.
 
     Raises:
         UserError: data, folds or encoder cannot be used; the message says why.
     """
-    tell = progress or (lambda *_: None)
-    encoders = {name: locate(name, definition.path.parent) for name in encoder_names(definition)}
-    corpus = definition.data.load(definition.path.parent)
+    folder = definition.path.parent
+    encoders = {name: locate(name, folder) for name in encoder_names(definition)}
+    corpus = definition.data.load(folder)
     chunks = chunk(corpus.posts, definition.chunks)
     criteria = [criterion.name for criterion in corpus.criteria]
     folds = split(corpus.groups, corpus.labels, definition.split, criteria=criteria)
-    embedded: dict[str, EmbeddedCorpus] = {}
-    computed = 0
-    # the floors need embeddings even where no model of the study reads them
-    for name in encoder_names(definition, fine_tuned=False) or [DEFAULT_ENCODER]:
-        encoder = encoders.get(name) or locate(name, definition.path.parent)
-        embedded[name], new = _embed(corpus, chunks, encoder, device, tell)
-        computed += new
+    # the linear baseline needs embeddings even if no model of the study does
+    names = encoder_names(definition, fine_tuned=False) or [DEFAULT_ENCODER]
+    embedders = {name: encoders.get(name) or locate(name, folder) for name in names}
+    embedded, computed = _embed(corpus, chunks, embedders, device, progress)
     texts = (len(chunks.texts) + len(corpus.criteria)) * len(embedded)
     return StudyTask(definition, corpus, chunks, folds, embedded, encoders, texts, computed)
 
 
-def _embed(corpus: Corpus, chunks: Chunks, encoder: Encoder, device: str, tell: Progress) -> tuple[EmbeddedCorpus, int]:
-    what = f"embedding with {encoder.name}"
-    of_chunks = embed(chunks.texts, encoder, device=device, progress=lambda done, all_: tell(what, done, all_))
-    of_criteria = embed([criterion.text for criterion in corpus.criteria], encoder, device=device)
-    whole = EmbeddedCorpus(of_chunks.vectors, chunks.offsets, of_criteria.vectors, corpus.labels)
-    return whole, of_chunks.computed + of_criteria.computed
+def _embed(
+    corpus: Corpus, chunks: Chunks, encoders: dict[str, Encoder], device: str, progress: Progress | None
+) -> tuple[dict[str, EmbeddedCorpus], int]:
+    """The corpus embedded with every encoder, and how many texts were computed."""
+    embedded: dict[str, EmbeddedCorpus] = {}
+    computed = 0
+    for name, encoder in encoders.items():
+        tell = None if progress is None else partial(progress, f"embedding with {encoder.name}")
+        embedded[name], count = embed_corpus(corpus, chunks, encoder, device=device, progress=tell)
+        computed += count
+    return embedded, computed
 
 
 def encoder_names(definition: StudyDefinition, *, fine_tuned: bool = True) -> list[str]:
-    """Every encoder that the study may choose, each once, the default first; with or without those it fine-tunes."""
+    """Every encoder that the study may choose, each once, the default first; optionally without fine-tuned ones."""
     names: dict[str, None] = {}
     for alternative in definition.model:
-        if not fine_tuned and reads_text(MODELS[alternative.name]()):
+        if not fine_tuned and REGISTRY[alternative.name].reads_text:
             continue
         leaf: Leaf = alternative.leaves["encoder"]
         values = [leaf.default, *leaf.values] if isinstance(leaf, Choices) else [leaf]

@@ -9,7 +9,7 @@ import torch
 from sparse_evidence.core.config import CandidateConfig, ChunksConfig, FocalConfig, IrisConfig, TrainingConfig
 from sparse_evidence.core.corpus.synthetic import generate
 from sparse_evidence.core.features.chunks import chunk
-from sparse_evidence.core.models import EmbeddedCorpus
+from sparse_evidence.core.features.views import EmbeddedCorpus
 from sparse_evidence.core.seeding import numpy_generator
 from sparse_evidence.core.splits import Folds, kfold
 

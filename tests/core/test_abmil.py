@@ -1,4 +1,4 @@
-"""ABMIL: attention as its paper writes it, folds that do not know of each other, posts that matter."""
+"""ABMIL: attention as in its paper, independent folds, logits that depend on the post."""
 
 import copy
 import math
@@ -9,7 +9,7 @@ import torch
 
 from sparse_evidence.core.config import AbmilConfig, BCEConfig, CandidateConfig, TrainingConfig
 from sparse_evidence.core.features.bags import ChunkBags
-from sparse_evidence.core.models import EmbeddedCorpus
+from sparse_evidence.core.features.views import EmbeddedCorpus
 from sparse_evidence.core.models.abmil import Abmil
 from sparse_evidence.core.splits import Folds
 from sparse_evidence.core.training.stack import FoldStack
@@ -30,8 +30,8 @@ def corpus():
     return EmbeddedCorpus(embeddings, np.concatenate([[0], np.cumsum(counts)]), criteria, labels)
 
 
-def shaken(folds=(0, 1)):
-    """A model whose head is not zero."""
+def perturbed(folds=(0, 1)):
+    """A model with noise on all initial weights, with which the head is zero."""
     model = Abmil(CONFIG, DIM, torch.zeros(len(folds), CRITERIA), seed=0, folds=folds).eval()
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):
@@ -39,32 +39,32 @@ def shaken(folds=(0, 1)):
     return model
 
 
-def test_one_post_by_hand(corpus):
-    model = shaken()
+def test_logits_equal_the_formula(corpus):
+    model = perturbed()
     rows = corpus.embeddings[corpus.offsets[5] : corpus.offsets[6]]
-    found = model(ChunkBags(corpus.embeddings, corpus.offsets).batch(np.array([[5, 2], [5, 9]])))
+    logits = model(ChunkBags(corpus.embeddings, corpus.offsets).batch(np.array([[5, 2], [5, 9]])))
     for fold in range(2):
         weight = {name: value[fold].detach().double().numpy() for name, value in model.named_parameters()}
         h = np.maximum(rows @ weight["value"] + weight["value_bias"], 0)
-        both = h @ weight["gated"] + weight["gated_bias"]
-        v, u = both[:, :5], both[:, 5:]
+        gated = h @ weight["gated"] + weight["gated_bias"]
+        v, u = gated[:, :5], gated[:, 5:]
         for criterion in range(CRITERIA):
             score = (np.tanh(v) / (1 + np.exp(-u))) @ weight["score"][:, criterion]
             attention = np.exp(score) / np.exp(score).sum()
-            logit = (attention @ h) @ weight["head"][criterion] + weight["bias"][criterion]
-            assert found[fold, 0, criterion].item() == pytest.approx(logit, abs=1e-4)
+            expected = (attention @ h) @ weight["head"][criterion] + weight["bias"][criterion]
+            assert logits[fold, 0, criterion].item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_attention_is_a_distribution_over_the_posts_own_chunks(corpus):
     bag = ChunkBags(corpus.embeddings, corpus.offsets).batch(np.arange(POSTS)[None].repeat(2, 0))
-    weights, _ = shaken().attend(bag)
+    weights = perturbed().attention(bag)
     assert weights.shape == (2, POSTS, CRITERIA, bag.present.shape[-1])
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, POSTS, CRITERIA))
     assert (weights.masked_select(~bag.present[:, :, None]) == 0).all()
 
 
-def test_order_of_chunks_does_not_matter_and_the_post_does(corpus):
-    model, bags = shaken(), ChunkBags(corpus.embeddings, corpus.offsets)
+def test_logits_depend_on_the_post_but_not_on_the_order_of_its_chunks(corpus):
+    model, bags = perturbed(), ChunkBags(corpus.embeddings, corpus.offsets)
     flipped = corpus.embeddings.copy()
     start, end = corpus.offsets[7:9]
     flipped[start:end] = flipped[start:end][::-1]
@@ -73,7 +73,7 @@ def test_order_of_chunks_does_not_matter_and_the_post_does(corpus):
     assert (model(bags.batch(posts)) - model(bags.batch(posts + 1))).abs().min() > 1e-4
 
 
-def test_starts_at_the_prior_and_differs_by_fold(corpus):
+def test_initial_logits_are_the_prior_and_initial_weights_differ_by_fold(corpus):
     prior = torch.tensor([[-2.0, 0.0, 1.0], [-1.0, 0.5, 3.0]])
     model = Abmil(CONFIG, DIM, prior, seed=0, folds=[0, 4]).eval()
     logits = model(ChunkBags(corpus.embeddings, corpus.offsets).batch(np.array([[1, 2], [3, 4]])))
@@ -81,22 +81,23 @@ def test_starts_at_the_prior_and_differs_by_fold(corpus):
     assert not torch.equal(model.value[0], model.value[1])
     alone = Abmil(CONFIG, DIM, prior[1:], seed=0, folds=[4])
     assert all(
-        torch.equal(own[0], stacked[1]) for own, stacked in zip(alone.parameters(), model.parameters(), strict=True)
+        torch.equal(single[0], stacked[1])
+        for single, stacked in zip(alone.parameters(), model.parameters(), strict=True)
     )
 
 
-def test_folds_together_alone_and_resumed_agree(corpus):
+def test_stacked_single_and_resumed_folds_agree(corpus):
     folds = Folds(np.arange(POSTS) % 3, 3)
     candidate = CandidateConfig(CONFIG, TrainingConfig(batch_size=8, learning_rate=0.01), BCEConfig())
 
-    def stack(which):
-        return FoldStack(corpus, folds, which, candidate, seed=3)
+    def stack(fold_ids):
+        return FoldStack(corpus, folds, fold_ids, candidate, seed=3)
 
-    together = stack([0, 1, 2])
-    losses = [together.advance().train_loss for _ in range(4)]
+    stacked = stack([0, 1, 2])
+    losses = [stacked.advance().train_loss for _ in range(4)]
     assert all(math.isfinite(loss) for loss in losses[-1])
     assert np.mean(losses[-1]) < np.mean(losses[0])
-    logits, _ = together.validate()
+    logits, _ = stacked.validate()
 
     halfway = stack([1])
     halfway.advance(), halfway.advance()
@@ -108,7 +109,7 @@ def test_folds_together_alone_and_resumed_agree(corpus):
     np.testing.assert_array_equal(resumed.validate()[0][0], halfway.validate()[0][0])
 
 
-def test_finds_the_one_chunk_that_counts():
+def test_attends_to_the_one_chunk_that_decides():
     generator = np.random.default_rng(1)
     offsets = np.arange(0, 1601, 8)
     embeddings = generator.standard_normal((1600, DIM)).astype(np.float32)
@@ -126,5 +127,5 @@ def test_finds_the_one_chunk_that_counts():
     (logits,), _ = stack.validate()
     assert ((logits[:, 0] > 0) == labels[validation, 0]).mean() > 0.95
     positive = validation[labels[validation, 0] == 1]
-    weights, _ = stack.trainer.model.attend(stack.inputs.batch(positive[None]))
+    weights = stack.model.attention(stack.inputs.batch(positive[None]))
     assert (weights[0, :, 0].argmax(-1).numpy() + offsets[positive] == places[positive]).mean() > 0.95

@@ -1,4 +1,4 @@
-"""Chunks: every character once, in order, cut where sentences end."""
+"""Chunks cover every character once, in order, and end where sentences end."""
 
 import time
 
@@ -19,7 +19,7 @@ POSTS = st.lists(WORDS, min_size=1, max_size=60).map("".join) | st.text(min_size
 NOT_EMPTY = POSTS.filter(lambda post: bool(post.strip()))
 
 
-def pieces(post, max_words=64):
+def chunk_texts(post, max_words=64):
     return list(chunk([post], ChunksConfig(max_words=max_words)).texts)
 
 
@@ -29,13 +29,13 @@ def test_every_character_is_in_exactly_one_chunk_in_order(posts, max_words):
     chunks = chunk(posts, ChunksConfig(max_words=max_words))
     assert len(chunks.offsets) == len(posts) + 1
     for row, post in enumerate(posts):
-        mine = range(chunks.offsets[row], chunks.offsets[row + 1])
-        assert len(mine) > 0
+        numbers = range(chunks.offsets[row], chunks.offsets[row + 1])
+        assert len(numbers) > 0
         position = 0
-        for at in mine:
+        for at in numbers:
             start, end = chunks.start[at], chunks.end[at]
             assert chunks.post[at] == row
-            assert not post[position:start].strip()  # nothing but whitespace is left out
+            assert not post[position:start].strip()  # only whitespace is skipped
             assert post[start:end] == chunks.texts[at] == chunks.texts[at].strip() != ""
             assert len(chunks.texts[at].split()) <= max_words
             position = end
@@ -44,10 +44,10 @@ def test_every_character_is_in_exactly_one_chunk_in_order(posts, max_words):
 
 @settings(deadline=None)
 @given(st.lists(NOT_EMPTY, min_size=1, max_size=5))
-def test_a_post_is_cut_the_same_whatever_its_neighbours(posts):
-    together = chunk(posts, ChunksConfig())
-    apart = [text for post in posts for text in chunk([post], ChunksConfig()).texts]
-    assert list(together.texts) == apart
+def test_chunks_of_a_post_do_not_depend_on_other_posts(posts):
+    all_chunks = chunk(posts, ChunksConfig())
+    one_by_one = [text for post in posts for text in chunk([post], ChunksConfig()).texts]
+    assert list(all_chunks.texts) == one_by_one
 
 
 @pytest.mark.parametrize(
@@ -74,25 +74,25 @@ def test_a_post_is_cut_the_same_whatever_its_neighbours(posts):
         ("What?! No way!!! ok", ["What?!", "No way!!!", "ok"]),
     ],
 )
-def test_where_sentences_end(post, expected):
-    assert pieces(post) == expected
+def test_sentences_end_where_a_reader_expects(post, expected):
+    assert chunk_texts(post) == expected
 
 
-def test_long_sentences_are_cut_at_max_words():
-    assert pieces("one two three four five six seven eight nine.", max_words=4) == [
+def test_long_sentences_are_split_at_max_words():
+    assert chunk_texts("one two three four five six seven eight nine.", max_words=4) == [
         "one two three four",
         "five six seven eight",
         "nine.",
     ]
 
 
-def test_posts_without_text_are_all_named():
+def test_all_posts_without_text_are_reported():
     with pytest.raises(DataError) as refused:
         chunk(["Fine.", "", " \n\t "], ChunksConfig())
     assert refused.value.problems == ("post number 1 has no text", "post number 2 has no text")
 
 
-def test_no_posts_are_no_chunks():
+def test_without_posts_there_are_no_chunks():
     chunks = chunk([], ChunksConfig())
     assert len(chunks) == 0
     assert chunks.offsets.tolist() == [0]
@@ -100,13 +100,13 @@ def test_no_posts_are_no_chunks():
 
 
 @pytest.mark.parametrize("post", ["!" * 200_000, "a. " * 60_000, "." * 200_000 + "x", "x" * 500_000], ids="!a.x")
-def test_strange_posts_take_no_longer_than_others(post):
+def test_unusual_posts_take_linear_time(post):
     before = time.process_time()
-    pieces(post)
+    chunk_texts(post)
     assert time.process_time() - before < 5
 
 
-def test_arrays_have_the_promised_types_and_cannot_be_written_to():
+def test_arrays_have_the_documented_types_and_are_read_only():
     chunks = chunk(["One. Two.", "Three."], ChunksConfig())
     assert chunks.post.tolist() == [0, 0, 1]
     assert "Three" not in repr(chunks)
@@ -116,12 +116,12 @@ def test_arrays_have_the_promised_types_and_cannot_be_written_to():
         chunks.start[0] = 1
 
 
-def test_share_of_posts_that_retrieval_returns_whole():
+def test_share_of_posts_with_at_most_k_chunks():
     chunks = chunk(["One.", "One. Two.", "One. Two. Three."], ChunksConfig())
     assert [share_within(chunks, k) for k in (0, 1, 2, 3)] == pytest.approx([0, 1 / 3, 2 / 3, 1])
 
 
-def test_evidence_marks_the_chunks_it_shares_half_with():
+def test_evidence_marks_the_chunks_that_it_overlaps_by_half():
     #       0123456789012345678901234567890
     post = "I am sad. I am tired. It rains."
     corpus = Corpus(

@@ -10,7 +10,7 @@ from corpora import IRIS, assert_same_bits, candidate, planted, uneven
 
 from sparse_evidence.core import metrics
 from sparse_evidence.core.config import AbmilConfig, LinearConfig
-from sparse_evidence.core.models import EmbeddedCorpus
+from sparse_evidence.core.features.views import EmbeddedCorpus
 from sparse_evidence.core.training.crossval import CrossValidation, CvEpoch
 from sparse_evidence.core.training.state_file import pack_state, unpack_state
 from sparse_evidence.core.training.stopping import best_index, is_stale, projected_best

@@ -1,7 +1,7 @@
-"""A text is embedded once ever, whoever asks, however many ask at once, and whatever is killed meanwhile.
+"""A text is embedded once ever, for all callers and processes, even if a process is killed.
 
-A real sentence-transformers model with a vocabulary of a few words stands in for the large ones: it is loaded by the
-same code from a local folder, and takes no time.
+A real sentence-transformers model with a vocabulary of a few words stands in for the large ones: the same code loads it
+from a local folder, in no time.
 """
 
 import logging
@@ -16,15 +16,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sparse_evidence.core.config import ChunksConfig
+from sparse_evidence.core.corpus.data import Corpus, Criterion
+from sparse_evidence.core.corpus.synthetic import generate
 from sparse_evidence.core.errors import EncoderError, UserError
+from sparse_evidence.core.features.chunks import chunk
 from sparse_evidence.core.features.embeddings import embed
 from sparse_evidence.core.features.encoders import locate
+from sparse_evidence.core.features.views import embed_corpus, text_corpus
 
 WORDS = ("sad", "tired", "dog", "bread", "night", "sleep", "never", "happy")
 TEXTS = [f"{a} {b}" for a in WORDS for b in WORDS]
 
 processes = pytest.mark.filterwarnings("default:.*fork.*:DeprecationWarning")
-FORK = multiprocessing.get_context("fork")  # the child has what the parent imported
+FORK = multiprocessing.get_context("fork")  # the child inherits the imports of its parent
 
 
 def save_encoder(folder, seed=0):
@@ -65,81 +70,110 @@ def views(root):
 # ---- once ever --------------------------------------------------------------------------------------------------
 
 
-def test_vectors_are_the_encoders(encoder, root):
+def test_vectors_equal_those_of_the_encoder(encoder, root):
     from sentence_transformers import SentenceTransformer
 
-    found = embed(TEXTS, encoder, root=root)
+    embedded = embed(TEXTS, encoder, root=root)
     expected = SentenceTransformer(str(encoder.folder), device="cpu").encode(TEXTS, normalize_embeddings=True)
-    np.testing.assert_allclose(found.vectors, expected, atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-5)
-    assert found.vectors.dtype == np.float32
-    assert found.computed == len(TEXTS)
+    np.testing.assert_allclose(embedded.vectors, expected, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(embedded.vectors, axis=1), 1, atol=1e-5)
+    assert embedded.vectors.dtype == np.float32
+    assert embedded.computed == len(TEXTS)
 
 
-def test_the_second_call_computes_nothing(encoder, root):
+def test_a_second_call_computes_nothing(encoder, root):
     first = embed(TEXTS, encoder, root=root)
-    told = []
-    second = embed(TEXTS, encoder, root=root, progress=lambda done, all_: told.append((done, all_)))
-    assert (second.computed, told) == (0, [])
+    calls = []
+    second = embed(TEXTS, encoder, root=root, progress=lambda done, all_: calls.append((done, all_)))
+    assert (second.computed, calls) == (0, [])
     np.testing.assert_array_equal(first.vectors, second.vectors)
 
 
-def test_another_corpus_takes_what_is_there(encoder, root):
-    whole = embed(TEXTS, encoder, root=root)
+def test_another_corpus_uses_the_cached_texts(encoder, root):
+    all_texts = embed(TEXTS, encoder, root=root)
     other = embed([TEXTS[5], "sad bread dog", TEXTS[3]], encoder, root=root)
     assert other.computed == 1
-    np.testing.assert_array_equal(other.vectors[[0, 2]], whole.vectors[[5, 3]])
+    np.testing.assert_array_equal(other.vectors[[0, 2]], all_texts.vectors[[5, 3]])
     assert embed(TEXTS[::-1], encoder, root=root).computed == 0
 
 
 def test_duplicates_are_embedded_once(encoder, root):
-    found = embed(["sad dog", "tired", "sad dog", "sad dog"], encoder, root=root)
-    assert found.computed == 2
-    np.testing.assert_array_equal(found.vectors[0], found.vectors[2])
-    np.testing.assert_array_equal(found.vectors[0], found.vectors[3])
-    assert not np.array_equal(found.vectors[0], found.vectors[1])
+    embedded = embed(["sad dog", "tired", "sad dog", "sad dog"], encoder, root=root)
+    assert embedded.computed == 2
+    np.testing.assert_array_equal(embedded.vectors[0], embedded.vectors[2])
+    np.testing.assert_array_equal(embedded.vectors[0], embedded.vectors[3])
+    assert not np.array_equal(embedded.vectors[0], embedded.vectors[1])
 
 
-def test_another_revision_is_another_cache(encoder, root, tmp_path):
+def test_another_revision_has_its_own_cache(encoder, root, tmp_path):
     first = embed(TEXTS, encoder, root=root)
     changed = tmp_path / "changed"
     shutil.copytree(encoder.folder, changed)
-    assert locate(str(changed)).revision == encoder.revision  # a copy is the same encoder ...
+    assert locate(str(changed)).revision == encoder.revision  # a copy has the same revision ...
     save_encoder(tmp_path / "other", seed=1)
     other = replace(locate(str(tmp_path / "other")), name=encoder.name)
-    assert other.revision != encoder.revision  # ... other weights are another
+    assert other.revision != encoder.revision  # ... other weights have another
     second = embed(TEXTS, other, root=root)
     assert second.computed == len(TEXTS)
     assert not np.allclose(first.vectors, second.vectors)
 
 
-def test_progress_ends_at_all(encoder, root):
-    told = []
-    embed(TEXTS * 2, encoder, root=root, progress=lambda done, all_: told.append((done, all_)))
-    assert told[-1] == (len(TEXTS), len(TEXTS))
-    assert told == sorted(told)
+def test_progress_ends_with_all_texts_done(encoder, root):
+    calls = []
+    embed(TEXTS * 2, encoder, root=root, progress=lambda done, all_: calls.append((done, all_)))
+    assert calls[-1] == (len(TEXTS), len(TEXTS))
+    assert calls == sorted(calls)
 
 
-def test_torch_may_write_to_its_copy_only(encoder, root):
+def test_writing_to_vectors_does_not_change_the_cache(encoder, root):
     first = embed(TEXTS, encoder, root=root)
-    kept = first.vectors.copy()
+    before = first.vectors.copy()
     first.vectors[:] = 0
-    np.testing.assert_array_equal(embed(TEXTS, encoder, root=root).vectors, kept)
+    np.testing.assert_array_equal(embed(TEXTS, encoder, root=root).vectors, before)
 
 
-def test_only_the_owner_can_read(encoder, root):
+def test_only_the_owner_can_read_the_cache(encoder, root):
     embed(TEXTS, encoder, root=root)
     for path in [*packs(root), *views(root)]:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(packs(root)[0].parent.stat().st_mode) == 0o700
 
 
-# ---- damaged, foreign and forbidden -----------------------------------------------------------------------------
+def test_a_corpus_is_embedded_with_its_criteria(encoder, root, monkeypatch):
+    monkeypatch.setenv("HPO_CACHE", str(root))
+    corpus = Corpus(
+        name="two",
+        post_ids=("0", "1"),
+        posts=("sad dog. tired.", "bread"),
+        criteria=(Criterion("sleep", "never sleep"),),
+        labels=np.array([[1], [0]]),
+        groups=("0", "1"),
+    )
+    chunks = chunk(corpus.posts, ChunksConfig())
+    calls = []
+    features, computed = embed_corpus(corpus, chunks, encoder, progress=lambda done, total: calls.append((done, total)))
+    assert (computed, calls[-1]) == (4, (3, 3))
+    np.testing.assert_array_equal(features.embeddings, embed(["sad dog.", "tired.", "bread"], encoder).vectors)
+    np.testing.assert_array_equal(features.criteria, embed(["never sleep"], encoder).vectors)
+    assert features.offsets.tolist() == [0, 2, 3]
+    assert features.labels.tolist() == [[1], [0]]
+    assert embed_corpus(corpus, chunks, encoder)[1] == 0
+
+
+def test_the_texts_of_a_corpus_keep_their_encoder(encoder):
+    corpus = generate(posts=20, criteria=2, seed=0, sentences_mean=3.0, min_positives=2)
+    features = text_corpus(corpus, encoder)
+    assert (features.posts, features.encoder) == (corpus.posts, encoder)
+    assert features.criteria == tuple(criterion.text for criterion in corpus.criteria)
+    np.testing.assert_array_equal(features.labels, corpus.labels)
+
+
+# ---- damaged, foreign and unusable files -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", None], ids=["empty", "garbage", "cut"])
-def test_a_damaged_pack_is_embedded_again(encoder, root, damage, caplog):
-    kept = embed(TEXTS, encoder, root=root).vectors.copy()
+def test_texts_of_a_damaged_pack_are_embedded_again(encoder, root, damage, caplog):
+    before = embed(TEXTS, encoder, root=root).vectors.copy()
     (pack,) = packs(root)
     content = pack.read_bytes()
     pack.write_bytes(content[: len(content) // 2] if damage is None else damage)
@@ -147,23 +181,23 @@ def test_a_damaged_pack_is_embedded_again(encoder, root, damage, caplog):
     with caplog.at_level(logging.WARNING):
         again = embed(TEXTS, encoder, root=root)
     assert again.computed == len(TEXTS)
-    np.testing.assert_array_equal(again.vectors, kept)
+    np.testing.assert_array_equal(again.vectors, before)
     assert "damaged" in caplog.text
     assert embed(TEXTS[:3], encoder, root=root).computed == 0
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", None], ids=["empty", "garbage", "cut"])
-def test_a_damaged_view_is_gathered_again(encoder, root, damage):
-    kept = embed(TEXTS, encoder, root=root).vectors.copy()
+def test_a_damaged_view_is_rebuilt_from_the_packs(encoder, root, damage):
+    before = embed(TEXTS, encoder, root=root).vectors.copy()
     (view,) = views(root)
     content = view.read_bytes()
     view.write_bytes(content[: len(content) // 2] if damage is None else damage)
     again = embed(TEXTS, encoder, root=root)
     assert again.computed == 0
-    np.testing.assert_array_equal(again.vectors, kept)
+    np.testing.assert_array_equal(again.vectors, before)
 
 
-def test_foreign_files_are_left_alone(encoder, root):
+def test_foreign_files_are_ignored_and_kept(encoder, root):
     embed(TEXTS, encoder, root=root)
     folder = packs(root)[0].parent
     strangers = [folder / ".pack-0123.safetensors.tmp", folder / "notes.txt", folder / ".view-1.npy.x"]
@@ -173,7 +207,7 @@ def test_foreign_files_are_left_alone(encoder, root):
     assert all(path.read_bytes() == b"half a file" for path in strangers)
 
 
-def test_a_folder_that_cannot_be_used_is_one_sentence(encoder, tmp_path):
+def test_an_unusable_cache_folder_is_reported_in_one_sentence(encoder, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"cache .* cannot be used .*HPO_CACHE"):
         embed(TEXTS, encoder, root=tmp_path / "file")
@@ -183,7 +217,7 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(encoder, tmp_path):
 
 
 def embed_slowly(encoder, root, events, computed):
-    """Tell that it has begun, and go on only when told to."""
+    """Embed, but wait after the first batch until `go` is set."""
 
     def progress(done, all_):
         events["begun"].set()
@@ -210,7 +244,7 @@ def test_one_process_embeds_and_the_other_waits(encoder, root):
     first.start()
     assert events["begun"].wait(60)
     second.start()
-    assert events["waiting"].wait(60)  # it says that it waits
+    assert events["waiting"].wait(60)  # it logs that it waits
     assert computed.empty()
     events["go"].set()
     assert dict(computed.get(timeout=60) for _ in range(2)) == {"first": len(TEXTS), "second": 0}
@@ -220,7 +254,7 @@ def test_one_process_embeds_and_the_other_waits(encoder, root):
 
 
 @processes
-def test_a_killed_writer_leaves_nothing(encoder, root):
+def test_a_killed_writer_leaves_no_partial_files(encoder, root):
     events = {name: FORK.Event() for name in ("begun", "go")}
     victim = FORK.Process(target=embed_slowly, args=(encoder, root, events, FORK.Queue()))
     victim.start()
@@ -229,24 +263,24 @@ def test_a_killed_writer_leaves_nothing(encoder, root):
     victim.join(60)
     assert victim.exitcode == -signal.SIGKILL
     assert packs(root) == views(root) == []
-    found = embed(TEXTS, encoder, root=root)  # the lock died with its owner
-    assert found.computed == len(TEXTS)
+    embedded = embed(TEXTS, encoder, root=root)  # the lock died with its owner
+    assert embedded.computed == len(TEXTS)
 
 
-# ---- where encoders are -----------------------------------------------------------------------------------------
+# ---- locating encoders ------------------------------------------------------------------------------------------
 
 
-def test_the_packaged_encoder_reads_meaning(root):
+def test_the_packaged_encoder_places_similar_sentences_nearby(root):
     """The real default encoder, on four sentences."""
     encoder = locate("sentence-transformers/all-MiniLM-L6-v2")
     assert encoder == locate("all-MiniLM-L6-v2")
     texts = ["I cannot sleep at night.", "Lying awake until four.", "The bread was fresh.", "I cannot sleep at night."]
-    found = embed(texts, encoder, root=root)
-    assert found.vectors.shape == (4, 384)
-    assert found.computed == 3
-    alike = found.vectors @ found.vectors.T
-    assert alike[0, 1] > alike[0, 2] + 0.2
-    assert alike[0, 3] == pytest.approx(1, abs=1e-5)
+    embedded = embed(texts, encoder, root=root)
+    assert embedded.vectors.shape == (4, 384)
+    assert embedded.computed == 3
+    cosine = embedded.vectors @ embedded.vectors.T
+    assert cosine[0, 1] > cosine[0, 2] + 0.2
+    assert cosine[0, 3] == pytest.approx(1, abs=1e-5)
 
 
 def test_a_relative_folder_is_relative_to_its_base(encoder):
@@ -254,28 +288,30 @@ def test_a_relative_folder_is_relative_to_its_base(encoder):
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/no/such/encoder"])
-def test_a_missing_folder_is_named(name, tmp_path):
+def test_a_missing_folder_is_reported(name, tmp_path):
     with pytest.raises(EncoderError, match="does not exist; give a folder"):
         locate(name, tmp_path)
 
 
-def test_a_folder_without_a_model_is_named(tmp_path):
+def test_a_folder_without_a_model_is_reported(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(EncoderError, match=r"empty holds no sentence-transformers model .*modules\.json"):
         locate("empty", tmp_path)
 
 
-@pytest.mark.parametrize(("name", "reason"), [("no-such-model", "the hub did not give it"), ("a/b/c", "no valid hub")])
-def test_an_unknown_name_lists_what_there_is(name, reason, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "reason"), [("no-such-model", "could not be downloaded from the hub"), ("a/b/c", "not a valid hub id")]
+)
+def test_an_unknown_name_lists_the_alternatives(name, reason, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(EncoderError, match=rf'encoder "{name}" is not .*all-MiniLM-L6-v2.*{reason}') as refused:
+    with pytest.raises(EncoderError, match=rf'encoder "{name}" is neither .*all-MiniLM-L6-v2.*{reason}') as refused:
         locate(name, tmp_path)
     assert "\n" not in str(refused.value)
 
 
-def test_a_revision_is_of_the_content_alone(encoder, tmp_path):
-    copied = tmp_path / "elsewhere"
+def test_a_revision_depends_on_the_content_only(encoder, tmp_path):
+    copied = tmp_path / "copy"
     shutil.copytree(encoder.folder, copied)
     (copied / "notes.md").write_text("not a part of the model")
     for path in Path(copied).rglob("*"):

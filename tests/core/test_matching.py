@@ -60,7 +60,7 @@ def test_the_index_finds_what_the_model_reads(model):
     for post in range(4):
         for query in range(6):
             read = np.flatnonzero(weights[0, post, query].detach() > 0) + model.retriever.offsets[post]
-            assert set(read) == set(hits.chunks[post, query][hits.found[post, query]])
+            assert set(read) == set(hits.chunks[post, query][hits.present[post, query]])
     killed = model.retriever.search(model.queries[0, :1], 1).chunks[0, 0]
     assert model.chunks.texts[killed] == "Two children were killed."
 
@@ -109,9 +109,9 @@ def test_what_cannot_be_is_refused(arguments, message):
 
 
 def test_its_index_is_enough_for_an_explanation(model):
-    (reading,) = explain.read(model.iris, model.retriever, [np.array([1, 2])])
-    np.testing.assert_allclose(reading.logits, model(torch.tensor([1, 2])).detach(), rtol=1e-4, atol=1e-5)
-    assert reading.chunks[1].tolist() == [11, -1, -1, -1, -1, -1]
+    (attribution,) = explain.attribute(model.iris, model.retriever, [np.array([1, 2])])
+    np.testing.assert_allclose(attribution.logits, model(torch.tensor([1, 2])).detach(), rtol=1e-4, atol=1e-5)
+    assert attribution.chunks[1].tolist() == [11, -1, -1, -1, -1, -1]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

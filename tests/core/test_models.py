@@ -1,13 +1,23 @@
-"""A model reads the post, only the post, and of the post only what it retrieved."""
+"""A model depends on its post, on nothing else, and only on the chunks that it retrieves."""
 
 import numpy as np
 import pytest
 import torch
 from corpora import planted, unit, with_post
 
-from sparse_evidence.core.config import IrisConfig, LinearConfig
-from sparse_evidence.core.features.bags import ChunkBags, MeanBags, mean_embeddings
-from sparse_evidence.core.models import build, prior_log_odds
+from sparse_evidence.core.config import MODELS, IrisConfig, LinearConfig
+from sparse_evidence.core.errors import ConfigError
+from sparse_evidence.core.features.bags import mean_embeddings
+from sparse_evidence.core.features.views import TextCorpus
+from sparse_evidence.core.models import (
+    REGISTRY,
+    build_model,
+    fuses_folds,
+    make_inputs,
+    prior_log_odds,
+    reads_text,
+)
+from sparse_evidence.core.models.base import enable_gradient_checkpointing
 from sparse_evidence.core.models.dropout import FoldDropout
 from sparse_evidence.core.models.iris import kth_largest, overlap
 from sparse_evidence.core.models.linear import linear_baseline
@@ -19,9 +29,9 @@ both = pytest.mark.parametrize("config", CONFIGS, ids=["iris", "linear"])
 POSTS = np.array([[0, 1, 2, 3, 4, 5]])
 
 
-def awake(config, corpus, folds=(0,), seed=0):
-    """A model with no weight left at its start, where heads are zero and every logit is the prior."""
-    model, _ = build(config, corpus, [np.arange(len(corpus.labels))] * len(folds), folds=folds, seed=seed)
+def perturbed(config, corpus, folds=(0,), seed=0):
+    """A model with noise on all initial weights, with which heads are zero and every logit is the prior."""
+    model, _ = build_model(config, corpus, [np.arange(len(corpus.labels))] * len(folds), folds=folds, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -29,117 +39,113 @@ def awake(config, corpus, folds=(0,), seed=0):
     return model.eval()
 
 
-def bags(config, corpus):
-    return (ChunkBags if isinstance(config, IrisConfig) else MeanBags)(corpus.embeddings, corpus.offsets)
-
-
 def logits(model, config, corpus, posts=POSTS):
     with torch.no_grad():
-        return model(bags(config, corpus).batch(posts)).numpy()
+        return model(make_inputs(config, corpus).batch(posts)).numpy()
 
 
 def other_chunks(count, seed=1, dim=12):
     return unit(numpy_generator(seed, "other").standard_normal((count, dim)))
 
 
-# ---- the post is read, and nothing else -------------------------------------------------------------------------
+# ---- logits depend on the post alone ----------------------------------------------------------------------------
 
 
 @both
 def test_changing_the_post_changes_its_logits(config):
     corpus = planted()
-    model = awake(config, corpus)
+    model = perturbed(config, corpus)
     before = logits(model, config, corpus)
     after = logits(model, config, with_post(corpus, 2, other_chunks(5)))
     assert (np.abs(before - after)[0, 2] > 1e-3).all()  # for every criterion
 
 
 @both
-def test_posts_differ_from_each_other(config):
+def test_different_posts_have_different_logits(config):
     corpus = planted()
-    found = logits(awake(config, corpus), config, corpus, np.arange(40)[None])
-    assert (found.std(1) > 1e-2).all()
+    all_logits = logits(perturbed(config, corpus), config, corpus, np.arange(40)[None])
+    assert (all_logits.std(1) > 1e-2).all()
 
 
 @both
-def test_other_posts_of_the_batch_do_not_matter(config):
+def test_logits_do_not_depend_on_other_posts_of_the_batch(config):
     corpus = planted()
-    model = awake(config, corpus)
+    model = perturbed(config, corpus)
     length = np.diff(corpus.offsets)[3]
     before = logits(model, config, corpus)
     after = logits(model, config, with_post(corpus, 3, other_chunks(length)))
-    kept = [0, 1, 2, 4, 5]
-    np.testing.assert_array_equal(before[0, kept], after[0, kept])  # the same shapes, so the same bits
+    unchanged = [0, 1, 2, 4, 5]
+    np.testing.assert_array_equal(before[0, unchanged], after[0, unchanged])  # the same shapes, so the same bits
 
 
 @both
 @pytest.mark.parametrize("post", range(6))
-def test_padding_does_not_matter(config, post):
+def test_logits_do_not_depend_on_padding(config, post):
     corpus = planted()
-    model = awake(config, corpus)
-    padded = with_post(corpus, (post + 1) % 6, other_chunks(40))  # a neighbour much longer than all the others
-    together = logits(model, config, padded)[:, post]
-    alone = logits(model, config, corpus, np.array([[post]]))[:, 0]
-    np.testing.assert_allclose(together, alone, atol=1e-5)
+    model = perturbed(config, corpus)
+    padded = with_post(corpus, (post + 1) % 6, other_chunks(40))  # one post much longer than all the others
+    with_padding = logits(model, config, padded)[:, post]
+    without = logits(model, config, corpus, np.array([[post]]))[:, 0]
+    np.testing.assert_allclose(with_padding, without, atol=1e-5)
 
 
 @both
-def test_the_order_of_chunks_does_not_matter(config):
+def test_logits_do_not_depend_on_the_order_of_chunks(config):
     corpus = planted()
-    model = awake(config, corpus)
+    model = perturbed(config, corpus)
     start, end = corpus.offsets[0], corpus.offsets[1]
-    turned = with_post(corpus, 0, corpus.embeddings[start:end][::-1])
-    np.testing.assert_allclose(logits(model, config, corpus), logits(model, config, turned), atol=1e-5)
+    reversed_chunks = with_post(corpus, 0, corpus.embeddings[start:end][::-1])
+    np.testing.assert_allclose(logits(model, config, corpus), logits(model, config, reversed_chunks), atol=1e-5)
 
 
 @both
-def test_folds_stacked_are_the_folds_one_by_one(config):
+def test_stacked_folds_equal_single_folds(config):
     corpus = planted()
     posts = np.array([[0, 1, 2], [3, 4, 5]])
-    together = awake(config, corpus, folds=(0, 1))
-    found = logits(together, config, corpus, posts)
+    stacked = perturbed(config, corpus, folds=(0, 1))
+    stacked_logits = logits(stacked, config, corpus, posts)
     for fold in (0, 1):
-        single = awake(config, corpus, folds=(fold,))
-        single.load_state_dict({name: value[[fold]] for name, value in together.state_dict().items()})
-        np.testing.assert_allclose(found[fold], logits(single, config, corpus, posts[[fold]])[0], atol=1e-5)
+        single = perturbed(config, corpus, folds=(fold,))
+        single.load_state_dict({name: value[[fold]] for name, value in stacked.state_dict().items()})
+        np.testing.assert_allclose(stacked_logits[fold], logits(single, config, corpus, posts[[fold]])[0], atol=1e-5)
 
 
 # ---- IRIS against a slow reference ------------------------------------------------------------------------------
 
 
 def slow_iris(model, config, chunks, criterion):
-    """One post, one criterion, query by query and in float64: the paper's words as a loop."""
+    """One post, one criterion, query by query in float64: the paper's formulas as a loop."""
     w = {name: value[0].numpy().astype(np.float64) for name, value in model.state_dict().items()}
     pooled = np.zeros(config.hidden)
     for query in w["queries"][criterion]:
         similarity = chunks.astype(np.float64) @ (query / np.linalg.norm(query))
         retrieved = np.argsort(-similarity)[: config.k_retrieved]
         attention = np.exp(similarity[retrieved] / config.temperature)
-        read = (attention / attention.sum()) @ (chunks[retrieved] @ w["value"])
-        inner = np.maximum(read @ w["inner"] + w["inner_bias"], 0)
-        pooled += (read + inner @ w["outer"]) / config.num_queries
+        value = (attention / attention.sum()) @ (chunks[retrieved] @ w["value"])
+        inner = np.maximum(value @ w["inner"] + w["inner_bias"], 0)
+        pooled += (value + inner @ w["outer"]) / config.num_queries
     normed = (pooled - pooled.mean()) / np.sqrt(pooled.var() + 1e-5)
     return (normed * w["scale"] + w["shift"]) @ w["head"][criterion] + w["bias"][criterion]
 
 
 @pytest.mark.parametrize("k", [1, 2, 4, 50])
-def test_iris_is_its_slow_reference(k):
+def test_iris_equals_its_slow_reference(k):
     config = IrisConfig(num_queries=3, k_retrieved=k, hidden=8, temperature=0.1)
     corpus = planted()
-    assert np.diff(corpus.offsets).min() == 1  # posts with fewer chunks than k are among them
-    model = awake(config, corpus)
-    found = logits(model, config, corpus, np.arange(20)[None])[0]
+    assert np.diff(corpus.offsets).min() == 1  # some posts have fewer chunks than k
+    model = perturbed(config, corpus)
+    fast = logits(model, config, corpus, np.arange(20)[None])[0]
     for post in range(20):
         chunks = corpus.embeddings[corpus.offsets[post] : corpus.offsets[post + 1]]
         expected = [slow_iris(model, config, chunks, criterion) for criterion in range(3)]
-        np.testing.assert_allclose(found[post], expected, atol=1e-4)
+        np.testing.assert_allclose(fast[post], expected, atol=1e-4)
 
 
-def test_only_what_is_retrieved_is_read():
-    """A chunk that no query retrieves may say anything else, as long as it stays out of sight."""
+def test_logits_depend_on_retrieved_chunks_only():
+    """A chunk that no query retrieves may change, as long as it stays far from the query."""
     config = IrisConfig(num_queries=1, k_retrieved=2, hidden=8)
     corpus = planted(criteria=1, longest=9)
-    model = awake(config, corpus)
+    model = perturbed(config, corpus)
     post = int(np.argmax(np.diff(corpus.offsets)))
     start, end = corpus.offsets[post], corpus.offsets[post + 1]
     query = model.queries.detach()[0, 0, 0].numpy()
@@ -155,19 +161,19 @@ def test_only_what_is_retrieved_is_read():
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 3])
-def test_a_post_with_fewer_chunks_than_k_is_read_whole(chunks):
+def test_all_chunks_of_a_post_shorter_than_k_are_retrieved(chunks):
     corpus = with_post(planted(), 0, other_chunks(chunks))
     few, many = (IrisConfig(num_queries=3, k_retrieved=k, hidden=8) for k in (3, 7))
-    model, other = awake(few, corpus), awake(many, corpus)
+    model, other = perturbed(few, corpus), perturbed(many, corpus)
     np.testing.assert_allclose(logits(model, few, corpus)[0, 0], logits(other, many, corpus)[0, 0], atol=1e-5)
 
 
 # ---- the diversity penalty --------------------------------------------------------------------------------------
 
 
-def test_the_penalty_is_its_formula():
+def test_the_penalty_equals_its_formula():
     config = IrisConfig(num_queries=3, hidden=8, diversity_weight=0.7)
-    model = awake(config, planted(), folds=(0, 1))
+    model = perturbed(config, planted(), folds=(0, 1))
     for fold in (0, 1):
         expected = 0.0
         for queries in model.queries.detach()[fold].double().numpy():
@@ -176,13 +182,13 @@ def test_the_penalty_is_its_formula():
         assert model.penalty()[fold].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_gradient_of_the_penalty_is_that_of_its_formula():
-    model = awake(IrisConfig(num_queries=3, hidden=8), planted(), folds=(0, 1)).double()
+def test_the_gradient_of_the_penalty_is_correct():
+    model = perturbed(IrisConfig(num_queries=3, hidden=8), planted(), folds=(0, 1)).double()
     assert torch.autograd.gradcheck(overlap, model.queries)
 
 
-def test_the_penalty_drives_queries_apart():
-    model = awake(IrisConfig(num_queries=3, hidden=8, diversity_weight=1.0), planted())
+def test_minimising_the_penalty_separates_the_queries():
+    model = perturbed(IrisConfig(num_queries=3, hidden=8, diversity_weight=1.0), planted())
     before = model.penalty().item()
     optimizer = torch.optim.SGD([model.queries], lr=0.3)
     for _ in range(50):
@@ -192,20 +198,20 @@ def test_the_penalty_drives_queries_apart():
     assert model.penalty().item() < 0.1 * before
 
 
-# ---- where folds start, dropout, priors, the floor --------------------------------------------------------------
+# ---- initial weights, dropout, priors, the linear baseline -------------------------------------------------------
 
 
-def test_a_fold_starts_the_same_whoever_it_is_stacked_with():
+def test_a_folds_initial_weights_do_not_depend_on_its_stack():
     corpus = planted()
     train = [np.arange(40), np.arange(20, 60)]
-    together, _ = build(CONFIGS[0], corpus, train, folds=(0, 1), seed=3)
-    alone, _ = build(CONFIGS[0], corpus, train[1:], folds=(1,), seed=3)
+    stacked, _ = build_model(CONFIGS[0], corpus, train, folds=(0, 1), seed=3)
+    alone, _ = build_model(CONFIGS[0], corpus, train[1:], folds=(1,), seed=3)
     for name, value in alone.state_dict().items():
-        torch.testing.assert_close(value[0], together.state_dict()[name][1], rtol=0, atol=0)
-    assert not torch.equal(together.queries[0], together.queries[1])
+        torch.testing.assert_close(value[0], stacked.state_dict()[name][1], rtol=0, atol=0)
+    assert not torch.equal(stacked.queries[0], stacked.queries[1])
 
 
-def test_dropout_belongs_to_the_fold_and_the_epoch():
+def test_dropout_is_seeded_by_fold_and_epoch():
     ones, drop = torch.ones(2, 200, 50), FoldDropout(0.3)
     drop.reseed([("a",), ("b",)])
     first = drop(ones)
@@ -218,7 +224,7 @@ def test_dropout_belongs_to_the_fold_and_the_epoch():
     assert drop.eval()(ones) is ones
 
 
-def test_priors_come_from_the_training_part():
+def test_priors_depend_on_the_training_part_only():
     corpus = planted(unlabelled=0.2)
     train = np.arange(30)
     prior = prior_log_odds(corpus.labels, [train])
@@ -230,7 +236,7 @@ def test_priors_come_from_the_training_part():
     np.testing.assert_allclose(torch.sigmoid(prior[0]).numpy(), rate, rtol=1e-5)
 
 
-def test_the_floor_never_sees_the_fold_it_scores():
+def test_the_linear_baseline_never_sees_the_fold_it_predicts():
     corpus = planted(posts=80)
     folds = Folds(np.arange(80) % 4, 4)
     means = mean_embeddings(corpus.embeddings, corpus.offsets)
@@ -242,22 +248,61 @@ def test_the_floor_never_sees_the_fold_it_scores():
     assert not np.array_equal(before[folds.validation(0)], after[folds.validation(0)])
 
 
-def test_the_floor_of_a_criterion_with_one_class_is_that_class():
+def test_the_linear_baseline_of_a_criterion_with_one_class_predicts_that_class():
     corpus = planted(posts=20)
     labels = corpus.labels.copy()
     labels[:, 0] = 0
-    found = linear_baseline(mean_embeddings(corpus.embeddings, corpus.offsets), labels, Folds(np.arange(20) % 2, 2))
-    assert (found[:, 0] == 0).all()
+    means = mean_embeddings(corpus.embeddings, corpus.offsets)
+    probabilities = linear_baseline(means, labels, Folds(np.arange(20) % 2, 2))
+    assert (probabilities[:, 0] == 0).all()
+
+
+# ---- the registry -----------------------------------------------------------------------------------------------
+
+
+def test_every_configuration_has_a_model():
+    assert {name: entry.config for name, entry in REGISTRY.items()} == MODELS
+    assert {name for name, config in MODELS.items() if reads_text(config())} == {"token"}
+    assert {name for name, config in MODELS.items() if not fuses_folds(config())} == {"token"}
+
+
+def test_the_wrong_kind_of_features_is_refused():
+    corpus = planted()
+    text = TextCorpus((), (), None, corpus.labels)
+    with pytest.raises(TypeError, match="iris takes features of type EmbeddedCorpus, not TextCorpus"):
+        make_inputs(IrisConfig(), text)
+    with pytest.raises(TypeError, match="token takes features of type TextCorpus, not EmbeddedCorpus"):
+        build_model(MODELS["token"](), corpus, [np.arange(9)], folds=[0], seed=0)
+
+
+@both
+def test_embeddings_are_loaded_onto_a_device_once(config):
+    corpus = planted()
+    assert make_inputs(config, corpus, torch.device("cpu")) is make_inputs(config, corpus, "cpu")
+    assert make_inputs(config, planted(), "cpu") is not make_inputs(config, corpus, "cpu")
+
+
+@both
+def test_the_only_parameter_group_holds_all_parameters(config):
+    model, _ = build_model(config, planted(), [np.arange(9)], folds=[0], seed=0)
+    (group,) = model.parameter_groups(0.3)
+    assert group["lr"] == 0.3
+    assert [id(part) for part in group["params"]] == [id(part) for part in model.parameters()]
+
+
+def test_gradient_checkpointing_of_a_model_without_it_is_refused():
+    with pytest.raises(ConfigError, match="gradient_checkpointing is on, but Linear cannot do it"):
+        enable_gradient_checkpointing(torch.nn.Linear(1, 1))
 
 
 # ---- the k-th largest -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("length", "k"), [(40, 1), (40, 4), (40, 8), (40, 9), (8, 8), (3, 2)])
-def test_the_kth_largest_is_topks(length, k):
-    """Whichever way it is found, with ties and with what is not there."""
+def test_the_kth_largest_equals_topk(length, k):
+    """With either algorithm, with ties and with padding."""
     generator = torch.Generator().manual_seed(length + k)
     scores = torch.randn((2, 64, length, 16), generator=generator).round(decimals=1)
     scores[:, ::3, length // 2 :] = -torch.inf
-    for part in (scores, scores[:, :4]):  # many, and few
+    for part in (scores, scores[:, :4]):  # insertion, and topk
         assert torch.equal(kth_largest(part, k), part.topk(k, dim=2).values[:, :, -1])

@@ -1,4 +1,4 @@
-"""The index against brute force; a post's retrieval never leaves the post; copies across groups are found."""
+"""The index against brute force; retrieval within a post stays in the post; copies across groups are found."""
 
 import numpy as np
 import pytest
@@ -22,15 +22,15 @@ def queries():
     return np.random.default_rng(1).standard_normal((5, DIM)).astype(np.float32)
 
 
-def test_search_of_the_corpus_is_exact(index, queries):
+def test_searching_the_corpus_is_exact(index, queries):
     hits = index.search(queries, 7)
     similarity = queries @ index.embeddings.T
     np.testing.assert_array_equal(hits.chunks, np.argsort(-similarity, axis=1)[:, :7])
     np.testing.assert_allclose(hits.similarity, -np.sort(-similarity, axis=1)[:, :7], rtol=1e-5)
-    assert hits.found.all()
+    assert hits.present.all()
 
 
-def test_search_within_posts_is_exact_and_stays_there(index, queries):
+def test_searching_within_posts_is_exact_and_stays_within_them(index, queries):
     posts = np.array([3, 0, 29, 3])
     hits = index.within(queries, posts, 4)
     assert hits.chunks.shape == (4, 5, 4)
@@ -41,24 +41,24 @@ def test_search_within_posts_is_exact_and_stays_there(index, queries):
         np.testing.assert_array_equal(hits.chunks[place, :, :count], order)
         assert (hits.chunks[place, :, count:] == NOTHING).all()
         assert np.isneginf(hits.similarity[place, :, count:]).all()
-    owner = index.post_of(hits.chunks)
-    assert (owner == posts[:, None, None])[hits.found].all()
-    assert (owner[~hits.found] == NOTHING).all()
+    post_of = index.post_of(hits.chunks)
+    assert (post_of == posts[:, None, None])[hits.present].all()
+    assert (post_of[~hits.present] == NOTHING).all()
 
 
-def test_k_above_the_number_of_chunks(index, queries):
+def test_k_may_exceed_the_number_of_chunks(index, queries):
     hits = index.search(queries, len(index) + 3)
-    assert hits.found.sum(axis=1).tolist() == [len(index)] * 5
+    assert hits.present.sum(axis=1).tolist() == [len(index)] * 5
     assert np.isneginf(index.within(queries, [0], 50).similarity[0, :, -1]).all()
 
 
-def test_a_gpu_that_faiss_cannot_use_is_no_reason_to_fail(index, queries, caplog):
+def test_the_index_stays_on_the_cpu_if_faiss_has_no_gpu_support(index, queries, caplog):
     with caplog.at_level("INFO"):
         other = ChunkIndex(index.embeddings, index.offsets, use_gpu=True)
     np.testing.assert_array_equal(other.search(queries, 3).chunks, index.search(queries, 3).chunks)
 
 
-def test_near_duplicates_across_groups_only():
+def test_near_duplicates_are_reported_across_groups_only():
     generator = np.random.default_rng(2)
     posts = [generator.standard_normal((6, 64)).astype(np.float32) for _ in range(12)]
     posts[7] = posts[2] + 0.02 * generator.standard_normal((6, 64)).astype(np.float32)  # a changed word here and there
@@ -67,7 +67,7 @@ def test_near_duplicates_across_groups_only():
     offsets = np.arange(0, 73, 6)
     groups = [str(row) for row in range(12)]
     groups[9] = groups[4]
-    found = near_duplicates(np.concatenate(posts), offsets, groups)
-    assert [(pair.first, pair.second) for pair in found] == [(0, 11), (2, 7)]
-    assert found[0].similarity == pytest.approx(1.0, abs=1e-5)
+    pairs = near_duplicates(np.concatenate(posts), offsets, groups)
+    assert [(pair.first, pair.second) for pair in pairs] == [(0, 11), (2, 7)]
+    assert pairs[0].similarity == pytest.approx(1.0, abs=1e-5)
     assert near_duplicates(np.concatenate(posts), offsets, ["one"] * 12) == []

@@ -12,7 +12,7 @@ from corpora import synthetic
 
 from sparse_evidence.core import metrics
 from sparse_evidence.core.config import BCEConfig, CandidateConfig, IrisConfig, TrainingConfig
-from sparse_evidence.core.models import EmbeddedCorpus
+from sparse_evidence.core.features.views import EmbeddedCorpus
 from sparse_evidence.core.seeding import numpy_generator
 from sparse_evidence.core.training.crossval import CrossValidation
 

@@ -18,17 +18,18 @@ from sparse_evidence.core.config import (
     WeightedBCEConfig,
 )
 from sparse_evidence.core.errors import NonFiniteLossError
+from sparse_evidence.core.features.views import EmbeddedCorpus
 from sparse_evidence.core.losses import focal
-from sparse_evidence.core.models import EmbeddedCorpus
 from sparse_evidence.core.seeding import numpy_generator
 from sparse_evidence.core.splits import Folds
 from sparse_evidence.core.training.stack import FoldRow, FoldStack
 from sparse_evidence.core.training.state_file import pack_state, unpack_state
 
 
-def stack(which, config=None, corpus=None, folds=None, seed=0):
+def stack(fold_ids, config=None, corpus=None, folds=None, seed=0, max_posts=None):
     corpus = corpus or planted()
-    return FoldStack(corpus, folds or uneven(corpus), which, config or candidate(), seed=seed)
+    folds = folds or uneven(corpus)
+    return FoldStack(corpus, folds, fold_ids, config or candidate(), seed=seed, max_posts_per_pass=max_posts)
 
 
 def state_of(stack):
@@ -36,7 +37,7 @@ def state_of(stack):
     return copy.deepcopy(stack.state_dict())
 
 
-IN_MEMORY = pytest.mark.parametrize("most_bytes", [1 << 27, 1 << 10], ids=["whole steps", "two posts at a time"])
+IN_MEMORY = pytest.mark.parametrize("max_posts", [None, 2], ids=["whole steps", "two posts at a time"])
 """Whether the batches of a step are read at once or as pieces, whose gradients add up."""
 
 
@@ -55,11 +56,10 @@ IN_MEMORY = pytest.mark.parametrize("most_bytes", [1 << 27, 1 << 10], ids=["whol
     ids=["focal", "weighted", "adjusted", "linear", "post by post"],
 )
 @IN_MEMORY
-def test_folds_together_are_the_folds_one_after_the_other(config, most_bytes, monkeypatch):
-    monkeypatch.setattr("sparse_evidence.core.features.bags.MOST_BYTES", most_bytes)
+def test_folds_together_are_the_folds_one_after_the_other(config, max_posts):
     corpus = planted(unlabelled=0.1)
-    together = stack([0, 1, 2], config, corpus)
-    singles = [stack([fold], config, corpus) for fold in range(3)]
+    together = stack([0, 1, 2], config, corpus, max_posts=max_posts)
+    singles = [stack([fold], config, corpus, max_posts=max_posts) for fold in range(3)]
     for _ in range(5):
         end, (logits, losses) = together.advance(), together.validate()
         for fold, single in enumerate(singles):
@@ -190,12 +190,11 @@ def test_posts_meet_other_company_in_every_epoch():
     assert len(plans[0] & plans[1]) <= 1
 
 
-def test_accumulated_batches_are_one_batch_as_long_as_they_fit_into_memory(monkeypatch):
+def test_accumulated_batches_are_one_batch_as_long_as_they_fit_into_memory():
     accumulated = candidate(IRIS, accumulation_steps=2, batch_size=16)
     together, large = stack([0], accumulated), stack([0], candidate(IRIS, accumulation_steps=1, batch_size=32))
     assert (together.steps, together.pieces) == (2, 1)
-    monkeypatch.setattr("sparse_evidence.core.features.bags.MOST_BYTES", 1)  # one post at a time
-    apart = stack([0], accumulated, planted())
+    apart = stack([0], accumulated, max_posts=1)
     assert (apart.steps, apart.pieces) == (2, apart.width)
     ends = [trained.advance().train_loss for trained in (together, large, apart)]
     assert ends[0] == ends[1]
@@ -251,14 +250,13 @@ def test_the_penalty_reaches_the_gradient():
 
 @IN_MEMORY
 @pytest.mark.parametrize("interrupted", [1, 3])
-def test_resumed_is_undisturbed(interrupted, most_bytes, monkeypatch):
-    monkeypatch.setattr("sparse_evidence.core.features.bags.MOST_BYTES", most_bytes)
-    undisturbed = stack([0, 1])
+def test_resumed_is_undisturbed(interrupted, max_posts):
+    undisturbed = stack([0, 1], max_posts=max_posts)
     whole = [(undisturbed.advance(), undisturbed.validate()[1]) for _ in range(5)]
-    first = stack([0, 1])
+    first = stack([0, 1], max_posts=max_posts)
     for _ in range(interrupted):
         first.advance()
-    second = stack([0, 1])
+    second = stack([0, 1], max_posts=max_posts)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert second.epoch == interrupted
     rest = [(second.advance(), second.validate()[1]) for _ in range(5 - interrupted)]

@@ -1,11 +1,13 @@
 """A study that chooses between models: each has its own parameters and trains on its own kind of features."""
 
 import math
+from dataclasses import replace
 
 import optuna
 import pytest
+import tiny
 
-from sparse_evidence.core.models import EmbeddedCorpus, TextCorpus
+from sparse_evidence.core.features.views import EmbeddedCorpus, TextCorpus
 from sparse_evidence.core.training.crossval import CrossValidation
 from sparse_evidence.hpo.running.task import encoder_names, load_task
 from sparse_evidence.hpo.study import space
@@ -58,6 +60,12 @@ def test_each_model_has_its_own_parameters(definition, tiny_encoder):
     assert encoder_names(definition, fine_tuned=False) == ["all-MiniLM-L6-v2"]
 
 
+def test_the_embedding_summary(tmp_path):
+    cached = replace(tiny.task(tmp_path), texts=1814, computed=0)
+    assert cached.embedding_summary == "1,814 texts (all embeddings cached)"
+    assert replace(cached, computed=312).embedding_summary == "1,814 texts (312 embedded, 1,502 cached)"
+
+
 @pytest.mark.slow
 def test_every_model_of_a_search_trains(definition, tiny_encoder):
     task = load_task(definition)
@@ -68,7 +76,7 @@ def test_every_model_of_a_search_trains(definition, tiny_encoder):
     for _ in range(5):
         trial = study.ask()
         candidate = space.suggest(definition, trial)
-        features = task.readable(candidate.model)
+        features = task.features(candidate.model)
         assert isinstance(features, TextCorpus if candidate.model.name == "token" else EmbeddedCorpus)
         cv = CrossValidation(
             features,

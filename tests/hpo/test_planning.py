@@ -18,7 +18,7 @@ def test_a_plan(tmp_path, monkeypatch):
     facts = found["facts"]
     assert facts["posts"] == f"60 in {len(set(data.corpus.groups))} groups; 0 of them held out"
     assert facts["folds"].startswith("3, in stages of 1, 1, 1; validation posts ")
-    assert "0 embedded now" in facts["embedding"]
+    assert facts["embedding"].endswith(" texts (all embeddings cached)")
     assert facts["short posts"].endswith("% at k = 4")
     assert facts["floors"].startswith("average_precision: linear floor 0.")
     assert facts["probe"].endswith("s for an epoch of all 3 folds, default configuration")

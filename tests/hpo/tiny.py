@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sparse_evidence.core.features.chunks import chunk
-from sparse_evidence.core.models import EmbeddedCorpus
+from sparse_evidence.core.features.views import EmbeddedCorpus
 from sparse_evidence.core.splits import split
 from sparse_evidence.hpo.running.task import StudyTask
 from sparse_evidence.hpo.study.definition import load

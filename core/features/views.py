@@ -1,0 +1,87 @@
+"""A corpus as model inputs: the embeddings of its chunks, or its texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..corpus.data import Corpus
+from .bags import DeviceBags
+from .chunks import Chunks
+from .embeddings import Progress, embed
+from .encoders import Encoder
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EmbeddedCorpus:
+    """The features of the embedding models."""
+
+    embeddings: npt.NDArray[np.float32]
+    """float32 `[chunks, dim]`, chunks of a post next to each other."""
+    offsets: npt.NDArray[np.int64]
+    """int64 `[posts + 1]`; post `i` owns rows `offsets[i]:offsets[i + 1]`."""
+    criteria: npt.NDArray[np.float32]
+    """float32 `[criteria, dim]`: embeddings of the criteria's texts."""
+    labels: npt.NDArray[np.int8]
+    """int8 `[posts, criteria]`: 1, 0 or -1 (unlabelled)."""
+    bags: DeviceBags = field(init=False)
+    """The embeddings on the devices where models train; loaded once, whatever the number of models."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bags", DeviceBags(self.embeddings, self.offsets))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TextCorpus:
+    """The features of models that tokenise the texts themselves."""
+
+    posts: tuple[str, ...]
+    criteria: tuple[str, ...]
+    encoder: Encoder
+    """The pretrained weights that are fine-tuned."""
+    labels: npt.NDArray[np.int8]
+    """int8 `[posts, criteria]`: 1, 0 or -1 (unlabelled)."""
+
+
+Features = EmbeddedCorpus | TextCorpus
+"""What a model trains on; `models.reads_text` says which of the two a configuration needs."""
+
+
+def embed_corpus(
+    corpus: Corpus,
+    chunks: Chunks,
+    encoder: Encoder,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> tuple[EmbeddedCorpus, int]:
+    """Embed the chunks of a corpus and the texts of its criteria.
+
+    Args:
+        corpus: posts, criteria and labels.
+        chunks: the chunks of its posts, from `chunks.chunk`.
+        encoder: from `encoders.locate`.
+        device: where the encoder runs if it has to.
+        progress: called with (texts done, texts to do) while the chunks are embedded.
+
+    Returns:
+        The features, and how many texts were embedded rather than taken from the cache.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    embedded = embed(chunks.texts, encoder, device=device, progress=progress)
+    criteria = embed(_criteria_texts(corpus), encoder, device=device)
+    features = EmbeddedCorpus(embedded.vectors, chunks.offsets, criteria.vectors, corpus.labels)
+    return features, embedded.computed + criteria.computed
+
+
+def text_corpus(corpus: Corpus, encoder: Encoder) -> TextCorpus:
+    """The texts of a corpus, with the encoder to fine-tune on them."""
+    return TextCorpus(corpus.posts, _criteria_texts(corpus), encoder, corpus.labels)
+
+
+def _criteria_texts(corpus: Corpus) -> tuple[str, ...]:
+    return tuple(criterion.text for criterion in corpus.criteria)

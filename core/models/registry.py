@@ -1,0 +1,131 @@
+"""Which models there are: a new one needs its own module, an entry here and its configuration in `core.config`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..config import AbmilConfig, IrisConfig, LinearConfig, ModelConfig, TokenConfig
+from ..features.bags import ChunkBags, MeanBags
+from ..features.tokens import TokenPosts
+from ..features.views import EmbeddedCorpus, Features, TextCorpus
+from .abmil import Abmil
+from .base import Inputs, Model
+from .iris import Iris
+from .linear import Linear
+from .token import Token
+
+Device = torch.device | str
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """What has to be known about a kind of model."""
+
+    config: type[ModelConfig]
+    model: type[Model]
+    features: type[Features]
+    build: Callable[..., Model]
+    """(config, features, prior, *, seed, folds) to the model; `prior` is float32 `[folds, criteria]`."""
+    inputs: Callable[[Any, Any, Device], Inputs]
+    """(config, features, device) to the model's inputs."""
+
+    @property
+    def fuses_folds(self) -> bool:
+        """Can several folds train as one batched model?"""
+        return self.model.stacked_folds
+
+    @property
+    def reads_text(self) -> bool:
+        """Are its features the texts (`TextCorpus`), rather than their embeddings (`EmbeddedCorpus`)?"""
+        return self.features is TextCorpus
+
+
+def _chunk_bags(_: ModelConfig, features: EmbeddedCorpus, device: Device) -> ChunkBags:
+    return features.bags.chunks(device)
+
+
+def _mean_bags(_: ModelConfig, features: EmbeddedCorpus, device: Device) -> MeanBags:
+    return features.bags.means(device)
+
+
+def _token_posts(config: TokenConfig, features: TextCorpus, device: Device) -> TokenPosts:
+    return TokenPosts(features.encoder, features.posts, features.criteria, config, device)
+
+
+REGISTRY = {
+    "iris": ModelEntry(IrisConfig, Iris, EmbeddedCorpus, Iris.build, _chunk_bags),
+    "abmil": ModelEntry(AbmilConfig, Abmil, EmbeddedCorpus, Abmil.build, _chunk_bags),
+    "linear": ModelEntry(LinearConfig, Linear, EmbeddedCorpus, Linear.build, _mean_bags),
+    "token": ModelEntry(TokenConfig, Token, TextCorpus, Token.build, _token_posts),
+}
+"""By the name of the configuration."""
+
+
+def reads_text(config: ModelConfig) -> bool:
+    """Does this model train on a `TextCorpus`, rather than on an `EmbeddedCorpus`?"""
+    return REGISTRY[config.name].reads_text
+
+
+def fuses_folds(config: ModelConfig) -> bool:
+    """Can several folds of this model train as one batched model?"""
+    return REGISTRY[config.name].fuses_folds
+
+
+def prior_log_odds(labels: npt.NDArray[np.int8], train: Sequence[npt.NDArray[np.int64]]) -> Tensor:
+    """Log-odds of each criterion in each training part, float32 `[folds, criteria]`, smoothed by half a post."""
+    labelled = np.stack([(labels[part] >= 0).sum(0) for part in train]) + 1.0
+    positive = np.stack([(labels[part] == 1).sum(0) for part in train]) + 0.5
+    return torch.from_numpy(np.log(positive / (labelled - positive)).astype(np.float32))
+
+
+def build_model(
+    config: ModelConfig,
+    features: Features,
+    train: Sequence[npt.NDArray[np.int64]],
+    *,
+    folds: Sequence[int],
+    seed: int,
+    device: Device = "cpu",
+) -> tuple[Model, Inputs]:
+    """The untrained model of `folds`, stacked, and its inputs.
+
+    Args:
+        config: the model's configuration.
+        features: what it trains on, with the labels.
+        train: training posts of each fold; the priors are computed from these alone.
+        folds: fold numbers, which seed the initial weights; a single one where folds do not fuse.
+        seed: seed of the study.
+        device: where it trains.
+
+    Raises:
+        ConfigError: the encoder does not support the configuration.
+        TypeError: the model trains on another kind of features.
+    """
+    prior = prior_log_odds(features.labels, train)
+    inputs = make_inputs(config, features, device)
+    model = REGISTRY[config.name].build(config, features, prior, seed=seed, folds=folds)
+    return model.to(device), inputs
+
+
+def make_inputs(config: ModelConfig, features: Features, device: Device = "cpu") -> Inputs:
+    """The inputs of a model: of the corpus that it trains on, or of one that it predicts.
+
+    Embeddings are loaded onto a device once, whatever the number of models that use them there.
+
+    Raises:
+        ConfigError: the encoder does not support the configuration.
+        TypeError: the model takes another kind of features.
+    """
+    entry = REGISTRY[config.name]
+    if not isinstance(features, entry.features):
+        raise TypeError(
+            f"{config.name} takes features of type {entry.features.__name__}, not {type(features).__name__}"
+        )
+    return entry.inputs(config, features, device)
