@@ -90,7 +90,7 @@ def test_the_exit_codes_are_in_the_help():
 
 
 def test_every_key_of_best_json_is_described():
-    schema = json.loads((ROOT / "docs" / "best.schema.json").read_text(encoding="utf-8"))
+    schema = json.loads((ROOT / "studies" / "best.schema.json").read_text(encoding="utf-8"))
     undescribed = [
         place
         for place, table in tables(schema, "")

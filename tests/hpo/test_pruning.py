@@ -10,7 +10,8 @@ import pytest
 from benchmarks.stages import Outcome, by_median
 from sparse_evidence.core.training.stopping import is_stale
 from sparse_evidence.hpo.running.pruning import SameFolds, needed
-from sparse_evidence.hpo.study.definition import PrunerConfig, load
+from sparse_evidence.hpo.study.config import PrunerConfig
+from sparse_evidence.hpo.study.definition import load
 
 PEERS = [0.1, 0.2, 0.3, 0.4, 0.5]
 NOTHING, NOTHING_LOW = -math.inf, math.inf
