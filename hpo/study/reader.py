@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, replace
+from dataclasses import MISSING, fields, replace
 from typing import Any
 
 from sparse_evidence.core.config import LOSSES, MODELS, ChunksConfig, SplitConfig, TrainingConfig
@@ -228,17 +228,21 @@ def _unknown(where: str, key: str, known: Iterable[str]) -> str:
 
 def _tables_of_key(key: str) -> dict[str, str]:
     """Return the tables that have the key; for models and losses, with the names of those that have it."""
-    tables: dict[str, type] = {
+    tables: dict[str, type[Any]] = {
         "chunks": ChunksConfig,
         "split": SplitConfig,
         "search": SearchConfig,
         "training": TrainingConfig,
         "service": ServiceConfig,
     }
-    owners = {table: "" for table, cls in tables.items() if key in fields_of(cls)}
+    owners = {table: "" for table, cls in tables.items() if _has_field(cls, key)}
     registries: dict[str, Mapping[str, type[Any]]] = {"model": MODELS, "loss": LOSSES}
     for table, registry in registries.items():
-        names = [name for name, cls in registry.items() if key in fields_of(cls)]
+        names = [name for name, cls in registry.items() if _has_field(cls, key)]
         if names:
             owners[table] = " and ".join(names) if len(names) < len(registry) else ""
     return owners
+
+
+def _has_field(cls: type[Any], key: str) -> bool:
+    return any(field.name == key for field in fields(cls))
