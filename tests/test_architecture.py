@@ -18,6 +18,7 @@ from sparse_evidence.hpo.errors import Exit
 ROOT = Path(__file__).parents[1]
 
 VERBS = {
+    "init": {"[DATA]", "--out", "-o"},
     "validate": {"STUDY"},
     "run": {"STUDY", "--workers", "--trials", "--out", "--storage"},
     "worker": {"STUDY", "--trials", "--slots", "--per-gpu", "--threads", "--slot", "--storage", "--artifacts"},
