@@ -114,7 +114,7 @@ def _read(cls: type[Any], key: str, document: Mapping[str, Any], problems: list[
 def _read_name(document: Mapping[str, Any], stem: str, problems: list[str]) -> str:
     name = document.get("name", stem)
     if not (isinstance(name, str) and re.fullmatch(NAME, name)):
-        source = "" if "name" in document else " (the file's own name)"
+        source = "" if "name" in document else " (the name of the file)"
         problems.append(
             f"name: {shown(name)}{source} is not allowed, give up to 100 letters, digits, dots, dashes and underscores"
         )
@@ -181,7 +181,7 @@ def _read_alternatives(
 
 
 def _place(key: str, table: object, number: int, registry: Mapping[str, type]) -> str:
-    """Return how messages call one of several alternatives: `[[loss]] focal`, or `[[loss]] number 2`."""
+    """Return the name of a table of a list in messages: `[[loss]] focal`, or `[[loss]] number 2`."""
     name = table.get("name") if isinstance(table, Mapping) else None
     return f"[[{key}]] {name}" if isinstance(name, str) and name in registry else f"[[{key}]] number {number}"
 

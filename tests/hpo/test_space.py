@@ -97,7 +97,7 @@ def test_live_frozen_and_fixed_trials_agree(shipped):
         trial = study.ask()
         live = space.suggest(shipped, trial)
         assert trial.params.keys() <= distributions.keys()
-        assert all(distributions[name] == found for name, found in trial.distributions.items())
+        assert all(distributions[name] == drawn for name, drawn in trial.distributions.items())
         study.tell(trial, 0.0)
         assert space.suggest(shipped, study.trials[-1]) == live
         assert space.suggest(shipped, optuna.trial.FixedTrial(trial.params)) == live
