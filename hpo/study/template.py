@@ -7,7 +7,7 @@ import os
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparse_evidence.core.config import SplitConfig
 from sparse_evidence.core.errors import SplitError
@@ -79,9 +79,10 @@ def study_template(data: Path | None, file: Path) -> str:
     subject, folds = "the public editorials", _MAX_FOLDS
     section = '[data]\nsource = "editorials"         # 498 newspaper editorials, four criteria; downloaded once\n'
     if data is not None:
-        from sparse_evidence.core.corpus.sources import PairsSource
+        from sparse_evidence.core.corpus.sources import SOURCES
 
-        corpus = PairsSource(path=str(data)).load(Path())
+        source: type[Any] = SOURCES["pairs"]
+        corpus = source(path=str(data)).load(Path())
         subject, folds = f"the posts in {shown(data.name)}", _folds(corpus)
         section = _pairs(corpus, _relative(data, file.parent))
     name = f"name = {_quoted(_name(file.stem))}\n"
