@@ -29,7 +29,8 @@ from sparse_evidence.core.training.stopping import is_stale, projected_best
 from sparse_evidence.hpo.running.pruning import pruning_threshold
 from sparse_evidence.hpo.running.task import load_task
 from sparse_evidence.hpo.study import space
-from sparse_evidence.hpo.study.definition import PrunerConfig, StudyDefinition, load
+from sparse_evidence.hpo.study.config import PrunerConfig
+from sparse_evidence.hpo.study.definition import StudyDefinition, load
 
 REPLAYS = 100
 MEDIAN_STARTUP = 5

@@ -18,6 +18,7 @@ from sparse_evidence.hpo.errors import Exit
 ROOT = Path(__file__).parents[1]
 
 VERBS = {
+    "init": {"[DATA]", "--out", "-o"},
     "validate": {"STUDY"},
     "run": {"STUDY", "--workers", "--trials", "--out", "--storage"},
     "worker": {"STUDY", "--trials", "--slots", "--per-gpu", "--threads", "--slot", "--storage", "--artifacts"},
@@ -90,7 +91,7 @@ def test_the_exit_codes_are_in_the_help():
 
 
 def test_every_key_of_best_json_is_described():
-    schema = json.loads((ROOT / "docs" / "best.schema.json").read_text(encoding="utf-8"))
+    schema = json.loads((ROOT / "studies" / "best.schema.json").read_text(encoding="utf-8"))
     undescribed = [
         place
         for place, table in tables(schema, "")

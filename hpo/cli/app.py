@@ -18,6 +18,7 @@ from sparse_evidence.core.errors import UserError
 
 from ..errors import Exit, RefusedError, StorageError, exit_code_of
 from ..running import process
+from . import init
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -41,6 +42,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.command(name="init")(init.command)
 
 StudyFile = Annotated[
     Path, typer.Argument(metavar="STUDY", help="The study file, for example studies/quickstart.toml.")

@@ -41,7 +41,7 @@ def best_trial(study: Study, among: Container[int] | None = None) -> FrozenTrial
 
 
 def best_result(study: Study) -> dict[str, Any]:
-    """The best parameters with everything needed to train on and to judge them (`docs/best.schema.json`).
+    """The best parameters with everything needed to train on and to judge them (`studies/best.schema.json`).
 
     Raises:
         UserError: no trial is complete yet.

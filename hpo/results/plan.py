@@ -54,7 +54,7 @@ def _retrieval(task: StudyTask) -> dict[str, str]:
     """Where a post has no more chunks than k, "retrieval" returns all of it: say how often."""
     ks: set[int] = set()
     for alternative in task.definition.model:
-        match alternative.leaves.get("k_retrieved"):
+        match alternative.specs.get("k_retrieved"):
             case Range(low=low, high=high):
                 ks |= {int(low), int(high)}
             case Choices(values=values):

@@ -24,7 +24,8 @@ from sparse_evidence.core.metrics import METRICS
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
-    from ..study.definition import PrunerConfig, StudyDefinition
+    from ..study.config import PrunerConfig
+    from ..study.definition import StudyDefinition
 
 FRESH_SECONDS = 10.0
 """Within a stage, the trials read from the database are reused for this long."""

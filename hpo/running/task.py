@@ -26,7 +26,7 @@ from sparse_evidence.core.splits import Folds, split
 from sparse_evidence.core.training.crossval import CrossValidation
 
 from ..study.definition import StudyDefinition
-from ..study.fields import Choices, Leaf
+from ..study.fields import Choices, ParameterSpec
 
 DISTRIBUTION = "sparse-evidence-hpo"
 
@@ -171,7 +171,7 @@ def encoder_names(definition: StudyDefinition, *, fine_tuned: bool = True) -> li
     for alternative in definition.model:
         if not fine_tuned and REGISTRY[alternative.name].reads_text:
             continue
-        leaf: Leaf = alternative.leaves["encoder"]
-        values = [leaf.default, *leaf.values] if isinstance(leaf, Choices) else [leaf]
+        spec: ParameterSpec = alternative.specs["encoder"]
+        values = [spec.default, *spec.values] if isinstance(spec, Choices) else [spec]
         names.update((str(value), None) for value in values)
     return list(names)

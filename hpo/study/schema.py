@@ -1,33 +1,39 @@
-"""A JSON schema of the study file, from which editors complete and check it.
+"""A JSON schema of the study file, with which editors complete and check it.
 
-`python -m sparse_evidence.hpo.study.schema > docs/study.schema.json` writes the copy that the study files name in their first line.
+`python -m sparse_evidence.hpo.study.schema > studies/study.schema.json` writes the copy that the study files name in
+their first line.
 """
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
-import textwrap
 from collections.abc import Mapping
 from dataclasses import MISSING
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter
+
 from sparse_evidence.core.config import LOSSES, MODELS, ChunksConfig, SplitConfig, TrainingConfig
 
-from .definition import NAME, PrunerConfig, SearchConfig, ServiceConfig
+from .config import PrunerConfig, SearchConfig, ServiceConfig
 from .fields import Field, fields_of
+from .reader import NAME
 
 
 def json_schema() -> dict[str, Any]:
-    """Return a JSON schema (draft 2020-12) of the study file, from which editors complete and check it."""
+    """Return a JSON schema (draft 2020-12) of the study file; every table of it is in `$defs`."""
     from sparse_evidence.core.corpus.sources import SOURCES
     from sparse_evidence.core.metrics import METRICS
 
-    search = _table_schema(SearchConfig)
-    search["properties"]["metric"]["enum"] = list(METRICS)
-    search["properties"]["pruner"] = _table_schema(PrunerConfig)
-    sources = [_table_schema(cls, named=("source", name)) for name, cls in SOURCES.items()]
+    plain = (ChunksConfig, SplitConfig, PrunerConfig, ServiceConfig, SearchConfig)
+    tables = {cls.__name__: _table(cls) for cls in plain}
+    tables["SearchConfig"]["properties"]["metric"]["enum"] = list(METRICS)
+    tables["SearchConfig"]["properties"]["pruner"] = _ref(PrunerConfig)
+    tables["TrainingConfig"] = _table(TrainingConfig, searchable=True)
+    for registry in (MODELS, LOSSES):
+        tables |= {cls.__name__: _table(cls, searchable=True, tag=("name", name)) for name, cls in registry.items()}
+    tables |= {cls.__name__: _table(cls, tag=("source", name)) for name, cls in SOURCES.items()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Study",
@@ -35,77 +41,71 @@ def json_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "required": ["data", "model"],
         "properties": {
-            "name": {"type": "string", "pattern": f"^{NAME}$", "description": "Left out: the file's name."},
-            "data": {"oneOf": sources},
-            "chunks": _table_schema(ChunksConfig),
-            "split": _table_schema(SplitConfig),
-            "search": search,
-            "model": _alternatives_schema(MODELS),
-            "training": _table_schema(TrainingConfig, searchable=True),
-            "loss": _alternatives_schema(LOSSES),
-            "service": _table_schema(ServiceConfig),
+            "name": {"type": "string", "pattern": f"^{NAME}$", "description": "Default: the file's name."},
+            "data": _any_of(SOURCES),
+            "chunks": _ref(ChunksConfig),
+            "split": _ref(SplitConfig),
+            "search": _ref(SearchConfig),
+            "model": _alternatives(MODELS),
+            "training": _ref(TrainingConfig),
+            "loss": _alternatives(LOSSES),
+            "service": _ref(ServiceConfig),
         },
+        "$defs": tables,
     }
 
 
-def _alternatives_schema(registry: Mapping[str, type]) -> dict[str, Any]:
-    one = {"oneOf": [_table_schema(cls, searchable=True, named=("name", name)) for name, cls in registry.items()]}
-    return {"anyOf": [one, {"type": "array", "minItems": 1, "items": one}]}
+def _ref(cls: type) -> dict[str, Any]:
+    return {"$ref": f"#/$defs/{cls.__name__}"}
 
 
-def _table_schema(cls: type, *, searchable: bool = False, named: tuple[str, str] | None = None) -> dict[str, Any]:
-    notes = _notes(cls)
+def _any_of(registry: Mapping[str, type]) -> dict[str, Any]:
+    return {"oneOf": [_ref(cls) for cls in registry.values()]}
+
+
+def _alternatives(registry: Mapping[str, type]) -> dict[str, Any]:
+    return {"anyOf": [_any_of(registry), {"type": "array", "minItems": 1, "items": _any_of(registry)}]}
+
+
+def _table(cls: type, *, searchable: bool = False, tag: tuple[str, str] = ("", "")) -> dict[str, Any]:
+    """Return the schema of a table that fills `cls`; `tag` is the key and the value that name the class."""
+    descriptions = _descriptions(cls)
     properties: dict[str, Any] = {}
     for key, field in fields_of(cls).items():
-        entry = _searchable_schema(field) if searchable else dict(field.schema)
-        if named and key == named[0]:
-            entry = {"const": named[1]}
+        entry = _searchable(field) if searchable else dict(field.schema)
+        if key == tag[0]:
+            entry = {"const": tag[1]}
         elif field.default is not MISSING and field.default is not None:
             entry["default"] = list(field.default) if isinstance(field.default, tuple) else field.default
-        if key in notes:
-            entry["description"] = notes[key]
+        if key in descriptions:
+            entry["description"] = descriptions[key]
         properties[key] = entry
-    required = [key for key, field in fields_of(cls).items() if field.default is MISSING]
-    required += [named[0]] if named and named[0] not in required else []
-    return {
-        "type": "object",
-        "description": inspect.getdoc(cls) or "",
-        "additionalProperties": False,
-        "required": required,
-        "properties": properties,
-    }
+    required = [key for key, field in fields_of(cls).items() if field.default is MISSING or key == tag[0]]
+    return _object(properties, required) | {"description": inspect.getdoc(cls) or ""}
 
 
-def _searchable_schema(field: Field) -> dict[str, Any]:
+def _descriptions(cls: type) -> dict[str, str]:
+    """Return the docstrings below the fields of a dataclass: pydantic collects them for a class configured to."""
+    described = {"__pydantic_config__": ConfigDict(use_attribute_docstrings=True)}
+    source = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}  # where pydantic looks for its code
+    properties = TypeAdapter(type(cls.__name__, (cls,), described | source)).json_schema().get("properties", {})
+    return {key: entry["description"] for key, entry in properties.items() if "description" in entry}
+
+
+def _searchable(field: Field) -> dict[str, Any]:
     """Return a value, a range (of numbers), or choices."""
     value = field.schema
-    listed = {"type": "array", "items": value, "minItems": 2, "uniqueItems": True}
-    options = [value, _object_schema({"choices": listed, "default": value}, ["choices"])]
+    choices = {"type": "array", "items": value, "minItems": 2, "uniqueItems": True}
+    options = [value, _object({"choices": choices, "default": value}, ["choices"])]
     if field.kind in ("integer", "number"):
         step = {"type": field.kind, "exclusiveMinimum": 0}
         parts = {"low": value, "high": value, "log": {"type": "boolean"}, "step": step, "default": value}
-        options.insert(1, _object_schema(parts, ["low", "high"]))
+        options.insert(1, _object(parts, ["low", "high"]))
     return {"anyOf": options}
 
 
-def _object_schema(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-
-
-def _notes(cls: type) -> dict[str, str]:
-    """Return the comments that stand below the fields of a dataclass."""
-    try:
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    except (OSError, TypeError):  # installed without its source
-        return {}
-    assert isinstance(body, ast.ClassDef)
-    notes = {}
-    for field, note in zip(body.body, body.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(note, ast.Expr):
-            text = note.value
-            if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                notes[field.target.id] = inspect.cleandoc(text.value)
-    return notes
+def _object(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": False, "required": required, "properties": properties}
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from sparse_evidence.hpo.database.claims_sql import list_claims
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "studies" / "smoke.toml"
 TRIALS = 6
-SCHEMA = json.loads((ROOT / "docs" / "best.schema.json").read_text(encoding="utf-8"))
+SCHEMA = json.loads((ROOT / "studies" / "best.schema.json").read_text(encoding="utf-8"))
 
 pytestmark = pytest.mark.slow
 

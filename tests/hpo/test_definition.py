@@ -1,4 +1,4 @@
-"""Study files: every mistake at once, in words; one hash for every way of writing the same study."""
+"""Study files: every mistake in one readable error; equivalent files have the same hash; the schema agrees."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def test_shipped_studies_load_and_match_the_schema(path):
     jsonschema.Draft202012Validator(schema).validate(tomllib.loads(path.read_text(encoding="utf-8")))
 
 
-def test_data_and_model_name_alone_make_a_study(tmp_path):
+def test_data_and_model_name_are_enough(tmp_path):
     definition = define(tmp_path, DATA + MODEL, name="tiny.toml")
     assert definition.name == "tiny"
     assert definition.split.stages == (2, 3)
@@ -62,19 +62,21 @@ def test_data_and_model_name_alone_make_a_study(tmp_path):
     assert (definition.search.pruner.name, definition.search.pruner.percentile) == ("same_folds", 25.0)
     assert (definition.service.heartbeat_seconds, definition.service.grace_seconds) == (20.0, 120.0)
     assert [loss.name for loss in definition.loss] == ["bce"]
-    assert definition.model[0].leaves["num_queries"] == IrisConfig().num_queries
+    assert definition.model[0].specs["num_queries"] == IrisConfig().num_queries
     assert definition.training["learning_rate"] == TrainingConfig().learning_rate
 
 
-LEAVES = [
+FIELDS = [
     # [model] or [training] line, every mistake expected
     ("model", "k_retreived = 3", ["[model] k_retreived: unknown key, did you mean k_retrieved?"]),
     ("model", "epochs = 3", ["[model] epochs: unknown key, it belongs in [training]"]),
+    ("model", "attention_hidden = 3", ["[model] attention_hidden: unknown key, it belongs to the model abmil"]),
+    ("model", "gamma = 3", ["[model] gamma: unknown key, it belongs in [loss] (focal)"]),
     ("model", "xyzzy = 3", ["[model] xyzzy: unknown key, allowed: encoder, num_queries"]),
     ("model", "k_retrieved = 0", ["[model] k_retrieved: 0 is not allowed, give a whole number from 1 to 256"]),
     ("model", "k_retrieved = 4.0", ["[model] k_retrieved: 4.0 is not a whole number, give a whole number from 1"]),
     ("model", "k_retrieved = true", ["[model] k_retrieved: true is a truth value, give a whole number"]),
-    ("model", 'k_retrieved = "4"', ['[model] k_retrieved: "4" is text (leave out the quotes), give a whole number']),
+    ("model", 'k_retrieved = "4"', ['[model] k_retrieved: "4" is text (omit the quotes), give a whole number']),
     ("model", "k_retrieved = [2, 4]", ["k_retrieved: [2, 4] is a list (to search it, write { choices = [2, 4] })"]),
     ("model", "dropout = 1.0", ["[model] dropout: 1.0 is not allowed, give a number of at least 0 and below 1"]),
     ("model", "dropout = nan", ["[model] dropout: NaN is not allowed"]),
@@ -99,7 +101,7 @@ LEAVES = [
     (
         "model",
         "query_noise = { low = 0, high = 1, log = true }",
-        ["log needs low above 0, not 0.0, raise low or leave"],
+        ["log needs low above 0, not 0.0, raise low or omit log"],
     ),
     ("model", "k_retrieved = { low = 2, high = 300 }", ["k_retrieved: high 300 is not allowed, give a whole number"]),
     ("model", "k_retrieved = { low = 2.5, high = 6 }", ["k_retrieved: low 2.5 is not a whole number"]),
@@ -115,7 +117,7 @@ LEAVES = [
     (
         "model",
         "k_retrieved = { low = 2, high = 8, log = true, step = 2 }",
-        ["log and step exclude each other, leave one out"],
+        ["log and step exclude each other, remove one"],
     ),
     ("model", "k_retrieved = { low = 2, high = 8, step = 0 }", ["step 0 is not allowed, give a whole number above 0"]),
     (
@@ -160,12 +162,12 @@ LEAVES = [
 ]
 
 
-@pytest.mark.parametrize(("table", "line", "expected"), LEAVES, ids=[line for _, line, _ in LEAVES])
-def test_mistakes_in_a_leaf(tmp_path, table, line, expected):
+@pytest.mark.parametrize(("table", "line", "expected"), FIELDS, ids=[line for _, line, _ in FIELDS])
+def test_mistakes_in_a_field(tmp_path, table, line, expected):
     text = DATA + MODEL + (line if table == "model" else f"[{table}]\n{line}")
-    found = mistakes(tmp_path, text)
-    assert len(found) == len(expected), found
-    for fragment, problem in zip(expected, found, strict=True):
+    problems = mistakes(tmp_path, text)
+    assert len(problems) == len(expected), problems
+    for fragment, problem in zip(expected, problems, strict=True):
         assert fragment in problem
         assert problem.startswith(f"[{table}] ")
 
@@ -237,6 +239,10 @@ FILES = [
         ],
     ),
     (
+        DATA + MODEL + '[[loss]]\nname = "bce"\npos_weight = 2\n[[loss]]\nname = "weighted_bce"',
+        ["[[loss]] bce pos_weight: unknown key, it belongs to the loss weighted_bce"],
+    ),
+    (
         DATA + MODEL + '[[loss]]\nname = "bce"\n[[loss]]\nname = "bce"',
         ["[[loss]] bce name: given twice, write one table of that name with ranges in it"],
     ),
@@ -245,12 +251,12 @@ FILES = [
 
 @pytest.mark.parametrize(("text", "expected"), FILES, ids=[str(number) for number in range(len(FILES))])
 def test_mistakes_in_a_file(tmp_path, text, expected):
-    found = " | ".join(mistakes(tmp_path, text))
+    problems = " | ".join(mistakes(tmp_path, text))
     for fragment in expected:
-        assert fragment in found
+        assert fragment in problems
 
 
-def test_all_mistakes_are_told_at_once(tmp_path):
+def test_every_mistake_is_reported_in_one_error(tmp_path):
     text = """
         name = "what is this"
         sede = 1
@@ -277,7 +283,7 @@ def test_all_mistakes_are_told_at_once(tmp_path):
         [service]
         heartbeat_seconds = 0
     """
-    found = mistakes(tmp_path, text)
+    problems = mistakes(tmp_path, text)
     starts = (
         "sede:",
         "name:",
@@ -293,11 +299,11 @@ def test_all_mistakes_are_told_at_once(tmp_path):
         "[[loss]] focal gamma: high",
         "[service] heartbeat_seconds:",
     )
-    assert len(found) == len(starts)
-    assert all(problem.startswith(start) for problem, start in zip(found, starts, strict=True)), found
+    assert len(problems) == len(starts)
+    assert all(problem.startswith(start) for problem, start in zip(problems, starts, strict=True)), problems
 
 
-def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):
+def test_an_unreadable_file_gives_one_sentence(tmp_path):
     good = written(tmp_path, DATA + MODEL)
     latin = tmp_path / "latin.toml"
     latin.write_bytes(b'name = "caf\xe9"')
@@ -317,20 +323,20 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
-def test_an_unreadable_file_is_one_sentence(tmp_path):
+def test_a_file_without_read_permission_gives_one_sentence(tmp_path):
     path = written(tmp_path, DATA + MODEL)
     path.chmod(0)
     with pytest.raises(DefinitionError, match="cannot be read"):
         load(path)
 
 
-def test_a_byte_order_mark_is_no_mistake(tmp_path):
+def test_a_byte_order_mark_is_accepted(tmp_path):
     path = tmp_path / "notepad.toml"
     path.write_bytes(b"\xef\xbb\xbf" + (DATA + MODEL).replace("\n", "\r\n").encode())
     assert load(path, environ={}).name == "notepad"
 
 
-def test_the_environment_overrides_the_service(tmp_path):
+def test_environment_variables_override_the_service_table(tmp_path):
     path = written(tmp_path, DATA + MODEL)
     service = load(path, environ={"HPO_HEARTBEAT_SECONDS": "0.5", "HPO_GRACE_SECONDS": "3"}).service
     assert (service.heartbeat_seconds, service.grace_seconds, service.max_attempts) == (0.5, 3.0, 3)
@@ -352,9 +358,9 @@ def test_mistakes_in_the_environment_name_the_variable(tmp_path):
         load(broken, environ={"HPO_GRACE_SECONDS": "-1"})
 
 
-def leaf(tmp_path, line):
+def spec(tmp_path, line):
     key = line.split(" =")[0]
-    return define(tmp_path, DATA + MODEL + line).model[0].leaves[key]
+    return define(tmp_path, DATA + MODEL + line).model[0].specs[key]
 
 
 @pytest.mark.parametrize(
@@ -373,17 +379,17 @@ def leaf(tmp_path, line):
         ("k_retrieved = { choices = [8, 2], default = 2 }", 2),
     ],
 )
-def test_every_range_knows_where_trial_0_starts(tmp_path, line, default):
-    found = leaf(tmp_path, line).default
-    assert found == default
-    assert type(found) is type(default)
+def test_the_default_of_a_searched_parameter(tmp_path, line, default):
+    drawn_first = spec(tmp_path, line).default
+    assert drawn_first == default
+    assert type(drawn_first) is type(default)
 
 
-def test_numbers_are_the_fields_own_type(tmp_path):
-    assert leaf(tmp_path, "temperature = { low = 1, high = 2 }") == Range(1.0, 2.0, default=1.5)
-    assert leaf(tmp_path, "k_retrieved = { low = 2, high = 6 }") == Range(2, 6, integer=True, default=4)
-    assert leaf(tmp_path, "temperature = { choices = [1, 2] }") == Choices((1.0, 2.0), 1.0)
-    assert isinstance(leaf(tmp_path, "temperature = 1"), float)
+def test_numbers_have_the_type_of_their_field(tmp_path):
+    assert spec(tmp_path, "temperature = { low = 1, high = 2 }") == Range(1.0, 2.0, default=1.5)
+    assert spec(tmp_path, "k_retrieved = { low = 2, high = 6 }") == Range(2, 6, integer=True, default=4)
+    assert spec(tmp_path, "temperature = { choices = [1, 2] }") == Choices((1.0, 2.0), 1.0)
+    assert isinstance(spec(tmp_path, "temperature = 1"), float)
 
 
 FULL = DATA + MODEL + "k_retrieved = { low = 2, high = 6 }\n[training]\nepochs = 30\n"
@@ -413,25 +419,25 @@ OTHER = {
 
 
 @pytest.mark.parametrize("text", SAME.values(), ids=SAME)
-def test_the_hash_is_of_what_is_meant(tmp_path, text):
+def test_equivalent_files_have_the_same_hash(tmp_path, text):
     first, second = define(tmp_path, FULL), define(tmp_path, text)
     assert first.sha256() == second.sha256()
     assert differences(first.canonical(), second.canonical()) == []
 
 
 @pytest.mark.parametrize("text", OTHER.values(), ids=OTHER)
-def test_the_hash_tells_studies_apart(tmp_path, text):
+def test_different_studies_have_different_hashes(tmp_path, text):
     first, second = define(tmp_path, FULL), define(tmp_path, text)
     assert first.sha256() != second.sha256()
     assert differences(first.canonical(), second.canonical())
 
 
-def test_the_hash_does_not_know_where_the_file_lies(tmp_path):
+def test_the_hash_does_not_depend_on_the_folder(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     assert define(tmp_path, FULL).sha256() == define(tmp_path / "elsewhere", FULL).sha256()
 
 
-def test_differences_read_as_sentences(tmp_path):
+def test_differences_are_sentences(tmp_path):
     losses = '[[loss]]\nname = "bce"\n[[loss]]\nname = "focal"\ngamma = 1\n'
     mine = define(tmp_path, FULL.replace("30", "50").replace("high = 6", "high = 8") + losses).canonical()
     theirs = define(tmp_path, FULL).canonical()
@@ -439,49 +445,60 @@ def test_differences_read_as_sentences(tmp_path):
         "model.k_retrieved is 2 to 8, default 4 here and 2 to 6, default 4 in the study",
         "training.epochs is 50 here and 30 in the study",
         "loss is bce, focal here and bce in the study",
-        "loss.focal.gamma is 1.0 here and left out in the study",
+        "loss.focal.gamma is 1.0 here and not set in the study",
     ]
 
 
-def test_the_schema_refuses_what_load_refuses(tmp_path):
+RELATIONS = (
+    "is above",
+    "are both",
+    "makes more",
+    "log needs",
+    "exclude",
+    "do not reach",
+    "not on the",
+    "not between",
+    "among",
+    "add up to",
+    "must exceed",
+    "given twice",
+)
+"""Mistakes in values that are valid, each alone: a schema cannot compare two values."""
+
+
+def test_the_schema_rejects_what_load_rejects(tmp_path):
     validator = jsonschema.Draft202012Validator(json_schema())
-    assert validator.is_valid(tomllib.loads(FULL))
-    for table, line, _ in LEAVES:
-        document = tomllib.loads(DATA + MODEL + (line if table == "model" else f"[{table}]\n{line}"))
-        relation = (
-            "is above",
-            "are both",
-            "makes more",
-            "log needs",
-            "exclude",
-            "do not reach",
-            "not on the",
-            "not between",
-            "among",
-        )
-        found = mistakes(tmp_path, DATA + MODEL + (line if table == "model" else f"[{table}]\n{line}"))
-        if any(words in problem for words in relation for problem in found) or "nan" in line or "inf" in line:
-            continue  # a schema cannot compare two values
-        if "4.0" in line:
-            continue  # JSON does not tell 4.0 from 4
-        assert not validator.is_valid(document), line
+    fields = [DATA + MODEL + (line if table == "model" else f"[{table}]\n{line}") for table, line, _ in FIELDS]
+    for text in fields + [text for text, _ in FILES]:
+        problems = mistakes(tmp_path, text)
+        if any(phrase in problem for phrase in RELATIONS for problem in problems):
+            continue
+        if any(number in text for number in ("= nan", "= inf", "4.0")):
+            continue  # JSON has neither, and does not distinguish 4.0 from 4
+        assert not validator.is_valid(tomllib.loads(text)), text
 
 
-def test_the_schema_carries_the_comments_of_the_fields():
-    training = json_schema()["properties"]["training"]["properties"]
-    assert training["clip_norm"]["description"].startswith("Largest gradient norm of a fold")
+@pytest.mark.parametrize("text", [*SAME.values(), *OTHER.values()], ids=[*SAME, *OTHER])
+def test_the_schema_accepts_what_load_accepts(tmp_path, text):
+    define(tmp_path, text)
+    jsonschema.Draft202012Validator(json_schema()).validate(tomllib.loads(text))
+
+
+def test_the_schema_has_the_docstrings_and_defaults_of_the_fields():
+    training = json_schema()["$defs"]["TrainingConfig"]["properties"]
+    assert "gradient norm" in training["clip_norm"]["description"]
     assert training["clip_norm"]["default"] == TrainingConfig().clip_norm
 
 
-def test_the_committed_schema_is_current():
-    committed = json.loads((ROOT / "docs" / "study.schema.json").read_text(encoding="utf-8"))
-    assert committed == json_schema(), "run: python -m sparse_evidence.hpo.study.schema > docs/study.schema.json"
+def test_the_schema_file_is_up_to_date():
+    committed = json.loads((ROOT / "studies" / "study.schema.json").read_text(encoding="utf-8"))
+    assert committed == json_schema(), "run: python -m sparse_evidence.hpo.study.schema > studies/study.schema.json"
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_studies_name_the_schema_for_editors(path):
+def test_shipped_studies_refer_editors_to_the_schema(path):
     named = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#:schema ")
-    assert (path.parent / named).resolve() == ROOT / "docs" / "study.schema.json"
+    assert (path.parent / named).resolve() == ROOT / "studies" / "study.schema.json"
 
 
 def test_exit_codes():
@@ -498,7 +515,7 @@ def test_exit_codes():
         assert exit_code_of(exception) is code
 
 
-def test_definitions_and_errors_travel_between_processes(tmp_path):
+def test_definitions_and_errors_can_be_pickled(tmp_path):
     definition = define(tmp_path, FULL)
     assert pickle.loads(pickle.dumps(definition)) == definition
     error = DefinitionError.listing("study.toml", ["a", "b"])
@@ -506,7 +523,7 @@ def test_definitions_and_errors_travel_between_processes(tmp_path):
     assert (str(copy), copy.problems) == (str(error), ("a", "b"))
 
 
-def test_importing_stays_light():
+def test_importing_loads_nothing_heavy():
     code = (
         "import sys, sparse_evidence.hpo.study.definition, sparse_evidence.hpo.study.space;"
         "print([name for name in ('torch', 'transformers', 'optuna', 'pandas') if name in sys.modules])"

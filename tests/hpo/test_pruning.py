@@ -8,7 +8,8 @@ import optuna
 import pytest
 
 from sparse_evidence.hpo.running.pruning import FRESH_SECONDS, SameFoldsRule, pruning_threshold
-from sparse_evidence.hpo.study.definition import PrunerConfig, load
+from sparse_evidence.hpo.study.config import PrunerConfig
+from sparse_evidence.hpo.study.definition import load
 
 PEERS = [0.1, 0.2, 0.3, 0.4, 0.5]
 NEVER, NEVER_LOWER_IS_BETTER = -math.inf, math.inf

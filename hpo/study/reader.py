@@ -1,0 +1,248 @@
+"""Checks the tables of a study file against the dataclasses that they fill; collects every mistake as a sentence."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields, replace
+from typing import Any
+
+from sparse_evidence.core.config import LOSSES, MODELS, ChunksConfig, SplitConfig, TrainingConfig
+from sparse_evidence.core.errors import nearest
+
+from .config import PrunerConfig, SearchConfig, ServiceConfig
+from .fields import Alternative, FieldError, check_value, fields_of, hint, quoted, read_spec, shown
+
+NAME = r"[A-Za-z0-9._\-]{1,100}"
+_KEYS = ("name", "data", "chunks", "split", "search", "model", "training", "loss", "service")
+_OVERRIDES = {
+    key: f"HPO_{key.upper()}" for key in ("heartbeat_seconds", "grace_seconds", "checkpoint_seconds", "stall_seconds")
+}
+
+
+def read_study(
+    document: Mapping[str, Any], stem: str, environ: Mapping[str, str], problems: list[str]
+) -> dict[str, Any]:
+    """Return the fields of a `StudyDefinition` but its path; complete only if there are no `problems`."""
+    problems += [_unknown("", key, _KEYS) for key in document if key not in _KEYS]
+    return {
+        "name": _read_name(document, stem, problems),
+        "data": _read_data(document, problems),
+        "chunks": _read(ChunksConfig, "chunks", document, problems),
+        "split": _read_split(document, problems),
+        "search": _read_search(document.get("search", {}), problems),
+        "model": _read_alternatives("model", document, MODELS, problems),
+        "training": read_table(TrainingConfig, document.get("training", {}), "[training]", problems, searchable=True),
+        "loss": _read_alternatives("loss", {"loss": {"name": "bce"}, **document}, LOSSES, problems),
+        "service": _read_service(document.get("service", {}), environ, problems),
+    }
+
+
+def read_table(
+    cls: type, table: object, where: str, problems: list[str], *, searchable: bool = False, skip: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Check a table against the fields of a frozen dataclass and fill in its defaults.
+
+    Mistakes are appended to `problems`; the result is complete only if there are none. With `searchable` a field
+    may be a range or choices. The caller reads the fields in `skip`.
+    """
+    if not isinstance(table, Mapping):
+        problems.append(f"{where}: {shown(table)} is not a table, write {where} on a line and its keys below")
+        return {}
+    known = {key: field for key, field in fields_of(cls).items() if key not in skip}
+    problems += [_unknown(where, key, known) for key in table if key not in known and key not in skip]
+    values: dict[str, Any] = {}
+    for key, field in known.items():
+        if key not in table:
+            values[key] = field.default
+            if field.default is MISSING:
+                problems.append(f"{where} {key}: missing, give {field.allowed}")
+            continue
+        try:
+            values[key] = read_spec(field, table[key]) if searchable else check_value(field, table[key])
+        except FieldError as error:
+            problems += [f"{where} {key}: {problem}" for problem in error.problems]
+    return values
+
+
+def read_named(
+    table: object,
+    where: str,
+    registry: Mapping[str, type[Any]],
+    problems: list[str],
+    *,
+    tag: str = "name",
+    searchable: bool = False,
+) -> tuple[type[Any], dict[str, Any]] | None:
+    """Return the dataclass that a table names, and its checked values; None with the reason in `problems`.
+
+    A misspelt name counts as the nearest one, so that the other keys are checked too.
+    """
+    if not isinstance(table, Mapping):
+        problems.append(f"{where}: {shown(table)} is not a table, write {where} on a line and its keys below")
+        return None
+    if tag not in table:
+        problems.append(f"{where} {tag}: missing, give one of {quoted(registry)}")
+        return None
+    name = table[tag]
+    meant = name if isinstance(name, str) and name in registry else None
+    if meant is None:
+        meant = nearest(name, registry) if isinstance(name, str) else None
+        problem = "a range is not allowed here" if isinstance(name, Mapping) else f"{shown(name)} is unknown"
+        problems.append(f"{where} {tag}: {problem}, {_one_of(meant, registry)}")
+    if meant is None:
+        return None
+    cls = registry[meant]
+    return cls, read_table(cls, table, where, problems, searchable=searchable, skip=[tag])
+
+
+def _one_of(meant: str | None, known: Iterable[str]) -> str:
+    return f"did you mean {json.dumps(meant)}? Allowed: {quoted(known)}" if meant else f"allowed: {quoted(known)}"
+
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+
+def _read(cls: type[Any], key: str, document: Mapping[str, Any], problems: list[str]) -> Any:  # noqa: ANN401 - cls
+    """Return the dataclass that the table `key` fills; None if there is a mistake in it."""
+    before = len(problems)
+    values = read_table(cls, document.get(key, {}), f"[{key}]", problems)
+    return cls(**values) if len(problems) == before else None
+
+
+def _read_name(document: Mapping[str, Any], stem: str, problems: list[str]) -> str:
+    name = document.get("name", stem)
+    if not (isinstance(name, str) and re.fullmatch(NAME, name)):
+        source = "" if "name" in document else " (the name of the file)"
+        problems.append(
+            f"name: {shown(name)}{source} is not allowed, give up to 100 letters, digits, dots, dashes and underscores"
+        )
+    return str(name)
+
+
+def _read_data(document: Mapping[str, Any], problems: list[str]) -> Any:  # noqa: ANN401 - one of the sources
+    from sparse_evidence.core.corpus.sources import SOURCES  # imports numpy; `hpo --help` does not
+
+    if "data" not in document:
+        problems.append(f"[data]: missing, write [data] with source = one of {quoted(SOURCES)}")
+        return None
+    before = len(problems)
+    named = read_named(document["data"], "[data]", SOURCES, problems, tag="source")
+    return named[0](**named[1]) if named and len(problems) == before else None
+
+
+def _read_split(document: Mapping[str, Any], problems: list[str]) -> SplitConfig | None:
+    """Return the split with its stages filled in, so that writing the default changes nothing."""
+    split: SplitConfig | None = _read(SplitConfig, "split", document, problems)
+    if split is None:
+        return None
+    if sum(split.stage_sizes()) != split.folds:
+        stages, total = list(split.stages), sum(split.stages)
+        problems.append(f"[split] stages: {stages} add up to {total}, not to folds = {split.folds}, make them agree")
+    return replace(split, stages=split.stage_sizes())
+
+
+def _read_search(table: object, problems: list[str]) -> SearchConfig | None:
+    from sparse_evidence.core.metrics import METRICS
+
+    before = len(problems)
+    values = read_table(SearchConfig, table, "[search]", problems, skip=["pruner"])
+    metric = values.get("metric")
+    if metric is not None and metric not in METRICS:
+        problems.append(f"[search] metric: {shown(metric)} is unknown, {_one_of(nearest(metric, METRICS), METRICS)}")
+    pruner = table.get("pruner", {}) if isinstance(table, Mapping) else {}
+    if isinstance(pruner, Mapping):
+        pruner = read_table(PrunerConfig, pruner, "[search] pruner", problems)
+    else:
+        problems.append(f"[search] pruner: {shown(pruner)} is not a table, write pruner = {{ name = ... }}")
+    return SearchConfig(**values, pruner=PrunerConfig(**pruner)) if len(problems) == before else None
+
+
+def _read_alternatives(
+    key: str, document: Mapping[str, Any], registry: Mapping[str, type], problems: list[str]
+) -> tuple[Alternative, ...]:
+    if key not in document:
+        problems.append(f"[{key}]: missing, write [{key}] with name = one of {quoted(registry)}")
+        return ()
+    raw = document[key]
+    if raw == []:
+        problems.append(f"[[{key}]]: the list is empty, give at least one table with a name")
+    alternatives: list[Alternative] = []
+    for number, table in enumerate(raw if isinstance(raw, list) else [raw], 1):
+        where = _place(key, table, number, registry) if isinstance(raw, list) else f"[{key}]"
+        named = read_named(table, where, registry, problems, searchable=True)
+        if named is None:
+            continue
+        if any(alternative.name == table["name"] for alternative in alternatives):
+            problems.append(f"{where} name: given twice, write one table of that name with ranges in it")
+        alternatives.append(Alternative(table["name"], named[1]))
+    return tuple(alternatives)
+
+
+def _place(key: str, table: object, number: int, registry: Mapping[str, type]) -> str:
+    """Return the name of a table of a list in messages: `[[loss]] focal`, or `[[loss]] number 2`."""
+    name = table.get("name") if isinstance(table, Mapping) else None
+    return f"[[{key}]] {name}" if isinstance(name, str) and name in registry else f"[[{key}]] number {number}"
+
+
+def _read_service(table: object, environ: Mapping[str, str], problems: list[str]) -> ServiceConfig | None:
+    before = len(problems)
+    values = read_table(ServiceConfig, table, "[service]", problems)
+    overrides = {key: variable for key, variable in _OVERRIDES.items() if variable in environ}
+    for key, variable in overrides.items():
+        field = fields_of(ServiceConfig)[key]
+        try:
+            values[key] = check_value(field, float(environ[variable]))
+        except ValueError:
+            problems.append(f"{variable}: {shown(environ[variable])} is not allowed, give {field.allowed}")
+    if len(problems) > before:
+        return None
+    heartbeat, grace = values["heartbeat_seconds"], values["grace_seconds"]
+    if grace <= heartbeat:
+        overridden = {"heartbeat_seconds", "grace_seconds"} & set(overrides)
+        where = "HPO_GRACE_SECONDS" if overridden else "[service] grace_seconds"
+        problems.append(
+            f"{where}: {grace} seconds of grace must exceed the heartbeat of {heartbeat}, give several times it"
+        )
+    return ServiceConfig(**values)
+
+
+# --- unknown keys -------------------------------------------------------------------------------------------------
+
+
+def _unknown(where: str, key: str, known: Iterable[str]) -> str:
+    """Return the sentence for a key that is not known there: misspelt, or of another table."""
+    path = f"{where} {key}".strip()
+    table = where.lstrip("[").partition("]")[0]
+    owners = _tables_of_key(key)
+    if table in ("model", "loss") and owners.get(table):
+        return f"{path}: unknown key, it belongs to the {table} {owners[table]}"
+    if nearest(key, known):
+        return f"{path}: unknown key, {hint(key, known)}"
+    for other, names in owners.items():
+        if other != table:
+            return f"{path}: unknown key, it belongs in [{other}]{f' ({names})' if names else ''}"
+    return f"{path}: unknown key, {hint(key, known)}"
+
+
+def _tables_of_key(key: str) -> dict[str, str]:
+    """Return the tables that have the key; for models and losses, with the names of those that have it."""
+    tables: dict[str, type[Any]] = {
+        "chunks": ChunksConfig,
+        "split": SplitConfig,
+        "search": SearchConfig,
+        "training": TrainingConfig,
+        "service": ServiceConfig,
+    }
+    owners = {table: "" for table, cls in tables.items() if _has_field(cls, key)}
+    registries: dict[str, Mapping[str, type[Any]]] = {"model": MODELS, "loss": LOSSES}
+    for table, registry in registries.items():
+        names = [name for name, cls in registry.items() if _has_field(cls, key)]
+        if names:
+            owners[table] = " and ".join(names) if len(names) < len(registry) else ""
+    return owners
+
+
+def _has_field(cls: type[Any], key: str) -> bool:
+    return any(field.name == key for field in fields(cls))

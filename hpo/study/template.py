@@ -1,0 +1,148 @@
+"""A commented study file for a user's own table, or for the public editorials: what `hpo init` writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparse_evidence.core.config import SplitConfig
+from sparse_evidence.core.errors import SplitError
+
+from .fields import shown
+
+if TYPE_CHECKING:
+    from sparse_evidence.core.corpus.data import Corpus
+
+_MAX_FOLDS = 5
+_CONTROL = r"[\x00-\x1f\x7f]"  # not allowed in a comment of TOML
+_HEADER = """\
+# A study of {subject}. Edit it, then check it with `hpo validate`, which also estimates the time.
+#
+# Every setting of [model], [training] and [loss] is either a value or something to search:
+#   hidden = 64                                             a value
+#   k_retrieved = { low = 2, high = 6 }                     a range; both ends are included
+#   learning_rate = { low = 3e-4, high = 1e-2, log = true } a range over orders of magnitude
+#   num_queries = { choices = [2, 4, 8] }                   a few values
+# `default = ...` in a range or in choices sets where the first trial starts.
+"""
+_SETTINGS = """\
+[search]
+metric = "average_precision"  # mean over folds of the mean over criteria; or "auroc", "brier"
+trials = 40                   # may be raised later: the search resumes
+seed = 0
+pruner = { name = "same_folds", percentile = 25 }  # a trial outside the best quarter after a stage is stopped
+
+[model]
+name = "iris"                 # learned queries retrieve the k sentences of a post that match best; or "abmil",
+                              # "linear" (logistic regression), "token" (a fine-tuned transformer)
+encoder = "all-MiniLM-L6-v2"  # turns sentences into vectors; it is not trained
+num_queries = { choices = [2, 4, 8] }
+k_retrieved = { low = 2, high = 6 }
+temperature = { low = 0.05, high = 1.0, log = true }
+
+[training]
+epochs = 40                   # at most
+patience = 6                  # epochs without a better score before a stage ends
+batch_size = 32
+accumulation_steps = { choices = [1, 2, 4] }
+learning_rate = { low = 3e-4, high = 1e-2, log = true }
+
+[[loss]]                      # with several [[loss]] tables the search also chooses the loss
+name = "bce"
+
+[[loss]]
+name = "weighted_bce"
+pos_weight = { low = 1.0, high = 12.0, log = true }
+
+[[loss]]
+name = "focal"
+gamma = { low = 0.0, high = 4.0 }
+alpha = { low = 0.1, high = 0.9 }
+"""
+
+
+def study_template(data: Path | None, file: Path) -> str:
+    """Return the text of a study file at `file` for a table of pairs, or for the editorials if `data` is None.
+
+    The table is read as a study reads it. Counts, the names of criteria and the reader's notes are written as
+    comments; posts are not.
+
+    Raises:
+        UserError: the table cannot be read.
+        DataError: with every mistake in the table.
+        SplitError: it has too few groups or labels for two folds.
+    """
+    subject, folds = "the public editorials", _MAX_FOLDS
+    section = '[data]\nsource = "editorials"         # 498 newspaper editorials, four criteria; downloaded once\n'
+    if data is not None:
+        from sparse_evidence.core.corpus.sources import SOURCES
+
+        source: type[Any] = SOURCES["pairs"]
+        corpus = source(path=str(data)).load(Path())
+        subject, folds = f"the posts in {shown(data.name)}", _folds(corpus)
+        section = _pairs(corpus, _relative(data, file.parent))
+    name = f"name = {_quoted(_name(file.stem))}\n"
+    return "\n".join([_schema_line() + _HEADER.replace("{subject}", subject) + name, section, _split(folds), _SETTINGS])
+
+
+def _name(stem: str) -> str:
+    """Return the name of a study whose file has this stem."""
+    return re.sub(r"[^A-Za-z0-9._\-]+", "-", stem)[:100] or "study"
+
+
+def _folds(corpus: Corpus) -> int:
+    """Return the number of folds, at most five, that the labels and groups of a corpus allow."""
+    from sparse_evidence.core.splits import split
+
+    criteria = [criterion.name for criterion in corpus.criteria]
+    for folds in range(_MAX_FOLDS, 2, -1):
+        try:
+            split(corpus.groups, corpus.labels, SplitConfig(folds=folds), criteria=criteria)
+        except SplitError:
+            continue
+        return folds
+    split(corpus.groups, corpus.labels, SplitConfig(folds=2), criteria=criteria)
+    return 2
+
+
+def _pairs(corpus: Corpus, path: str) -> str:
+    """Return the table `[data]` for a table of pairs, with counts as comments."""
+    labelled = (corpus.labels >= 0).sum(axis=0)
+    facts = [f"{len(corpus)} posts, {len(corpus.criteria)} criteria:"]
+    for criterion, positives, total in zip(corpus.criteria, corpus.positives, labelled, strict=True):
+        facts.append(f"  {shown(criterion.name)}: {positives} of {total} posts are positive")
+    comments = [f"# {re.sub(_CONTROL, ' ', fact)}" for fact in (*facts, *corpus.notes)]
+    source = 'source = "pairs"              # one row per post and criterion: post_id, post, criterion, label'
+    return "\n".join(["[data]", source, f"{f'path = {_quoted(path)}':<29} # relative to this file", *comments, ""])
+
+
+def _split(folds: int) -> str:
+    stages = "stages = [2, 3]               # first train two folds; the other three only if the trial is not pruned"
+    return f"""\
+[split]
+folds = {folds}                     # every post is validated once, by a model that was not trained on it
+{stages if folds == _MAX_FOLDS else "# `stages` is omitted: two folds are trained first, then the others"}
+holdout = 0.2                 # share of the posts that no trial uses
+seed = 0
+"""
+
+
+def _schema_line() -> str:
+    """Return the line that tells an editor where the JSON schema of study files is; empty if it is not a file."""
+    schema = Path(str(files("sparse_evidence.studies") / "study.schema.json")).resolve()
+    return f"#:schema {schema.as_uri()}\n" if schema.is_file() else ""
+
+
+def _relative(path: Path, folder: Path) -> str:
+    try:
+        return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    except ValueError:  # on another drive
+        return path.resolve().as_posix()
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

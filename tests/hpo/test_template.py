@@ -1,0 +1,119 @@
+"""`study_template`: a valid study file for a user's table, with counts as comments and without any post's text."""
+
+import csv
+import json
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+import jsonschema
+import pytest
+
+from sparse_evidence.core.errors import DataError, SplitError, UserError
+from sparse_evidence.hpo.study.definition import StudyDefinition, load
+from sparse_evidence.hpo.study.schema import json_schema
+from sparse_evidence.hpo.study.template import study_template
+
+STUDIES = Path(__file__).parents[2] / "studies"
+
+
+def table(
+    path: Path, posts: int = 40, positive_every: int = 3, criteria: tuple[str, ...] = ("anger", "low mood")
+) -> Path:
+    """A table of pairs in which every n-th post meets every criterion."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["post_id", "post", "criterion", "label"])
+        for number in range(posts):
+            for criterion in criteria:
+                text = f"Secret sentence {number}. Another one."
+                writer.writerow([f"p{number}", text, criterion, int(number % positive_every == 0)])
+    return path
+
+
+def written(data: Path | None, file: Path) -> tuple[str, StudyDefinition]:
+    text = study_template(data, file)
+    file.write_text(text, encoding="utf-8")
+    return text, load(file, environ={})
+
+
+def test_a_study_of_a_users_table(tmp_path):
+    (tmp_path / "data").mkdir()
+    data = table(tmp_path / "data" / "my posts.csv")
+    text, definition = written(data, tmp_path / "first.toml")
+    assert definition.name == "first"
+    assert len(definition.data.load(tmp_path)) == 40
+    assert definition.split.stages == (2, 3)
+    assert [model.name for model in definition.model] == ["iris"]
+    assert [loss.name for loss in definition.loss] == ["bce", "weighted_bce", "focal"]
+    assert '"anger": 14 of 40 posts are positive' in text
+    assert '"low mood": 14 of 40 posts are positive' in text
+    assert "group" in text
+    assert "Secret" not in text
+    jsonschema.Draft202012Validator(json_schema()).validate(tomllib.loads(text))
+
+
+def test_the_path_is_relative_to_the_study_file(tmp_path):
+    (tmp_path / "studies").mkdir()
+    _, definition = written(table(tmp_path / "posts.csv"), tmp_path / "studies" / "a.toml")
+    assert definition.data.path == "../posts.csv"
+
+
+def test_a_study_of_the_editorials(tmp_path):
+    text, definition = written(None, tmp_path / "editorials.toml")
+    assert definition.data.source == "editorials"
+    jsonschema.Draft202012Validator(json_schema()).validate(tomllib.loads(text))
+
+
+@pytest.mark.parametrize(("posts", "folds"), [(40, 5), (9, 3), (6, 2)])
+def test_few_positive_posts_get_fewer_folds(tmp_path, posts, folds):
+    _, definition = written(table(tmp_path / "posts.csv", posts), tmp_path / "a.toml")
+    assert definition.split.folds == folds
+
+
+def test_too_few_positive_posts_are_an_error(tmp_path):
+    with pytest.raises(SplitError, match="fewer than 2 folds"):
+        study_template(table(tmp_path / "posts.csv", posts=3), tmp_path / "a.toml")
+
+
+def test_mistakes_in_the_table_are_reported(tmp_path):
+    path = tmp_path / "posts.csv"
+    path.write_text("post_id,post,criterion,label\np1,Text.,anger,yes\np2,,anger,1\n", encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        study_template(path, tmp_path / "a.toml")
+    assert len(caught.value.problems) == 2
+    with pytest.raises(UserError, match=r"absent\.csv"):
+        study_template(tmp_path / "absent.csv", tmp_path / "a.toml")
+
+
+def test_names_that_toml_does_not_allow_as_they_are(tmp_path):
+    data = table(tmp_path / 'a "quoted" name.csv', criteria=("bell\a and\x7f", "two\nlines"))
+    text, definition = written(data, tmp_path / "what is this?.toml")
+    assert definition.name == "what-is-this-"
+    assert len(definition.data.load(tmp_path)) == 40
+    assert "\a" not in text
+    assert "\x7f" not in text
+
+
+def test_the_schema_line_names_a_file_that_exists(tmp_path):
+    line = study_template(None, tmp_path / "a.toml").splitlines()[0]
+    schema = Path(url2pathname(urlparse(line.removeprefix("#:schema ")).path))
+    assert json.loads(schema.read_text(encoding="utf-8")) == json_schema()
+
+
+def test_the_shipped_example_is_the_template_for_its_table(tmp_path):
+    example = (STUDIES / "pairs.toml").read_text(encoding="utf-8").splitlines()
+    template = study_template(STUDIES / "pairs.csv", STUDIES / "pairs.toml").splitlines()
+    assert example[0] == "#:schema study.schema.json"
+    assert example[1:] == template[1:]
+
+
+def test_schemas_and_examples_are_package_resources():
+    folder = files("sparse_evidence.studies")
+    schemas = [json.loads((folder / f"{name}.schema.json").read_text(encoding="utf-8")) for name in ("study", "best")]
+    for schema in schemas:
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert "$id" not in schema
+    assert tomllib.loads((folder / "quickstart.toml").read_text(encoding="utf-8"))["name"] == "quickstart"
