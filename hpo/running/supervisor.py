@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 import threading
@@ -14,11 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from ..database.retry import Backoff
 from ..errors import Exit
 from .signals import STOP_ON_EOF, STOP_SECONDS
 from .slots import Slot
 
-SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+PAUSES = Backoff(shortest=1.0, longest=60.0, jitter=0.2)
+"""Before a crashed worker is started again."""
 HEALTHY_SECONDS = 60.0
 """A worker that lived this long crashed by accident: its slot's next pause is short again."""
 MOST_CRASHES = 10
@@ -136,8 +137,7 @@ class _Place:
             if code != Exit.DONE:
                 self._say(words)
             return
-        longer = SHORTEST_PAUSE * 2.0 ** (self._crashes - 1)
-        pause = 0.0 if at_once else min(LONGEST_PAUSE, longer) * random.uniform(0.8, 1.2)
+        pause = 0.0 if at_once else PAUSES.pause(self._crashes)
         self._next = time.monotonic() + pause
         self._say(f"{words}; another takes its place" + (f" in {pause:.0f} s" if pause else ""))
 

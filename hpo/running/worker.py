@@ -12,16 +12,18 @@ import torch
 
 from sparse_evidence.core.metrics import METRICS
 
-from ..database.claims_sql import Worker, study_id
+from ..database.claims_sql import Worker
 from ..database.connection import backend, engine_of, open_storage, try_baselines_lock
-from ..database.optuna_storage import ClaimLostError, retry
+from ..database.optuna_storage import study_id
 from ..database.record import BASELINES, CURVES, REASON, REQUESTED
+from ..database.retry import retry
 from ..database.studies import Direction, open_study
-from ..errors import Exit
+from ..errors import ClaimLostError, Exit
 from ..study import space
 from ..study.definition import StudyDefinition, differences
 from . import claims, objective, process
 from .artifacts import ArtifactStore, Checkpoints
+from .reaper import Reaper
 from .sampler import seeded
 from .slots import VISIBLE
 from .task import Progress, StudyTask, load_task
@@ -105,8 +107,10 @@ def work(
         mine = _claims(definition, study, trials, slot, device, checkpoints)
         measure_baselines(study, task)
         process.freeze_gc()
-        with claims.Reaper(mine):
+        with Reaper(mine) as reaper:
             _loop(mine, task, checkpoints, device, stop)
+            if not stop.is_set():
+                reaper.reap()
         measure_baselines(study, task)  # who was at it may have been killed
     except objective.TrialOutOfMemoryError as error:
         logger.warning("%s This process ends to free what it holds; start it again, as --slots does.", error)
@@ -148,7 +152,6 @@ def _loop(mine: claims.Claims, task: StudyTask, checkpoints: Checkpoints, device
             case claims.Wait():
                 stop.wait(POLL_SECONDS * random.uniform(0.5, 1.5))
             case claims.Finished():
-                mine.reap()
                 return
 
 

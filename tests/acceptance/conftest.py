@@ -49,7 +49,7 @@ def start(tmp_path: Path, cache: Path) -> Iterator[Start]:
             process.kill()
         process.communicate()
     if (tmp_path / ".hpo").is_dir():  # as root the database lies elsewhere
-        shutil.rmtree(embedded._home(tmp_path / ".hpo"), ignore_errors=True)
+        shutil.rmtree(embedded.home(tmp_path / ".hpo"), ignore_errors=True)
 
 
 @pytest.fixture
