@@ -8,7 +8,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from postgres_proxy import Proxy
 
     from sparse_evidence.hpo.database.embedded import Server
+    from sparse_evidence.hpo.running.claims import Claims
 
 # Before any import that reads them.
 for _name in [name for name in os.environ if name.startswith(("HPO_", "PG"))]:
@@ -105,6 +106,22 @@ def proxy(database: str) -> Iterator[Proxy]:
     made = Proxy(database)
     yield made
     made.close()
+
+
+@pytest.fixture
+def claims(database: str) -> Iterator[Callable[..., Claims]]:
+    """Call it for one more worker's claims on the study `s`; `url` leads it through a proxy."""
+    from claim_tools import join_study
+
+    joined: list[Claims] = []
+
+    def join(url: str = database, **changes: Any) -> Claims:
+        joined.append(join_study(url, **changes))
+        return joined[-1]
+
+    yield join
+    for worker in joined:
+        worker.engine.dispose()
 
 
 @pytest.fixture

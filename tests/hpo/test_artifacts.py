@@ -1,57 +1,64 @@
-"""Where unfinished trials are saved: folders, buckets, and what goes wrong with them."""
+"""Checkpoints of unfinished trials: saved in folders and buckets, resumed by other workers, lost and damaged."""
 
 from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
+from claim_tools import artifact_rows, claimed, claimed_soon
 
 from sparse_evidence.core.errors import UserError
-from sparse_evidence.hpo.database.optuna_storage import ClaimLostError
+from sparse_evidence.hpo.errors import ClaimLostError
 from sparse_evidence.hpo.running import artifacts
-from sparse_evidence.hpo.running.artifacts import Checkpoints
+from sparse_evidence.hpo.running.artifacts import ArtifactStore, Checkpoints
+from sparse_evidence.hpo.running.claims import Claim, Claims
+
+CONFIG = {"a": 1}
 
 
-class State:
-    """Something that counts."""
+class Counter:
+    """Something resumable: an epoch and weights."""
 
-    def __init__(self) -> None:
-        self.state: dict[str, Any] = {"epoch": 0, "weights": np.zeros(3, np.float32)}
+    def __init__(self, epoch: int = 0, weights: Any = (0, 0, 0)) -> None:
+        self.epoch = epoch
+        self.weights = np.array(weights, np.float32)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.state
+        return {"epoch": self.epoch, "weights": self.weights}
 
-    def load_state_dict(self, state: Any) -> None:
-        self.state = dict(state)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.epoch, self.weights = state["epoch"], state["weights"]
 
 
-class Claim:
-    """What `Checkpoints` asks of a claim, without a database."""
+class FailingStore:
+    """A store whose disk is full and whose files are locked."""
 
-    class trial:  # noqa: N801 (an attribute of a claim)
-        number = 7
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        raise FileNotFoundError(artifact_id)
 
-    def __init__(self) -> None:
-        self.checkpoint: str | None = None
-        self.checkpoint_sha256: str | None = None
-        self.pending: str | None = None
-        self.lost = False
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        raise OSError(28, "No space left on device")
 
-    def announce(self, artifact: str) -> None:
-        if self.lost:
-            raise ClaimLostError
-        self.pending = artifact
+    def remove(self, artifact_id: str) -> None:
+        raise PermissionError
 
-    def keep(self, artifact: str, sha256: str) -> None:
-        if self.lost:
-            raise ClaimLostError
-        self.checkpoint, self.checkpoint_sha256, self.pending = artifact, sha256, None
+
+class SlowStore:
+    """A store that does something else when it has written an artifact, before it returns."""
+
+    def __init__(self, store: ArtifactStore, meanwhile: Callable[[], object]) -> None:
+        self.open_reader, self.remove = store.open_reader, store.remove
+        self._store, self._meanwhile = store, meanwhile
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        self._store.write(artifact_id, content_body)
+        self._meanwhile()
 
 
 @pytest.fixture
@@ -60,94 +67,97 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def saving(folder: Path) -> Checkpoints:
+def checkpoints(folder: Path) -> Checkpoints:
     return Checkpoints(artifacts.open_store(str(folder)), every_seconds=0)
 
 
-def saved(saving: Checkpoints, **state: Any) -> Claim:
-    claim, made = Claim(), State()
-    made.state |= state
-    saving.save(claim, {"a": 1}, made)  # type: ignore[arg-type]
-    return claim
+def saved(checkpoints: Checkpoints, claims: Claims, state: Counter) -> Claim:
+    """Claim a trial, save it and let another worker take it over."""
+    claim = claimed(claims)
+    checkpoints.save(claim, CONFIG, state)
+    claim.release()
+    return claimed(claims)
 
 
-def test_a_saved_state_comes_back(saving: Checkpoints, folder: Path) -> None:
-    claim = saved(saving, epoch=3, weights=np.arange(3, dtype=np.float32))
-    again = saving.resumed(claim, {"a": 1}, State)  # type: ignore[arg-type]
-    assert again.state["epoch"] == 3
-    assert again.state["weights"].tolist() == [0, 1, 2]
+def test_a_saved_state_is_resumed(checkpoints: Checkpoints, folder: Path, claims: Any) -> None:
+    claim = saved(checkpoints, claims(), Counter(3, [0, 1, 2]))
+    resumed = checkpoints.resumed(claim, CONFIG, Counter)
+    assert resumed.epoch == 3
+    assert resumed.weights.tolist() == [0, 1, 2]
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize("harm", ["gone", "flipped", "cut", "of another configuration"])
-def test_what_cannot_be_used_means_starting_over_with_a_warning(
-    harm: str, saving: Checkpoints, folder: Path, caplog: pytest.LogCaptureFixture
+def test_a_new_checkpoint_replaces_the_old_one(checkpoints: Checkpoints, folder: Path, claims: Any) -> None:
+    worker = claims(discard=checkpoints.discard)
+    claim = claimed(worker)
+    for epoch in (1, 2):
+        checkpoints.save(claim, CONFIG, Counter(epoch))
+    (file,) = folder.iterdir()
+    assert artifact_rows(worker)[0].checkpoint == file.name
+    assert checkpoints.resumed(claim, CONFIG, Counter).epoch == 2
+
+
+@pytest.mark.parametrize("harm", ["missing", "flipped", "cut", "of another configuration"])
+def test_an_unusable_checkpoint_means_starting_over_with_a_warning(
+    harm: str, checkpoints: Checkpoints, folder: Path, claims: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    claim = saved(saving, epoch=3)
+    claim = saved(checkpoints, claims(), Counter(3))
     (file,) = folder.iterdir()
     content = file.read_bytes()
-    if harm == "gone":
+    if harm == "missing":
         file.unlink()
     elif harm == "flipped":
         file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     elif harm == "cut":
         file.write_bytes(content[:-1])
-    config = {"a": 2 if harm == "of another configuration" else 1}
-    assert saving.resumed(claim, config, State).state["epoch"] == 0  # type: ignore[arg-type]
-    assert "Trial 7 starts over, its checkpoint cannot be used" in caplog.text
+    config = {"a": 2} if harm == "of another configuration" else CONFIG
+    assert checkpoints.resumed(claim, config, Counter).epoch == 0
+    assert "Trial 0 starts over because its checkpoint cannot be used" in caplog.text
 
 
-def test_what_an_earlier_worker_was_writing_is_removed(saving: Checkpoints, folder: Path) -> None:
-    claim = saved(saving)
-    claim.pending = "half"
+def test_the_artifact_that_an_earlier_worker_was_writing_is_removed(
+    checkpoints: Checkpoints, folder: Path, claims: Any
+) -> None:
+    worker = claims()
+    claim = claimed(worker)
+    claim.mark_pending("half")
     (folder / "half").write_bytes(b"x")
-    saving.resumed(claim, {"a": 1}, State)  # type: ignore[arg-type]
+    claim.release()
+    checkpoints.resumed(claimed(worker), CONFIG, Counter)
     assert not (folder / "half").exists()
 
 
-def test_who_lost_the_trial_leaves_no_file(saving: Checkpoints, folder: Path) -> None:
-    claim = Claim()
-    write = saving._store.write
-
-    def lose(artifact: str, body: Any) -> None:
-        write(artifact, body)
-        claim.lost = True
-
-    saving._store.write = lose  # type: ignore[method-assign]
+def test_a_worker_that_loses_its_trial_while_saving_leaves_no_file(folder: Path, claims: Any) -> None:
+    cut_off, other = (claims(budget=1, grace_seconds=0.01) for _ in range(2))
+    store = SlowStore(artifacts.open_store(str(folder)), meanwhile=lambda: claimed_soon(other))
+    claim = claimed(cut_off)  # no heartbeat, because its context is not entered
     with pytest.raises(ClaimLostError):
-        saving.save(claim, {}, State())  # type: ignore[arg-type]
+        Checkpoints(store, every_seconds=0).save(claim, CONFIG, Counter())
     assert list(folder.iterdir()) == []
 
 
-def test_a_store_that_fails_costs_no_trial(saving: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    saving._store.write = full  # type: ignore[method-assign]
-    claim = Claim()
-    saving.save(claim, {}, State())  # type: ignore[arg-type]
+def test_a_store_that_fails_does_not_end_the_trial(claims: Any, caplog: pytest.LogCaptureFixture) -> None:
+    claim = claimed(claims())
+    Checkpoints(FailingStore(), every_seconds=0).save(claim, CONFIG, Counter())
     assert claim.checkpoint is None
-    assert "Trial 7 could not be saved (OSError: [Errno 28] No space left on device); it goes on." in caplog.text
+    assert (
+        "Trial 0 could not be saved (OSError: [Errno 28] No space left on device); training continues." in caplog.text
+    )
 
 
-def test_a_state_is_saved_no_more_often_than_asked(folder: Path) -> None:
+def test_a_state_is_saved_no_more_often_than_requested(folder: Path, claims: Any) -> None:
     rare = Checkpoints(artifacts.open_store(str(folder)), every_seconds=1000)
-    rare.epoch_ended(Claim(), {}, State())  # type: ignore[arg-type]
+    rare.epoch_ended(claimed(claims()), CONFIG, Counter())
     assert list(folder.iterdir()) == []
 
 
-def test_a_file_that_cannot_be_removed_is_tried_again(saving: Checkpoints) -> None:
-    assert saving.discard("was never there")
-
-    def locked(_: str) -> None:
-        raise PermissionError
-
-    saving._store.remove = locked  # type: ignore[method-assign]
-    assert not saving.discard("x")
+def test_a_file_that_cannot_be_removed_is_to_be_retried(checkpoints: Checkpoints) -> None:
+    assert checkpoints.discard("never existed")
+    assert not Checkpoints(FailingStore(), every_seconds=0).discard("x")
 
 
-def test_places_that_cannot_be(tmp_path: Path) -> None:
+def test_stores_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot be created .*--artifacts"):
         artifacts.open_store(str(tmp_path / "file" / "below"))
@@ -161,7 +171,7 @@ def test_places_that_cannot_be(tmp_path: Path) -> None:
 
 
 class Bucket(BaseHTTPRequestHandler):
-    """The four verbs of S3 that are needed, path style, in memory."""
+    """The four verbs of S3 that are used, path style, in memory."""
 
     objects: dict[str, bytes]
 
@@ -215,17 +225,18 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
 
 
 @pytest.mark.filterwarnings("ignore:.*utcnow:DeprecationWarning")
-def test_a_bucket_holds_checkpoints_under_its_prefix(bucket: dict[str, bytes]) -> None:
+def test_a_bucket_stores_checkpoints_under_its_prefix(bucket: dict[str, bytes], claims: Any) -> None:
     pytest.importorskip("boto3")
     store = artifacts.open_store("s3://home/studies/a")
-    saving = Checkpoints(store, every_seconds=0)
-    claim = saved(saving, epoch=5)
+    checkpoints = Checkpoints(store, every_seconds=0)
+    claim = claimed(claims())
+    checkpoints.save(claim, CONFIG, Counter(epoch=5))
     (path,) = bucket
     assert path == f"/home/studies/a/{claim.checkpoint}"
-    assert saving.resumed(claim, {"a": 1}, State).state["epoch"] == 5  # type: ignore[arg-type]
-    assert saving.discard(str(claim.checkpoint))
+    assert checkpoints.resumed(claim, CONFIG, Counter).epoch == 5
+    assert checkpoints.discard(str(claim.checkpoint))
     assert bucket == {}
     with pytest.raises(FileNotFoundError):
-        store.open_reader("gone")
+        store.open_reader("missing")
     store.write("x", io.BytesIO(b"y"))
     assert bucket == {"/home/studies/a/x": b"y"}
