@@ -274,7 +274,7 @@ class RetryingStorage(RDBStorage):
         retry(once, self.retry_seconds)
 
     def _check_fence(self, connection: sa.Connection, trial_id: int) -> None:
-        """Raise unless the trial is unfinished and, if this process claimed it, still its own; true until the commit."""
+        """Raise unless the trial is unfinished and, if this process claimed it, still its own, until the commit."""
         fence = self.fences.get(trial_id)
         if fence is None:
             state = connection.execute(_STATE, {"trial": trial_id}).scalar()
