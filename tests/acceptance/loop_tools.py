@@ -143,9 +143,9 @@ def running_workers(folder: Path, url: str, count: int, *arguments: str, **optio
 
 # ---- faults ---------------------------------------------------------------------------------------------------------
 
-EPOCH = "core.training.stack:FoldStack.advance"
+EPOCH = "sparse_evidence.core.training.stack:FoldStack.advance"
 """Trains all folds of a stage for one epoch."""
-STEP = "core.classic.trainer:Trainer._step"
+STEP = "sparse_evidence.core.classic.trainer:Trainer._step"
 """One step of the optimizer."""
 
 
@@ -154,7 +154,7 @@ def _wrap(target: str, around: Callable[[Callable[..., Any]], Callable[..., Any]
     from importlib import import_module
 
     module, _, path = target.partition(":")
-    owner: Any = import_module(f"sparse_evidence.{module}")
+    owner: Any = import_module(module)
     *parents, name = path.split(".")
     for parent in parents:
         owner = getattr(owner, parent)
@@ -277,7 +277,7 @@ class KillOnTrial:
 
             return call
 
-        _wrap("hpo.running.objective:run", around)
+        _wrap("sparse_evidence.hpo.running.objective:run", around)
 
 
 @dataclass

@@ -51,22 +51,23 @@ def undisturbed(database_of_module: str, tmp_path_factory: pytest.TempPathFactor
     return expected
 
 
+RUNNING = "sparse_evidence.hpo.running"
 MOMENTS = {
     # name: (function, which call, after it?, epochs of the whole study that are trained twice)
-    "between trials": ("hpo.running.claims:Claims.claim", 2, False, 0),
-    "just claimed": ("hpo.running.objective:run", 1, False, 0),
+    "between trials": (f"{RUNNING}.claims:Claims.claim", 2, False, 0),
+    "just claimed": (f"{RUNNING}.objective:run", 1, False, 0),
     "between two suggestions": ("optuna.trial:Trial.suggest_float", 1, True, 0),
     "in the first epoch": (STEP, 2, False, 0),
     "in a later epoch": (STEP, 10, False, 0),
-    "after an epoch, before its checkpoint": ("hpo.running.artifacts:Checkpoints.epoch_ended", 3, False, 1),
-    "marked a checkpoint as pending": ("hpo.running.claims:Claim.mark_pending", 3, True, 1),
-    "wrote a checkpoint that the claim does not know": ("hpo.running.claims:Claim.commit_checkpoint", 3, False, 1),
-    "committed a checkpoint, the old one still exists": ("hpo.running.artifacts:Checkpoints.discard", 2, False, 0),
-    "between stages, before the report": ("hpo.running.objective:_report", 1, False, 1),
-    "reporting, in the transaction": ("hpo.database.trial_rows:Batch.write", 2, False, 1),
-    "just reported": ("hpo.running.objective:_report", 1, True, 1),
-    "just before the end is written": ("hpo.running.claims:Claim.finish", 1, False, 0),
-    "ended, its claim not yet deleted": ("hpo.database.claims_sql:delete_claim", 1, False, 0),
+    "after an epoch, before its checkpoint": (f"{RUNNING}.artifacts:Checkpoints.epoch_ended", 3, False, 1),
+    "marked a checkpoint as pending": (f"{RUNNING}.claims:Claim.mark_pending", 3, True, 1),
+    "wrote a checkpoint that the claim does not know": (f"{RUNNING}.claims:Claim.commit_checkpoint", 3, False, 1),
+    "committed a checkpoint, the old one still exists": (f"{RUNNING}.artifacts:Checkpoints.discard", 2, False, 0),
+    "between stages, before the report": (f"{RUNNING}.objective:_report", 1, False, 1),
+    "reporting, in the transaction": ("sparse_evidence.hpo.database.trial_rows:Batch.write", 3, False, 1),
+    "just reported": (f"{RUNNING}.objective:_report", 1, True, 1),
+    "just before the end is written": (f"{RUNNING}.claims:Claim.finish", 1, False, 0),
+    "ended, its claim not yet deleted": ("sparse_evidence.hpo.database.claims_sql:delete_claim", 1, False, 0),
 }  # fmt: skip
 
 
@@ -74,7 +75,7 @@ def finish_elsewhere(folder: Path, url: str, faults: list[Any], reached: Path) -
     """Kill a worker where it stops, and let another finish; returns the other's epochs and the study."""
     rescued = CountEpochs(folder / "rescued")
     with running_workers(folder, url, 1, faults=faults) as (victim,):
-        until(reached.exists, what=f"the stop: {victim.output}")
+        until(reached.exists, what="the stop")
         victim.kill()
         killed = time.monotonic()
         with running_workers(folder, url, 1, faults=[rescued]) as (other,):
@@ -108,9 +109,7 @@ def test_a_worker_is_killed_when_it_prunes(
         assert worker.end() == 0, worker.output
     undisturbed = study_of(undisturbed_url)
     assert 0 < count_trials(undisturbed).pruned < 6
-    _, study = finish_elsewhere(
-        tmp_path, database, [StopAt("hpo.running.objective:_prune", reached, 1, after)], reached
-    )
+    _, study = finish_elsewhere(tmp_path, database, [StopAt(f"{RUNNING}.objective:_prune", reached, 1, after)], reached)
     assert outcomes(study) == outcomes(undisturbed), "bit for bit"
     assert artifacts(tmp_path) == []
     for each in (study, undisturbed):
