@@ -128,7 +128,7 @@ def _one_of_ours(mine: claims.Claims, definition: StudyDefinition) -> None:
     claim = mine.claim()
     assert isinstance(claim, claims.Claim)
     with claim:
-        with claim.together():
+        with claim.transaction():
             candidate = space.suggest(definition, claim.trial)
             claim.trial.set_user_attr(CONFIG, space.to_dict(candidate))
         value = _score(claim.trial.params)

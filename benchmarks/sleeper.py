@@ -31,7 +31,7 @@ def main() -> None:
             time.sleep(0.5)
             continue
         with got as claim:
-            with claim.together():
+            with claim.transaction():
                 space.suggest(definition, claim.trial)
             time.sleep(seconds)
             claim.trial.report(0.5, 2)

@@ -14,23 +14,23 @@ class Exit(IntEnum):
     DONE = 0
     FAILED = 1
     USAGE = 2
-    """Wrong usage, or a wrong file."""
+    """Wrong usage, or a file with mistakes."""
     STORAGE = 3
-    """The storage is out of reach."""
+    """The database is unreachable."""
     REFUSED = 4
-    """What is here is not what the study was started with."""
+    """Data, folds, definition or code differ from those that the study was started with."""
     MEMORY = 75
-    """A worker ran out of memory: its trial is infeasible, and a fresh process should go on."""
+    """A worker ran out of memory: its trial is infeasible, and a fresh process should continue."""
     STALLED = 76
-    """A worker's trial ended no epoch for `[service] stall_seconds`: a fresh process should go on."""
+    """A worker's trial finished no epoch for `[service] stall_seconds`: a fresh process should continue."""
     INTERRUPTED = 130
 
 
 class DefinitionError(UserError):
-    """A study file cannot be used as it is.
+    """A study file has mistakes.
 
-    Every mistake found is in `problems`, so that a file is mended in one go. A file that cannot be read at all is
-    one sentence, and `problems` holds that.
+    `problems` lists all of them, so that they can be fixed together. A file that cannot be read is one sentence, and
+    `problems` holds that sentence.
     """
 
     def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
@@ -39,27 +39,34 @@ class DefinitionError(UserError):
 
     @classmethod
     def listing(cls, where: str, problems: Sequence[str], *, verb: str = "has") -> DefinitionError:
-        """Return the error that tells all of `problems` in one sentence."""
+        """Return the error that lists all `problems` in one sentence."""
         count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
         return cls(f"{where} {verb} {count}: {'; '.join(problems)}", problems)
 
 
 class StorageError(Exception):
-    """The storage is out of reach; check that the database runs and that its URL is right."""
+    """The database is unreachable; check that it is running and that its URL is right."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.__doc__)
 
 
 class RefusedError(Exception):
-    """What is here (data, folds, definition or code) is not what the study was started with."""
+    """The data, folds, definition or code differ from those that the study was started with."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or self.__doc__)
+
+
+class ClaimLostError(Exception):
+    """Another worker has taken the trial over: drop it and claim the next one."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.__doc__)
 
 
 def exit_code_of(exception: BaseException) -> Exit:
-    """Return the exit code that tells a shell about `exception`."""
+    """Return the exit code that reports `exception` to a shell."""
     if isinstance(exception, UserError):
         return Exit.USAGE
     if isinstance(exception, StorageError):

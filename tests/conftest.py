@@ -1,4 +1,4 @@
-"""What every test stands on: a clean environment, one thread, and real databases."""
+"""Fixtures for every test: a clean environment, one thread, and real databases."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
 
-# Before anything is imported that reads them.
+if TYPE_CHECKING:
+    from postgres_proxy import Proxy
+
+    from sparse_evidence.hpo.database.embedded import Server
+    from sparse_evidence.hpo.running.claims import Claims
+
+# Before any import that reads them.
 for _name in [name for name in os.environ if name.startswith(("HPO_", "PG"))]:
     del os.environ[_name]
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -23,7 +30,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """An embedded Postgres for this test process, gone when it ends; data that need not survive a crash."""
+    """An embedded Postgres for this test process, removed when it ends; its data need not survive a crash."""
     from sparse_evidence.hpo.database import embedded
 
     home = Path(tempfile.mkdtemp(prefix="hpo-tests-"))
@@ -31,6 +38,21 @@ def server() -> Iterator[str]:
     try:
         with embedded.running(home, "-c fsync=off -c synchronous_commit=off -c full_page_writes=off") as url:
             yield url
+    finally:
+        shutil.rmtree(home)
+
+
+@pytest.fixture
+def own_server() -> Iterator[tuple[Server, str]]:
+    """A server that may be stopped and started without disturbing other tests, and its URL."""
+    from sparse_evidence.hpo.database import embedded
+
+    home = Path(tempfile.mkdtemp(prefix="hpo-tests-"))
+    home.chmod(0o711)
+    options = "-c fsync=off"
+    try:
+        with embedded.running(home, options) as url:
+            yield embedded.Server(home, options), url
     finally:
         shutil.rmtree(home)
 
@@ -51,9 +73,9 @@ def fresh_database(server: str, template: str) -> Iterator[Callable[[], str]]:
     """Call it for the URL of one more database with all tables and nothing in them."""
     made = []
 
-    def make(how: str = f'TEMPLATE "{template}"') -> str:
+    def make(options: str = f'TEMPLATE "{template}"') -> str:
         made.append(f"test_{uuid4().hex}")
-        _administer(server, f'CREATE DATABASE "{made[-1]}" {how}')
+        _administer(server, f'CREATE DATABASE "{made[-1]}" {options}')
         return _at(server, made[-1])
 
     yield make
@@ -72,13 +94,39 @@ def database_of_module(server: str, template: str) -> Iterator[str]:
 
 @pytest.fixture
 def database(fresh_database: Callable[[], str]) -> str:
-    """The URL of a database of the test's own, with all tables."""
+    """The URL of a database for this test alone, with all tables."""
     return fresh_database()
 
 
 @pytest.fixture
+def proxy(database: str) -> Iterator[Proxy]:
+    """A way to the test's database that can fail."""
+    from postgres_proxy import Proxy
+
+    made = Proxy(database)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def claims(database: str) -> Iterator[Callable[..., Claims]]:
+    """Call it for one more worker's claims on the study `s`; `url` leads it through a proxy."""
+    from claim_tools import join_study
+
+    joined: list[Claims] = []
+
+    def join(url: str = database, **changes: Any) -> Claims:
+        joined.append(join_study(url, **changes))
+        return joined[-1]
+
+    yield join
+    for worker in joined:
+        worker.engine.dispose()
+
+
+@pytest.fixture
 def empty_database(fresh_database: Callable[[str], str]) -> str:
-    """The URL of a database of the test's own, without any table."""
+    """The URL of a database for this test alone, without any table."""
     return fresh_database("")
 
 

@@ -1,12 +1,12 @@
-"""Test processes are forks of one process that has only done the imports: 32 start within seconds and share memory."""
+"""Processes for tests, forked from one that has done nothing but imports: 32 start within seconds and share memory."""
 
 from __future__ import annotations
 
 import multiprocessing
 
 PROCESSES = multiprocessing.get_context("forkserver")
-# One list for all tests: whoever starts the first process decides. Modules of installed packages only, because that
-# process does not know pytest's sys.path.
+# One list for all tests, because the first test that starts a process decides. Only modules of installed packages: the
+# process that is forked does not know pytest's sys.path.
 OURS = (
     "core.corpus.sources", "hpo.running.artifacts", "hpo.cli.app", "hpo.results.live", "hpo.running.signals",
     "hpo.running.slots", "hpo.running.worker",

@@ -77,7 +77,8 @@ def test_checking_a_study_file_waits_for_nothing_heavy():
 
 def test_a_worker_imports_no_more_than_it_needs():
     heavy = python(
-        "import sys, sparse_evidence.hpo.running.worker, sparse_evidence.hpo.results.live, sparse_evidence.hpo.cli.app\n"
+        "import sys, sparse_evidence.hpo.running.worker, sparse_evidence.hpo.results.live\n"
+        "import sparse_evidence.hpo.cli.app\n"
         "names = ('transformers', 'sentence_transformers', 'optuna_dashboard', 'faiss', 'sklearn', 'pandas', 'pyarrow')"
         "\n"
         "print([name for name in names if name in sys.modules])"
@@ -109,6 +110,42 @@ def tables(schema: Any, place: str) -> list[tuple[str, dict[str, Any]]]:
         return []
     found = [(place, schema["properties"])] if isinstance(schema.get("properties"), dict) else []
     return found + [inner for key, entry in schema.items() for inner in tables(entry, f"{place}.{key}")]
+
+
+PRIVATE_OPTUNA = re.compile(
+    r"\b(_study_id|_trial_id|_storage|_backend|_thread_local|_cached_frozen_trial|_rdb|_get_trials|_set_trial_param"
+    r"|_get_best_trial_id|_suggest)\b"
+)
+
+
+def test_one_module_touches_private_parts_of_optuna():
+    touching = set()
+    for path in ROOT.glob("hpo/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+            if not own and PRIVATE_OPTUNA.search(" ".join(spelled(node))):
+                touching.add(str(path.relative_to(ROOT)))
+    assert touching == {"hpo/database/optuna_storage.py"}
+
+
+def spelled(node: ast.AST) -> list[str]:
+    """The names by which a node could reach into an object or a module."""
+    match node:
+        case ast.Attribute(attr=name):
+            return [name]
+        case ast.Import(names=names):
+            return [alias.name for alias in names]
+        case ast.ImportFrom(module=module, names=names):
+            return [module or "", *(alias.name for alias in names)]
+        case ast.Call(func=ast.Name(id="getattr"), args=[_, ast.Constant(value=str(name)), *_]):
+            return [name]
+    return []
+
+
+def test_one_module_has_the_statements_on_the_claims_table():
+    statements = re.compile(r"\b(FROM|INTO|UPDATE|JOIN|TABLE)\s+hpo_claims\b|to_regclass\('hpo_claims'\)")
+    modules = [path.name for path in ROOT.glob("hpo/**/*.py") if statements.search(path.read_text(encoding="utf-8"))]
+    assert modules == ["claims_sql.py"]
 
 
 def test_functions_are_short():

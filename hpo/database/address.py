@@ -18,26 +18,27 @@ _SCHEMES = ("postgres", "postgresql", "postgresql+psycopg2")
 
 @contextmanager
 def storage_url(url: str | None = None, *, folder: Path | None = None, create: bool = True) -> Iterator[str]:
-    """Yield the storage's URL, ready for `open_storage`, for as long as it is used.
+    """Yield the database's URL, ready for `open_storage`, for as long as it is used.
 
-    `url` is `--storage`; without it `HPO_STORAGE` counts, and without that the embedded Postgres under `.hpo/` of
-    `folder` (the current one): it runs while at least one process is inside this context. Who only reads does not
-    `create` it: looking in the wrong folder leaves nothing behind, and a `UserError` says so.
+    The URL is `url` (`--storage`), else `HPO_STORAGE`, else that of the embedded Postgres under `.hpo/` of `folder`
+    (default: the current one), which runs while at least one process is inside this context. With `create=False`, for
+    commands that only read, a missing `.hpo/` is a `UserError` and nothing is created in what is probably the wrong
+    folder.
     """
-    given = url or os.environ.get("HPO_STORAGE")
-    if given:
-        yield normalize_url(given)
+    named = url or os.environ.get("HPO_STORAGE")
+    if named:
+        yield normalize_url(named)
         return
     from . import embedded
 
-    place = folder or Path.cwd()
-    if not create and not (place / embedded.FOLDER).exists():
+    folder = folder or Path.cwd()
+    if not create and not (folder / embedded.FOLDER).exists():
         raise UserError(
-            f"There is no {embedded.FOLDER} folder in {place}, so no study was run here: go where it was run, or name "
-            "its storage with --storage (HPO_STORAGE)."
+            f"There is no {embedded.FOLDER} folder in {folder}, so no study was run here: go where it was run, or name "
+            "its database with --storage (HPO_STORAGE)."
         )
-    with embedded.serve(place) as address:
-        yield address
+    with embedded.serve(folder) as embedded_url:
+        yield embedded_url
 
 
 def normalize_url(url: str) -> str:
@@ -47,14 +48,14 @@ def normalize_url(url: str) -> str:
     try:
         parsed = sa.make_url(url.strip())
     except (sa.exc.ArgumentError, ValueError):
-        # Not shown: what cannot be parsed cannot be masked either.
+        # The URL is not shown: without parsing it, its password cannot be masked.
         raise UserError(
-            "The storage URL cannot be read: write postgresql://USER@HOST:PORT/DATABASE (--storage or HPO_STORAGE)."
+            "The database URL cannot be read: write postgresql://USER@HOST:PORT/DATABASE (--storage or HPO_STORAGE)."
         ) from None
     if parsed.drivername not in _SCHEMES:
         raise UserError(
-            f"The storage {mask_password(parsed)} is not Postgres: only postgresql:// is allowed; without --storage and "
-            "HPO_STORAGE an embedded Postgres is used."
+            f"The database {mask_password(parsed)} is not Postgres: only postgresql:// is allowed; without --storage "
+            "and HPO_STORAGE an embedded Postgres is used."
         )
     parsed = parsed.set(drivername="postgresql+psycopg2")
     if parsed.password is None and "password" not in parsed.query:
@@ -63,7 +64,7 @@ def normalize_url(url: str) -> str:
 
 
 def mask_password(url: str | URL) -> str:
-    """Return the URL as it may be shown."""
+    """Return the URL with its password masked, for messages."""
     import sqlalchemy as sa
 
     parsed = sa.make_url(url)
@@ -73,7 +74,7 @@ def mask_password(url: str | URL) -> str:
 
 
 def _password_from_file() -> str | None:
-    """Return what `HPO_STORAGE_PASSWORD_FILE` names; None leaves it to libpq (`PGPASSWORD`, `~/.pgpass`)."""
+    """Read the file that `HPO_STORAGE_PASSWORD_FILE` names; None leaves it to libpq (`PGPASSWORD`, `~/.pgpass`)."""
     name = os.environ.get("HPO_STORAGE_PASSWORD_FILE")
     if not name:
         return None

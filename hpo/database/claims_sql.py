@@ -1,7 +1,15 @@
-"""The claims table in SQL: who holds which running trial, who was silent for too long, what is finished.
+"""The claims table: its definition, its schema, and every statement on it, each with a function that runs it.
 
-Every function here is one step of a transaction that the caller owns and, where it decides something, has begun with
-the study's advisory lock. Time is the database's: the clocks of workers may differ.
+A row says which worker works on a running trial, when it was last heard of, and where the trial's state is saved. What
+state a trial is in, Optuna's table `trials` says alone. A claim is
+
+- *stale* when its last heartbeat is older than the grace period,
+- *released* when its owner gave it back,
+- *exhausted* when the trial has had all its attempts,
+- *orphaned* when its trial has finished, but its owner was killed before it could delete the row.
+
+Functions that take a connection are one step of the caller's transaction; where they decide something, it has begun
+with the study's advisory lock. Time is the database's: the clocks of workers may differ.
 """
 
 from __future__ import annotations
@@ -11,104 +19,72 @@ import logging
 import os
 import socket
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import optuna
 import sqlalchemy as sa
 
-from .connection import backend, engine_of
-from .optuna_storage import NOW, retry
+from .optuna_storage import study_id, unwrap
 from .record import ATTEMPTS, INFEASIBLE, OUTCOME, REASON
+from .retry import retry
+
+if TYPE_CHECKING:
+    import optuna
 
 logger = logging.getLogger(__name__)
 
 
-# A heartbeat that could not arrive while the database was down is not missing: the grace starts when it is up.
-_SILENT = "greatest(c.heartbeat, pg_postmaster_start_time()) < clock_timestamp() - make_interval(secs => :grace)"
-_STALE = f"""
-SELECT t.trial_id, c.attempt, c.released FROM hpo_claims c JOIN trials t USING (trial_id)
-WHERE c.study_id = :study AND t.state = 'RUNNING' AND (c.released OR {_SILENT})
-ORDER BY t.number LIMIT 1
-FOR UPDATE OF c SKIP LOCKED  -- locked: its owner is writing, so it is alive
-"""  # noqa: S608 (constants)
-_HOPELESS = f"""
-SELECT t.trial_id, c.attempt, c.released FROM hpo_claims c JOIN trials t USING (trial_id)
-WHERE c.study_id = :study AND t.state = 'RUNNING'
-  AND (c.released AND c.attempt > :most OR c.attempt >= :most AND NOT c.released AND {_SILENT})
-FOR UPDATE OF c SKIP LOCKED
-"""  # noqa: S608 (constants)
-# Trials that something other than hpo started and then left.
-_UNCLAIMED = """
-SELECT t.trial_id, 1 AS attempt, false AS released FROM trials t
-WHERE t.study_id = :study AND t.state = 'RUNNING'
-  AND NOT EXISTS (SELECT 1 FROM hpo_claims c WHERE c.trial_id = t.trial_id)
-  AND t.datetime_start < (clock_timestamp() AT TIME ZONE 'UTC') - make_interval(secs => :grace)
-ORDER BY t.number LIMIT 1
-"""
-_HOLD = """
-INSERT INTO hpo_claims (trial_id, study_id, owner, host, pid, slot, gpu, claimed_at, heartbeat, attempt, stage, epoch,
-                        released)
-VALUES (:trial, :study, :owner, :host, :pid, :slot, :gpu, clock_timestamp(), clock_timestamp(), :attempt, 0, 0, false)
-ON CONFLICT (trial_id) DO UPDATE SET owner = excluded.owner, host = excluded.host, pid = excluded.pid,
-    slot = excluded.slot, gpu = excluded.gpu, claimed_at = excluded.claimed_at, heartbeat = excluded.heartbeat,
-    attempt = excluded.attempt, released = false
-RETURNING trial_id, attempt, checkpoint, checkpoint_sha256, pending
-"""
-_MINE = "trial_id = :trial AND owner = :owner AND NOT released"
-BEAT = f"UPDATE hpo_claims SET heartbeat = clock_timestamp(), stage = :stage, epoch = :epoch WHERE {_MINE}"  # noqa: S608
-RELEASE = f"UPDATE hpo_claims SET released = true WHERE {_MINE}"  # noqa: S608
-FAIL = f"UPDATE hpo_claims SET released = true, attempt = attempt + 1 WHERE {_MINE}"  # noqa: S608
-ANNOUNCE = f"UPDATE hpo_claims SET pending = :artifact WHERE {_MINE}"  # noqa: S608
-# The old checkpoint takes the new one's place as the artifact to be removed. May be run twice.
-KEEP = f"""
-UPDATE hpo_claims SET checkpoint = :artifact, checkpoint_sha256 = :sha256,
-       pending = CASE WHEN checkpoint IS NOT DISTINCT FROM :artifact THEN pending ELSE checkpoint END
-WHERE {_MINE}
-"""  # noqa: S608
-# A worker killed between finishing a trial and dropping its claim left the row, and maybe artifacts, behind.
-_LEFTOVERS = """
-SELECT c.trial_id AS trial, c.owner, c.checkpoint, c.pending FROM hpo_claims c JOIN trials t USING (trial_id)
-WHERE c.study_id = :study AND t.state NOT IN ('RUNNING', 'WAITING')
-  AND c.heartbeat < clock_timestamp() - make_interval(secs => :grace)
-"""
-_NOTE = """
-INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (:trial, :key, :value)
-ON CONFLICT (trial_id, key) DO UPDATE SET value_json = excluded.value_json
-"""
-# Only a failed trial's attributes are looked at: a study has thousands of others.
-_COUNT = """
-SELECT CASE WHEN t.state = 'FAIL' AND EXISTS (
-         SELECT 1 FROM trial_user_attributes a
-         WHERE a.trial_id = t.trial_id AND a.key = 'hpo:outcome' AND a.value_json = '"infeasible"'
-       ) THEN 'INFEASIBLE' ELSE t.state::text END, count(*)
-FROM trials t WHERE t.study_id = :study GROUP BY 1
-"""
-# What `Study.ask` does first, in our transaction. Optuna numbers trials under this lock; scripts may be adding some.
-_NUMBERING = "SELECT 1 FROM studies WHERE study_id = :study FOR UPDATE"
-_QUEUED = f"""
-UPDATE trials SET state = 'RUNNING', datetime_start = {NOW} WHERE trial_id = (
-    SELECT trial_id FROM trials WHERE study_id = :study AND state = 'WAITING'
-    ORDER BY number LIMIT 1 FOR UPDATE SKIP LOCKED)
-RETURNING trial_id
-"""  # noqa: S608 (a constant)
-_NEW = f"""
-INSERT INTO trials (number, study_id, state, datetime_start)
-SELECT count(*), :study, 'RUNNING', {NOW} FROM trials WHERE study_id = :study RETURNING trial_id
-"""  # noqa: S608 (a constant)
-_GIVE_UP = f"UPDATE trials SET state = 'FAIL', datetime_complete = {NOW} WHERE trial_id = :trial RETURNING number"  # noqa: S608 (a constant)
-_WORKERS = """
-SELECT c.host, c.pid, c.slot, c.gpu, t.number AS trial, c.attempt, c.stage, c.epoch, c.released,
-       c.checkpoint IS NOT NULL AS checkpointed,
-       extract(epoch FROM clock_timestamp() - c.heartbeat)::float AS heartbeat_age,
-       extract(epoch FROM clock_timestamp() - c.claimed_at)::float AS held_seconds
-FROM hpo_claims c JOIN trials t USING (trial_id)
-WHERE c.study_id = :study AND t.state = 'RUNNING' ORDER BY c.host, c.slot, c.pid
-"""
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+metadata = sa.MetaData()
+claims = sa.Table(
+    "hpo_claims",
+    metadata,
+    sa.Column("trial_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("study_id", sa.Integer, nullable=False, index=True),
+    sa.Column("owner", sa.Text, nullable=False, comment="random, new with every claim"),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("slot", sa.Integer, nullable=False),
+    sa.Column("gpu", sa.Text),
+    sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("heartbeat", sa.DateTime(timezone=True), nullable=False, comment="by the database's clock"),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("stage", sa.Integer, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("released", sa.Boolean, nullable=False, comment="another worker may take the trial over immediately"),
+    sa.Column("checkpoint", sa.Text, comment="artifact with the trial's state after its last saved epoch"),
+    sa.Column("checkpoint_sha256", sa.Text),
+    sa.Column("pending", sa.Text, comment="artifact being written or removed, so that a kill leaves none unknown"),
+)
+
+# Columns that the first version's table lacks.
+_ADD_COLUMNS = [
+    sa.text(f"ALTER TABLE hpo_claims ADD COLUMN IF NOT EXISTS {column} text")
+    for column in ("checkpoint", "checkpoint_sha256", "pending")
+]
+
+# The column that is added last stands for all others.
+_IS_CURRENT = sa.text("SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass('hpo_claims') AND attname = 'pending'")
+
+
+def create_table(connection: sa.Connection) -> None:
+    """Create the table, or add the columns that an earlier version's lacks."""
+    metadata.create_all(connection)
+    for statement in _ADD_COLUMNS:
+        connection.execute(statement)
+
+
+def table_is_current(connection: sa.Connection) -> bool:
+    """Whether the table exists with all its columns; it is created last, so Optuna's tables exist as well."""
+    return connection.execute(_IS_CURRENT).first() is not None
+
+
+# ---- values ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Worker:
-    """Who works, as `hpo status` shows it."""
+    """The process that claims trials, as `hpo status` shows it."""
 
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
@@ -118,7 +94,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Counts:
-    """Trials by state; `failed` are those that something else than hpo failed, and do not count as finished."""
+    """Trials by state; `failed` were failed by something other than hpo, and do not count as finished."""
 
     complete: int = 0
     pruned: int = 0
@@ -129,13 +105,13 @@ class Counts:
 
     @property
     def finished(self) -> int:
-        """What the budget is compared with."""
+        """The number that is compared with the budget."""
         return self.complete + self.pruned + self.infeasible
 
 
 @dataclass(frozen=True)
-class Held:
-    """A trial just claimed, and where its state was saved by an earlier owner."""
+class ClaimedTrial:
+    """A trial that was just claimed, with the artifacts that earlier owners wrote for it."""
 
     trial_id: int
     attempt: int
@@ -145,103 +121,300 @@ class Held:
 
 
 @dataclass(frozen=True)
-class LeftBehind:
-    """A running trial that nobody works on."""
+class AbandonedTrial:
+    """A running trial that no worker works on: its claim is stale or released, or it has none."""
 
     trial_id: int
     next_attempt: int
 
 
-def study_id(study: optuna.Study) -> int:
-    """Return the study's key in the database."""
-    return study._study_id  # noqa: SLF001 (no public way)
+# ---- claiming --------------------------------------------------------------------------------------------------------
+
+# A claim whose answer was lost at the commit is found by its owner, which is random.
+_CLAIM_OF_OWNER = sa.text("""
+SELECT trial_id, attempt, checkpoint, checkpoint_sha256, pending FROM hpo_claims WHERE owner = :owner
+""")
 
 
-def count_trials(study: optuna.Study) -> Counts:
-    """Count the study's trials by state; one cheap query."""
+def claim_of_owner(connection: sa.Connection, owner: str) -> ClaimedTrial | None:
+    """Return what `owner` has claimed before, if anything."""
+    row = connection.execute(_CLAIM_OF_OWNER, {"owner": owner}).first()
+    return ClaimedTrial(*row) if row else None
 
-    def read() -> Counts:
-        with engine_of(study).connect() as connection:
-            return counted(connection, study_id(study))
 
-    return retry(read, backend(study).retry_seconds)
+# A heartbeat that could not arrive while the database was down is not missing: the grace period starts when it is up.
+_IS_SILENT = "greatest(c.heartbeat, pg_postmaster_start_time()) < clock_timestamp() - make_interval(secs => :grace)"
+
+# A locked claim is skipped: its owner is writing, so it is alive.
+_NEXT_STALE_CLAIM = sa.text(f"""
+SELECT t.trial_id, c.attempt, c.released FROM hpo_claims c JOIN trials t USING (trial_id)
+WHERE c.study_id = :study AND t.state = 'RUNNING' AND (c.released OR {_IS_SILENT})
+ORDER BY t.number LIMIT 1
+FOR UPDATE OF c SKIP LOCKED
+""")  # noqa: S608 (constants)
+
+# Trials that something other than hpo started and abandoned: they have no claim.
+_NEXT_UNCLAIMED_TRIAL = sa.text("""
+SELECT t.trial_id, 1 AS attempt, false AS released FROM trials t
+WHERE t.study_id = :study AND t.state = 'RUNNING'
+  AND NOT EXISTS (SELECT 1 FROM hpo_claims c WHERE c.trial_id = t.trial_id)
+  AND t.datetime_start < (clock_timestamp() AT TIME ZONE 'UTC') - make_interval(secs => :grace)
+ORDER BY t.number LIMIT 1
+""")
+
+
+def next_stale_claim(connection: sa.Connection, study: int, grace_seconds: float) -> AbandonedTrial | None:
+    """Return the first running trial that can be taken over."""
+    sql_params = {"study": study, "grace": grace_seconds}
+    row = connection.execute(_NEXT_STALE_CLAIM, sql_params).first()
+    row = row or connection.execute(_NEXT_UNCLAIMED_TRIAL, sql_params).first()
+    return _abandoned(row) if row else None
+
+
+# The trial's old claim, if there is one, becomes the new owner's; its artifacts are kept.
+_UPSERT_CLAIM = sa.text("""
+INSERT INTO hpo_claims (trial_id, study_id, owner, host, pid, slot, gpu, claimed_at, heartbeat, attempt, stage, epoch,
+                        released)
+VALUES (:trial, :study, :owner, :host, :pid, :slot, :gpu, clock_timestamp(), clock_timestamp(), :attempt, 0, 0, false)
+ON CONFLICT (trial_id) DO UPDATE SET owner = excluded.owner, host = excluded.host, pid = excluded.pid,
+    slot = excluded.slot, gpu = excluded.gpu, claimed_at = excluded.claimed_at, heartbeat = excluded.heartbeat,
+    attempt = excluded.attempt, released = false
+RETURNING trial_id, attempt, checkpoint, checkpoint_sha256, pending
+""")
+
+
+def upsert_claim(
+    connection: sa.Connection, study: int, trial_id: int, owner: str, attempt: int, worker: Worker
+) -> ClaimedTrial:
+    """Make `owner` the one that works on the trial."""
+    process = {"host": worker.host, "pid": worker.pid, "slot": worker.slot, "gpu": worker.gpu}
+    sql_params = {"trial": trial_id, "study": study, "owner": owner, "attempt": attempt, **process}
+    claimed = ClaimedTrial(*connection.execute(_UPSERT_CLAIM, sql_params).one())
+    if attempt > 1:
+        _set_attribute(connection, trial_id, ATTEMPTS, attempt)
+    return claimed
+
+
+# `Study.ask` begins like this, too: Optuna numbers trials under this lock, and a script may be adding some.
+_LOCK_NUMBERS = sa.text("SELECT 1 FROM studies WHERE study_id = :study FOR UPDATE")
+
+# Queued trials are started first, in their order.
+_START_QUEUED_TRIAL = sa.text("""
+UPDATE trials SET state = 'RUNNING', datetime_start = (clock_timestamp() AT TIME ZONE 'UTC') WHERE trial_id = (
+    SELECT trial_id FROM trials WHERE study_id = :study AND state = 'WAITING'
+    ORDER BY number LIMIT 1 FOR UPDATE SKIP LOCKED)
+RETURNING trial_id
+""")
+
+_INSERT_TRIAL = sa.text("""
+INSERT INTO trials (number, study_id, state, datetime_start)
+SELECT count(*), :study, 'RUNNING', (clock_timestamp() AT TIME ZONE 'UTC') FROM trials WHERE study_id = :study
+RETURNING trial_id
+""")
+
+
+def start_trial(connection: sa.Connection, study: int) -> int:
+    """Start a queued trial, or create one; returns its id."""
+    sql_params = {"study": study}
+    connection.execute(_LOCK_NUMBERS, sql_params)
+    queued: int | None = connection.execute(_START_QUEUED_TRIAL, sql_params).scalar()
+    return connection.execute(_INSERT_TRIAL, sql_params).scalar_one() if queued is None else queued
+
+
+# Only a failed trial's attributes are looked at: the others have thousands.
+_COUNT_TRIALS = sa.text("""
+SELECT CASE WHEN t.state = 'FAIL' AND EXISTS (
+         SELECT 1 FROM trial_user_attributes a
+         WHERE a.trial_id = t.trial_id AND a.key = :outcome AND a.value_json = :infeasible
+       ) THEN 'INFEASIBLE' ELSE t.state::text END, count(*)
+FROM trials t WHERE t.study_id = :study GROUP BY 1
+""")
+
+
+def count_by_state(connection: sa.Connection, study: int) -> Counts:
+    """Count the trials of a study by state."""
+    sql_params = {"study": study, "outcome": OUTCOME, "infeasible": json.dumps(INFEASIBLE)}
+    rows = connection.execute(_COUNT_TRIALS, sql_params)
+    return Counts(**{"failed" if state == "FAIL" else state.lower(): number for state, number in rows})
+
+
+# ---- an owner's own claim: every statement checks that it still is ---------------------------------------------------
+
+_IS_OWNED = "trial_id = :trial AND owner = :owner AND NOT released"
+
+# The claim stays locked until the transaction ends: a worker that takes the trial over waits for our write.
+_STATE_IF_OWNED = sa.text("""
+SELECT t.state::text FROM hpo_claims c JOIN trials t USING (trial_id)
+WHERE c.trial_id = :trial AND c.owner = :owner AND NOT c.released FOR SHARE OF c
+""")
+
+
+def state_if_owned(connection: sa.Connection, trial_id: int, owner: str) -> str | None:
+    """Lock the claim and return the trial's state; None if it is not the owner's any more."""
+    state: str | None = connection.execute(_STATE_IF_OWNED, {"trial": trial_id, "owner": owner}).scalar()
+    return state
+
+
+_HEARTBEAT = sa.text(
+    f"UPDATE hpo_claims SET heartbeat = clock_timestamp(), stage = :stage, epoch = :epoch WHERE {_IS_OWNED}"  # noqa: S608
+)
+
+
+def heartbeat(connection: sa.Connection, trial_id: int, owner: str, stage: int, epoch: int) -> bool:
+    """Say that the owner is alive, and how far it is; False if the claim is lost."""
+    return _update(connection, _HEARTBEAT, trial_id, owner, stage=stage, epoch=epoch)
+
+
+# Noted before the artifact is written, so that no file is unknown when the worker is killed while writing.
+_MARK_PENDING = sa.text(f"UPDATE hpo_claims SET pending = :artifact WHERE {_IS_OWNED}")  # noqa: S608
+
+
+def mark_pending(connection: sa.Connection, trial_id: int, owner: str, artifact: str) -> bool:
+    """Note an artifact that is about to be written; False if the claim is lost."""
+    return _update(connection, _MARK_PENDING, trial_id, owner, artifact=artifact)
+
+
+# The old checkpoint takes the new one's place as the artifact that is to be removed. Idempotent.
+_COMMIT_CHECKPOINT = sa.text(f"""
+UPDATE hpo_claims SET checkpoint = :artifact, checkpoint_sha256 = :sha256,
+       pending = CASE WHEN checkpoint IS NOT DISTINCT FROM :artifact THEN pending ELSE checkpoint END
+WHERE {_IS_OWNED}
+""")  # noqa: S608 (a constant)
+
+
+def commit_checkpoint(connection: sa.Connection, trial_id: int, owner: str, artifact: str, sha256: str) -> bool:
+    """Make the pending artifact the trial's checkpoint; False if the claim is lost."""
+    return _update(connection, _COMMIT_CHECKPOINT, trial_id, owner, artifact=artifact, sha256=sha256)
+
+
+_RELEASE_CLAIM = sa.text(f"UPDATE hpo_claims SET released = true WHERE {_IS_OWNED}")  # noqa: S608
+
+
+def release_claim(connection: sa.Connection, trial_id: int, owner: str) -> bool:
+    """Let another worker take the trial over immediately, in the same attempt; False if the claim is lost."""
+    return _update(connection, _RELEASE_CLAIM, trial_id, owner)
+
+
+# Released with the next attempt's number.
+_FAIL_CLAIM = sa.text(f"UPDATE hpo_claims SET released = true, attempt = attempt + 1 WHERE {_IS_OWNED}")  # noqa: S608
+
+
+def fail_claim(connection: sa.Connection, trial_id: int, owner: str) -> bool:
+    """Let another worker take the trial over immediately, as the next attempt; False if the claim is lost."""
+    return _update(connection, _FAIL_CLAIM, trial_id, owner)
+
+
+_DELETE_CLAIM = sa.text("DELETE FROM hpo_claims WHERE trial_id = :trial AND owner = :owner")
+
+
+def delete_claim(connection: sa.Connection, trial_id: int, owner: str) -> bool:
+    """Delete the claim of a finished trial whose artifacts are gone; False if it is gone already."""
+    return _update(connection, _DELETE_CLAIM, trial_id, owner)
+
+
+# ---- cleaning up after workers that were killed ----------------------------------------------------------------------
+
+# A released claim has the number of its next attempt, a stale one the number of its last.
+_EXHAUSTED_CLAIMS = sa.text(f"""
+SELECT t.trial_id, c.attempt, c.released FROM hpo_claims c JOIN trials t USING (trial_id)
+WHERE c.study_id = :study AND t.state = 'RUNNING'
+  AND (c.released AND c.attempt > :max_attempts OR c.attempt >= :max_attempts AND NOT c.released AND {_IS_SILENT})
+FOR UPDATE OF c SKIP LOCKED
+""")  # noqa: S608 (constants)
+
+
+def exhausted_claims(
+    connection: sa.Connection, study: int, grace_seconds: float, max_attempts: int
+) -> list[AbandonedTrial]:
+    """Return the abandoned trials that have had all their attempts."""
+    sql_params = {"study": study, "grace": grace_seconds, "max_attempts": max_attempts}
+    return [_abandoned(row) for row in connection.execute(_EXHAUSTED_CLAIMS, sql_params)]
+
+
+_FAIL_TRIAL = sa.text("""
+UPDATE trials SET state = 'FAIL', datetime_complete = (clock_timestamp() AT TIME ZONE 'UTC') WHERE trial_id = :trial
+RETURNING number
+""")
+
+# An owner that wakes up finds that its claim is lost. The row stays, for its artifacts: it is orphaned now.
+_RELEASE_ANY_CLAIM = sa.text("UPDATE hpo_claims SET released = true WHERE trial_id = :trial")
+
+
+def fail_exhausted(connection: sa.Connection, trial: AbandonedTrial) -> None:
+    """End a trial that has had all its attempts as infeasible."""
+    number = connection.execute(_FAIL_TRIAL, {"trial": trial.trial_id}).scalar_one()
+    reason = f"attempts exhausted: its worker died or failed {trial.next_attempt - 1} times"
+    _set_attribute(connection, trial.trial_id, OUTCOME, INFEASIBLE)
+    _set_attribute(connection, trial.trial_id, REASON, reason)
+    connection.execute(_RELEASE_ANY_CLAIM, {"trial": trial.trial_id})
+    logger.warning("Trial %d: %s.", number, reason, extra={"action": "attempts_exhausted"})
+
+
+# The grace period leaves time to an owner that is about to delete its claim itself.
+_ORPHANED_CLAIMS = sa.text("""
+SELECT c.trial_id AS trial, c.owner, c.checkpoint, c.pending FROM hpo_claims c JOIN trials t USING (trial_id)
+WHERE c.study_id = :study AND t.state NOT IN ('RUNNING', 'WAITING')
+  AND c.heartbeat < clock_timestamp() - make_interval(secs => :grace)
+""")
+
+
+def orphaned_claims(connection: sa.Connection, study: int, grace_seconds: float) -> list[sa.RowMapping]:
+    """Return the claims of finished trials, with the keys trial, owner, checkpoint and pending."""
+    return list(connection.execute(_ORPHANED_CLAIMS, {"study": study, "grace": grace_seconds}).mappings())
+
+
+# ---- what status shows -----------------------------------------------------------------------------------------------
+
+_LIST_CLAIMS = sa.text("""
+SELECT c.host, c.pid, c.slot, c.gpu, t.number AS trial, c.attempt, c.stage, c.epoch, c.released,
+       c.checkpoint IS NOT NULL AS checkpointed,
+       extract(epoch FROM clock_timestamp() - c.heartbeat)::float AS heartbeat_age,
+       extract(epoch FROM clock_timestamp() - c.claimed_at)::float AS held_seconds
+FROM hpo_claims c JOIN trials t USING (trial_id)
+WHERE c.study_id = :study AND t.state = 'RUNNING' ORDER BY c.host, c.slot, c.pid
+""")
 
 
 def list_claims(engine: sa.Engine, study: optuna.Study) -> list[dict[str, Any]]:
-    """Who holds which running trial.
+    """Return the claims of the study's running trials.
 
     Keys: host, pid, slot, gpu, trial, attempt, stage, epoch, released, checkpointed, heartbeat_age, held_seconds.
     """
 
     def read() -> list[dict[str, Any]]:
         with engine.connect() as connection:
-            return [dict(row) for row in connection.execute(sa.text(_WORKERS), {"study": study_id(study)}).mappings()]
+            return [dict(row) for row in connection.execute(_LIST_CLAIMS, {"study": study_id(study)}).mappings()]
 
-    return retry(read, backend(study).retry_seconds)
-
-
-def counted(connection: sa.Connection, study: int) -> Counts:
-    """Count the trials of a study by state."""
-    rows = connection.execute(sa.text(_COUNT), {"study": study})
-    return Counts(**{"failed" if state == "FAIL" else state.lower(): number for state, number in rows})
+    return retry(read, unwrap(study).retry_seconds)
 
 
-def held_by(connection: sa.Connection, owner: str) -> Held | None:
-    """Return what `owner` holds already: made by a call whose answer got lost."""
-    asked = "SELECT trial_id, attempt, checkpoint, checkpoint_sha256, pending FROM hpo_claims WHERE owner = :owner"
-    row = connection.execute(sa.text(asked), {"owner": owner}).first()
-    return Held(*row) if row else None
+def count_trials(study: optuna.Study) -> Counts:
+    """Count the study's trials by state; one cheap query."""
+    storage = unwrap(study)
+
+    def read() -> Counts:
+        with storage.engine.connect() as connection:
+            return count_by_state(connection, study_id(study))
+
+    return retry(read, storage.retry_seconds)
 
 
-def left_behind(connection: sa.Connection, study: int, grace_seconds: float) -> LeftBehind | None:
-    """Return the first running trial that was handed back or whose owner was silent for longer than the grace."""
-    asked = {"study": study, "grace": grace_seconds}
-    row = connection.execute(sa.text(_STALE), asked).first() or connection.execute(sa.text(_UNCLAIMED), asked).first()
-    return LeftBehind(row.trial_id, row.attempt if row.released else row.attempt + 1) if row else None
+# ---- shared ----------------------------------------------------------------------------------------------------------
+
+_SET_ATTRIBUTE = sa.text("""
+INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (:trial, :key, :value)
+ON CONFLICT (trial_id, key) DO UPDATE SET value_json = excluded.value_json
+""")
 
 
-def hopeless(connection: sa.Connection, study: int, grace_seconds: float, max_attempts: int) -> list[LeftBehind]:
-    """Return the trials left behind that have had all their attempts."""
-    asked = {"study": study, "grace": grace_seconds, "most": max_attempts}
-    rows = connection.execute(sa.text(_HOPELESS), asked)
-    return [LeftBehind(row.trial_id, row.attempt if row.released else row.attempt + 1) for row in rows]
+def _set_attribute(connection: sa.Connection, trial_id: int, key: str, value: object) -> None:
+    connection.execute(_SET_ATTRIBUTE, {"trial": trial_id, "key": key, "value": json.dumps(value)})
 
 
-def hold(connection: sa.Connection, study: int, trial_id: int, owner: str, attempt: int, worker: Worker) -> Held:
-    """Make `owner` the one who works on the trial; where its state is saved stays as it was."""
-    who = {"host": worker.host, "pid": worker.pid, "slot": worker.slot, "gpu": worker.gpu}
-    what = {"trial": trial_id, "study": study, "owner": owner, "attempt": attempt}
-    held = Held(*connection.execute(sa.text(_HOLD), {**who, **what}).one())
-    if attempt > 1:
-        note(connection, trial_id, ATTEMPTS, attempt)
-    return held
+def _update(connection: sa.Connection, statement: sa.TextClause, trial_id: int, owner: str, **values: object) -> bool:
+    """Run a statement on one claim; returns whether there was a row."""
+    return bool(connection.execute(statement, {"trial": trial_id, "owner": owner, **values}).rowcount)
 
 
-def note(connection: sa.Connection, trial_id: int, key: str, value: object) -> None:
-    """Set a user attribute of a trial."""
-    connection.execute(sa.text(_NOTE), {"trial": trial_id, "key": key, "value": json.dumps(value)})
-
-
-def started(connection: sa.Connection, study: int) -> int:
-    """Take a queued trial, or make one; returns its id."""
-    asked = {"study": study}
-    connection.execute(sa.text(_NUMBERING), asked)
-    queued: int | None = connection.execute(sa.text(_QUEUED), asked).scalar()
-    return connection.execute(sa.text(_NEW), asked).scalar_one() if queued is None else queued
-
-
-def give_up(connection: sa.Connection, left: LeftBehind) -> None:
-    """End a trial that no worker survives as infeasible. Its claim stays, as what `leftovers` finds."""
-    number = connection.execute(sa.text(_GIVE_UP), {"trial": left.trial_id}).scalar_one()
-    reason = f"given up: its worker died or failed {left.next_attempt - 1} times"
-    note(connection, left.trial_id, OUTCOME, INFEASIBLE)
-    note(connection, left.trial_id, REASON, reason)
-    released = "UPDATE hpo_claims SET released = true WHERE trial_id = :trial"  # whoever wakes up finds it lost
-    connection.execute(sa.text(released), {"trial": left.trial_id})
-    logger.warning("Trial %d: %s.", number, reason, extra={"action": "given_up"})
-
-
-def leftovers(connection: sa.Connection, study: int, grace_seconds: float) -> list[sa.RowMapping]:
-    """Return the claims of finished trials whose owner had no time to drop them: trial, owner, checkpoint, pending."""
-    asked = {"study": study, "grace": grace_seconds}
-    return list(connection.execute(sa.text(_LEFTOVERS), asked).mappings())
+def _abandoned(row: sa.Row[Any]) -> AbandonedTrial:
+    return AbandonedTrial(row.trial_id, row.attempt if row.released else row.attempt + 1)

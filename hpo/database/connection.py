@@ -1,17 +1,18 @@
-"""Connections to Postgres: engine options, opening Optuna's storage with all tables there, advisory locks."""
+"""Connections to Postgres: engine options, opening Optuna's storage with all tables in place, advisory locks."""
 
 from __future__ import annotations
 
 import os
-import random
 import socket
 import time
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import StorageError
 from .address import mask_password, normalize_url
+from .retry import Backoff, retry
 
 if TYPE_CHECKING:
     import optuna
@@ -21,67 +22,67 @@ if TYPE_CHECKING:
     from .optuna_storage import RetryingStorage
 
 RETRY_SECONDS = 600.0
-"""How long a worker waits for a database that went away."""
+"""How long a worker waits for a database that has become unreachable."""
 CONNECT_SECONDS = 8
-"""How long opening a storage may take before it counts as out of reach."""
+"""How long opening a storage may take before it counts as unreachable."""
 BUSY_SECONDS = 60.0
 """How long opening a storage waits for a server that answers that it is starting, stopping or full."""
 STATEMENT_MILLISECONDS = 60_000
 
-_READY = "SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass('hpo_claims') AND attname = 'pending'"
+_LOCKS = 0x68706F
+"""First key of our advisory locks; the second is a study's id, or 0 for creating tables and studies."""
+_BASELINE_LOCKS = _LOCKS + 1
+"""The same for measuring a study's baselines, which takes seconds and should block nothing else."""
+_BUSY_PAUSES = Backoff(shortest=1.0, longest=2.0)
 _POOLER = "unsupported startup parameter"
 _BUSY = ("too many clients", "remaining connection slots", "starting up", "shutting down", "not yet accepting")
 
 
 def open_storage(url: str, *, retry_seconds: float = RETRY_SECONDS, without: Collection[str] = ()) -> BaseStorage:
-    """Open Optuna's storage at `url` (from `address.storage_url`), with all tables there, and patient from here on.
+    """Open Optuna's storage at `url` (from `address.storage_url`), with all tables created.
 
-    User attributes of trials named in `without` are not read: who does not need them spares time and memory.
+    Every later call on it waits up to `retry_seconds` for an unreachable database. User attributes of trials named in
+    `without` are not read, which saves time and memory where they are not needed.
+
+    Raises:
+        StorageError: the database is unreachable.
     """
     import optuna
     import sqlalchemy as sa
 
-    from . import optuna_storage as rdb
+    from . import claims_sql
+    from .optuna_storage import RetryingStorage
 
     _quiet()
     url = normalize_url(url)
     options = _engine_options(sa.make_url(url))
-    ready = _ready(url, options)
+    tables_exist = _tables_exist(url, options)
 
-    def opened(tables: bool) -> RetryingStorage:
-        return rdb.RetryingStorage(
+    def connect(*, skip_table_creation: bool) -> RetryingStorage:
+        return RetryingStorage(
             url.replace("{", "{{").replace("}", "}}"),  # Optuna fills a template
             retry_seconds=retry_seconds,
             engine_kwargs=options,
-            skip_table_creation=not tables,
+            skip_table_creation=skip_table_creation,
             without=without,
         )
 
-    def create() -> RetryingStorage:
-        engine = sa.create_engine(url, **options)
-        try:
-            with engine.begin() as connection:
-                lock_study(connection)
-                storage = opened(tables=True)  # commits on connections of its own, while we hold the lock
-                rdb.metadata.create_all(connection)
-                for column in rdb.ADDED:
-                    connection.execute(sa.text(f"ALTER TABLE hpo_claims ADD COLUMN IF NOT EXISTS {column} text"))
-                return storage
-        finally:
-            engine.dispose()
+    def open_once() -> RetryingStorage:
+        if tables_exist:
+            return connect(skip_table_creation=True)
+        with _locked_for_creation(url, options) as connection:
+            storage = connect(skip_table_creation=False)  # commits on its own connections, while we hold the lock
+            claims_sql.create_table(connection)
+            return storage
 
-    storage = rdb.retry(lambda: opened(tables=False) if ready else create(), CONNECT_SECONDS)
-    return optuna.storages.get_storage(storage)
+    return optuna.storages.get_storage(retry(open_once, CONNECT_SECONDS))
 
 
 def backend(holder: BaseStorage | optuna.Study) -> RetryingStorage:
-    """Return our storage behind Optuna's cache: the one place that knows where Optuna keeps it."""
-    from . import optuna_storage as rdb
+    """Return our storage behind a study or behind Optuna's cache."""
+    from .optuna_storage import unwrap
 
-    cached = getattr(holder, "_storage", holder)
-    found = getattr(cached, "_backend", cached)
-    assert isinstance(found, rdb.RetryingStorage), "open studies with hpo.database.studies"
-    return found
+    return unwrap(holder)
 
 
 def engine_of(holder: BaseStorage | optuna.Study) -> Engine:
@@ -94,22 +95,32 @@ def lock_study(connection: Connection, study_id: int = 0) -> None:
     """Take the study's advisory lock until the transaction ends; 0 is for creating tables and studies."""
     import sqlalchemy as sa
 
-    from . import optuna_storage as rdb
-
-    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(rdb.LOCKS, study_id)))
+    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCKS, study_id)))
 
 
 def try_baselines_lock(connection: Connection, study_id: int) -> bool:
-    """Take the lock under which a study's floors are measured, until the transaction ends; False if another has it."""
+    """Take the lock for measuring a study's baselines until the transaction ends; False if another process has it."""
     import sqlalchemy as sa
 
-    from . import optuna_storage as rdb
+    return bool(connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_BASELINE_LOCKS, study_id))))
 
-    return bool(connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(rdb.BASELINE_LOCKS, study_id))))
+
+@contextmanager
+def _locked_for_creation(url: str, options: Mapping[str, Any]) -> Iterator[Connection]:
+    """A transaction in which no other process creates tables."""
+    import sqlalchemy as sa
+
+    engine = sa.create_engine(url, **options)
+    try:
+        with engine.begin() as connection:
+            lock_study(connection)
+            yield connection
+    finally:
+        engine.dispose()
 
 
 def _engine_options(url: URL) -> dict[str, Any]:
-    given = url.query.get("options", "")
+    from_url = url.query.get("options", "")
     settings = f"-c TimeZone=UTC -c statement_timeout={STATEMENT_MILLISECONDS}"
     connect = {
         "connect_timeout": CONNECT_SECONDS,
@@ -118,7 +129,7 @@ def _engine_options(url: URL) -> dict[str, Any]:
         "keepalives_interval": 10,
         "keepalives_count": 3,
         "tcp_user_timeout": 30_000,
-        "options": f"{given if isinstance(given, str) else ' '.join(given)} {settings}".strip(),
+        "options": f"{from_url if isinstance(from_url, str) else ' '.join(from_url)} {settings}".strip(),
         "application_name": f"hpo {socket.gethostname()}:{os.getpid()}",
     }
     return {
@@ -130,44 +141,51 @@ def _engine_options(url: URL) -> dict[str, Any]:
     }
 
 
-def _probe(url: str, options: Mapping[str, Any]) -> bool:
-    """Return whether all tables are there already; `StorageError` if the database cannot be reached."""
+def _tables_exist(url: str, options: dict[str, Any]) -> bool:
+    """Whether all tables exist. Waits for a busy server, and drops from `options` what a pooler refuses.
+
+    Raises:
+        StorageError: the database is unreachable, or busy for longer than `BUSY_SECONDS`.
+    """
     import sqlalchemy as sa
+
+    deadline = time.monotonic() + BUSY_SECONDS
+    attempt = 0
+    while True:
+        try:
+            return _probe(url, options)
+        except sa.exc.DBAPIError as error:
+            reason = " ".join(str(error.orig).split())
+            if _POOLER in reason and "options" in options["connect_args"]:
+                # A pooler in between (pgbouncer) refuses settings at the start of a session. We can do without:
+                # whatever depends on the time zone names it, and the statement timeout is the server's then.
+                del options["connect_args"]["options"]
+                continue
+            if time.monotonic() > deadline or not any(text in reason for text in _BUSY):
+                raise StorageError(
+                    f"The database {mask_password(url)} is unreachable ({reason}): check that Postgres is running "
+                    "there and that the URL (--storage or HPO_STORAGE) and its password are right."
+                ) from error
+        attempt += 1
+        time.sleep(_BUSY_PAUSES.pause(attempt))
+
+
+def _probe(url: str, options: Mapping[str, Any]) -> bool:
+    """Connect once; returns whether all tables exist."""
+    import sqlalchemy as sa
+
+    from . import claims_sql
 
     engine = sa.create_engine(url, **options)
     try:
         with engine.connect() as connection:
-            # Its last column: created last, so that it stands for all others.
-            return connection.execute(sa.text(_READY)).first() is not None
-    except sa.exc.DBAPIError as error:
-        reason = " ".join(str(error.orig).split())
-        raise StorageError(
-            f"The storage {mask_password(url)} cannot be reached ({reason}): check that Postgres runs there and that the URL "
-            "(--storage or HPO_STORAGE) and its password are right."
-        ) from error
+            return claims_sql.table_is_current(connection)
     finally:
         engine.dispose()
 
 
-def _ready(url: str, options: dict[str, Any]) -> bool:
-    """As `_probe`, but patient with a server that is there and busy, and content with a pooler's terms."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            return _probe(url, options)
-        except StorageError as error:
-            if _POOLER in str(error) and "options" in options["connect_args"]:
-                # A pooler in between (pgbouncer) refuses settings at the start of a session. We can do without:
-                # whatever depends on the time zone says so itself, and the time-out is the server's then.
-                del options["connect_args"]["options"]
-            elif time.monotonic() > deadline or not any(words in str(error) for words in _BUSY):
-                raise
-            else:
-                time.sleep(random.uniform(0.5, 1.5))
-
-
 def _quiet() -> None:
-    """Optuna's messages go where ours go, warnings and worse only."""
+    """Send Optuna's messages where ours go, warnings and worse only."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -1,133 +1,89 @@
-"""Optuna's relational storage, made to wait for an absent database and to keep off other workers' trials.
+"""Optuna's relational storage, made to survive outages and to keep its hands off other workers' trials.
 
-*Patience.* Every storage method is repeated, with growing pauses, while the database is out of reach. That is safe
-because each of them is one transaction that may be run twice; creating trials is the exception, and not repeated here
-(`hpo.running.claims` creates them together with the claim, which makes that repeatable too).
+*Retries.* Every storage method is retried, with growing pauses, while the database is unreachable. That is safe because
+each of them is one idempotent transaction. Creating trials is not idempotent, and not retried here:
+`hpo.running.claims` creates a trial together with its claim, which makes that idempotent, too.
 
-*Fencing.* A trial that this process has claimed is in `fences` with the claim's owner. Every transaction that writes
-into it begins by locking the claim's row and checking the owner, on the same connection: whoever takes the trial
-over waits for the write to end, and later writes raise `ClaimLostError`. No caller can forget it: there is one way to write.
+*Fencing.* For every trial that this process has claimed, `fences` has a check that the claim is still its own. Every
+transaction that writes into such a trial begins with the check, which locks the claim's row: a worker that takes the
+trial over waits for the write to end, and later writes raise `ClaimLostError`. There is only one way to write, so no
+caller can forget it.
 
-*Few round trips.* Optuna reads trials in seven statements through its object mapper and asks again before every
-write, which is most of what a short trial costs. Here trials are read in one statement (`hpo.database.trial_rows`), and whatever is
-written together (`together`, `end`) is written in one transaction. The tables, and what stands in them, are Optuna's.
+*Few round trips.* Optuna reads trials in seven statements through its object mapper and reads again before every
+write, which is most of what a short trial costs. `trial_rows` reads them in one statement, and a `transaction` or `end`
+writes everything at once. The tables and their contents are Optuna's.
+
+*Private parts.* This is the only module that touches private attributes of Optuna, which is why `pyproject.toml` bounds
+its version from above. `trial_rows` knows the names of Optuna's tables.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import logging
-import random
 import threading
-import time
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
-from ..errors import StorageError
-from . import trial_rows as rows
+from ..errors import ClaimLostError
+from . import trial_rows
+from .retry import retry
 from .trial_rows import Batch
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.storages import BaseStorage
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
+Fence = Callable[[sa.Connection], str | None]
+"""Locks this process's claim on a trial and returns the trial's state; None if the claim is lost."""
 
-LOCKS = 0x68706F
-"""First key of our advisory locks; the second is a study's id, or 0 for creating tables and studies."""
-BASELINE_LOCKS = LOCKS + 1
-"""The same for measuring a study's floors, which takes seconds and keeps nobody from anything else."""
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds
-
-metadata = sa.MetaData()
-claims = sa.Table(
-    "hpo_claims",
-    metadata,
-    sa.Column("trial_id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("study_id", sa.Integer, nullable=False, index=True),
-    sa.Column("owner", sa.Text, nullable=False, comment="random, new with every claim"),
-    sa.Column("host", sa.Text, nullable=False),
-    sa.Column("pid", sa.Integer, nullable=False),
-    sa.Column("slot", sa.Integer, nullable=False),
-    sa.Column("gpu", sa.Text),
-    sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=False),
-    sa.Column("heartbeat", sa.DateTime(timezone=True), nullable=False, comment="by the database's clock"),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("stage", sa.Integer, nullable=False),
-    sa.Column("epoch", sa.Integer, nullable=False),
-    sa.Column("released", sa.Boolean, nullable=False, comment="handed back: anyone may go on at once"),
-    sa.Column("checkpoint", sa.Text, comment="artifact with the trial's state after its last saved epoch"),
-    sa.Column("checkpoint_sha256", sa.Text),
-    sa.Column("pending", sa.Text, comment="artifact being written or removed: a kill leaves none unknown"),
-)
-"""Who holds a running trial, and where its state is saved. What state a trial is in, Optuna's own table says alone."""
-ADDED = ("checkpoint", "checkpoint_sha256", "pending")
-"""Columns that a database of an earlier version lacks."""
-
-NOW = "(clock_timestamp() AT TIME ZONE 'UTC')"
-"""The database's clock, as Optuna's tables have it."""
 _STATE = sa.text("SELECT state::text FROM trials WHERE trial_id = :trial")
-# Locked until the transaction ends: who takes the trial over waits for our write.
-_STATE_IF_MINE = sa.text("""
-SELECT t.state::text FROM hpo_claims c JOIN trials t USING (trial_id)
-WHERE c.trial_id = :trial AND c.owner = :owner AND NOT c.released FOR SHARE OF c
+_END = sa.text("""
+UPDATE trials SET state = :state, datetime_complete = (clock_timestamp() AT TIME ZONE 'UTC')
+WHERE trial_id = :trial AND state IN ('RUNNING', 'WAITING')
 """)
-DROP = "DELETE FROM hpo_claims WHERE trial_id = :trial AND owner = :owner"
-_END = sa.text(f"""
-UPDATE trials SET state = :state, datetime_complete = {NOW} WHERE trial_id = :trial AND state IN ('RUNNING', 'WAITING')
-""")  # noqa: S608 (a constant)
 
 
-class ClaimLostError(Exception):
-    """The trial was taken over by another worker: drop it and claim the next one."""
-
-    def __init__(self, message: str | None = None) -> None:
-        super().__init__(message or self.__doc__)
+# ---- private parts of Optuna's objects -------------------------------------------------------------------------------
 
 
-def passing(error: BaseException | None) -> bool:
-    """Whether the error is one that a database which comes back would not repeat."""
-    if isinstance(error, StorageInternalError):
-        return passing(error.__cause__)
-    if isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated:
-        return True
-    # PendingRollbackError: Optuna caught the loss of the connection, took it for something else, and went on with it.
-    lost = sa.exc.OperationalError | sa.exc.InterfaceError | sa.exc.TimeoutError | sa.exc.PendingRollbackError
-    return isinstance(error, lost)
+def unwrap(holder: BaseStorage | optuna.Study) -> RetryingStorage:
+    """Return our storage behind a study or behind Optuna's cache."""
+    cached = getattr(holder, "_storage", holder)
+    storage = getattr(cached, "_backend", cached)
+    assert isinstance(storage, RetryingStorage), "open studies with hpo.database.studies"
+    return storage
 
 
-def retry(call: Callable[[], T], retry_seconds: float) -> T:
-    """Call until it succeeds, with growing pauses that differ between workers; `StorageError` when patience ends."""
-    deadline = time.monotonic() + retry_seconds
-    pause = SHORTEST_PAUSE
-    while True:
-        try:
-            return call()
-        except (sa.exc.SQLAlchemyError, StorageInternalError) as error:
-            left = deadline - time.monotonic()
-            if not passing(error):
-                raise
-            if left <= 0:
-                raise StorageError(
-                    f"The storage was out of reach for {retry_seconds:.0f} s: check that Postgres runs, then start "
-                    "the command again; nothing that was reported is lost."
-                ) from error
-            if pause == SHORTEST_PAUSE:
-                logger.warning("The database is out of reach; waiting for it.", extra={"action": "database_away"})
-        time.sleep(min(left, pause * random.uniform(0.5, 1.5)))
-        pause = min(2 * pause, LONGEST_PAUSE)
+def study_id(study: optuna.Study) -> int:
+    """Return the study's key in the database."""
+    return study._study_id  # noqa: SLF001
 
 
-def _patient(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """Return the method, repeated while the database is away."""
+def known_trial(trial: optuna.Trial) -> FrozenTrial:
+    """Return what this process knows of the trial, which may be changed; nothing is read."""
+    return trial._cached_frozen_trial  # noqa: SLF001
+
+
+def share_trials(study: optuna.Study, trials: list[FrozenTrial]) -> None:
+    """Let samplers use `trials`, just read, as `Study.ask` does; else each of them reads the study again."""
+    study._thread_local.cached_all_trials = trials  # noqa: SLF001
+
+
+# ---- the storage -----------------------------------------------------------------------------------------------------
+
+
+def _retried(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """Return the method, retried while the database is unreachable."""
 
     @functools.wraps(method)
     def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:  # noqa: ANN401 (a RetryingStorage, defined below)
@@ -137,7 +93,7 @@ def _patient(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[A
 
 
 class RetryingStorage(RDBStorage):
-    """`RDBStorage` that survives outages and writes only into trials that it may write into."""
+    """`RDBStorage` that survives outages and writes only into trials that this process may write into."""
 
     def __init__(
         self,
@@ -150,33 +106,34 @@ class RetryingStorage(RDBStorage):
     ) -> None:
         super().__init__(url, engine_kwargs, skip_table_creation=skip_table_creation)
         self.retry_seconds = retry_seconds
+        """How long every call waits for a database that is unreachable."""
         self.without = without
         """User attributes of trials that are not read."""
-        self.fences: dict[int, str] = {}
-        """Claimed trials and the owner under which this process claimed them."""
+        self.fences: dict[int, Fence] = {}
+        """By trial id, for every trial that this process has claimed."""
         self._open = threading.local()
 
-    get_study_id_from_name = _patient(RDBStorage.get_study_id_from_name)
-    get_study_name_from_id = _patient(RDBStorage.get_study_name_from_id)
-    get_study_directions = _patient(RDBStorage.get_study_directions)
-    get_study_user_attrs = _patient(RDBStorage.get_study_user_attrs)
-    get_study_system_attrs = _patient(RDBStorage.get_study_system_attrs)
-    set_study_user_attr = _patient(RDBStorage.set_study_user_attr)
-    set_study_system_attr = _patient(RDBStorage.set_study_system_attr)
-    get_all_studies = _patient(RDBStorage.get_all_studies)
-    get_trial_user_attrs = _patient(RDBStorage.get_trial_user_attrs)
-    get_trial_system_attrs = _patient(RDBStorage.get_trial_system_attrs)
-    get_trial_id_from_study_id_trial_number = _patient(RDBStorage.get_trial_id_from_study_id_trial_number)
-    _get_best_trial_id = _patient(RDBStorage._get_best_trial_id)  # noqa: SLF001 (what Optuna's cache in front of us calls)
+    get_study_id_from_name = _retried(RDBStorage.get_study_id_from_name)
+    get_study_name_from_id = _retried(RDBStorage.get_study_name_from_id)
+    get_study_directions = _retried(RDBStorage.get_study_directions)
+    get_study_user_attrs = _retried(RDBStorage.get_study_user_attrs)
+    get_study_system_attrs = _retried(RDBStorage.get_study_system_attrs)
+    set_study_user_attr = _retried(RDBStorage.set_study_user_attr)
+    set_study_system_attr = _retried(RDBStorage.set_study_system_attr)
+    get_all_studies = _retried(RDBStorage.get_all_studies)
+    get_trial_user_attrs = _retried(RDBStorage.get_trial_user_attrs)
+    get_trial_system_attrs = _retried(RDBStorage.get_trial_system_attrs)
+    get_trial_id_from_study_id_trial_number = _retried(RDBStorage.get_trial_id_from_study_id_trial_number)
+    _get_best_trial_id = _retried(RDBStorage._get_best_trial_id)  # noqa: SLF001 (Optuna's cache in front of us calls it)
 
     # ---- reading
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """As Optuna's."""
-        found = self._read(lambda connection: rows.one(connection, trial_id, self.without))
-        if found is None:
-            raise KeyError(models.NOT_FOUND_MSG)
-        return found
+        trial = self._read(lambda connection: trial_rows.select_trial(connection, trial_id, self.without))
+        if trial is None:
+            raise KeyError(f"There is no trial with the id {trial_id}.")
+        return trial
 
     def _get_trials(
         self,
@@ -185,18 +142,20 @@ class RetryingStorage(RDBStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        """As Optuna's: what the cache in front of us asks for."""
+        """As Optuna's; the cache in front of us calls it."""
         known, after = included_trial_ids, trial_id_greater_than
-        found = self._read(lambda connection: rows.several(connection, study_id, known, after, self.without))
-        if not found:
+        trials = self._read(
+            lambda connection: trial_rows.select_trials(connection, study_id, known, after, self.without)
+        )
+        if not trials:
             self.get_study_name_from_id(study_id)  # raises KeyError if there is no such study
-        return [trial for trial in found if states is None or trial.state in states]
+        return [trial for trial in trials if states is None or trial.state in states]
 
     def _read(self, query: Callable[[sa.Connection], T]) -> T:
-        """Run a query for as long as it takes.
+        """Run a query, retried.
 
-        Not with AUTOCOMMIT, though that would spare two round trips: taking it back fails on a lost connection, with an
-        error that SQLAlchemy does not know, and a place in its pool is lost, too.
+        Not with AUTOCOMMIT, though that would save two round trips: resetting it fails on a lost connection, with an
+        error that SQLAlchemy does not know, and a place in its pool is lost.
         """
 
         def once() -> T:
@@ -208,8 +167,8 @@ class RetryingStorage(RDBStorage):
     # ---- writing
 
     @contextmanager
-    def together(self, trial_id: int) -> Iterator[None]:
-        """What is written into the trial inside is written in one transaction at the end, all or none."""
+    def transaction(self, trial_id: int) -> Iterator[None]:
+        """Collect everything that is written into the trial inside the block, and write it in one transaction."""
         batch = self._open.batch = Batch(trial_id)
         try:
             yield
@@ -226,31 +185,26 @@ class RetryingStorage(RDBStorage):
         distribution: BaseDistribution,
         previous_distribution: BaseDistribution | None,
     ) -> None:
-        """As Optuna's; a parameter that this trial already has stays as it is."""
+        """As Optuna's; a parameter that this trial already has keeps its value."""
         if previous_distribution is not None:
             check_distribution_compatibility(previous_distribution, distribution)
         with self._batch(trial_id) as batch:
-            batch.add(
-                models.TrialParamModel,
-                param_name,
-                param_value=param_value_internal,
-                distribution_json=distribution_to_json(distribution),
-            )
+            batch.param(param_name, param_value_internal, distribution_to_json(distribution))
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:  # noqa: ANN401 (any JSON)
         """As Optuna's."""
         with self._batch(trial_id) as batch:
-            batch.add(models.TrialUserAttributeModel, key, value_json=json.dumps(value))
+            batch.user_attribute(key, value)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:  # noqa: ANN401 (any JSON)
         """As Optuna's."""
         with self._batch(trial_id) as batch:
-            batch.add(models.TrialSystemAttributeModel, key, value_json=json.dumps(value))
+            batch.system_attribute(key, value)
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         """As Optuna's."""
         with self._batch(trial_id) as batch:
-            _add_report(batch, step, intermediate_value)
+            batch.report(step, intermediate_value)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """As Optuna's; see `end`."""
@@ -267,44 +221,40 @@ class RetryingStorage(RDBStorage):
         attributes: Mapping[str, Any] | None = None,
         reports: Mapping[int, float] | None = None,
         *,
-        drop_claim: bool = False,
+        also: Callable[[sa.Connection], object] | None = None,
     ) -> None:
-        """Write a trial's end and what is told with it, and drop our claim if asked to; all or none.
+        """Write a trial's end, its last attributes and reports, and whatever `also` writes, in one transaction.
 
         Raises:
-            UpdateFinishedTrialError: it has ended before, by somebody else.
+            UpdateFinishedTrialError: another process has ended the trial.
             ClaimLostError: another worker has taken the trial over.
         """
-        batch = Batch(trial_id)
-        for objective, each in enumerate(values or ()):
-            value, kind = models.TrialValueModel.value_to_stored_repr(each)
-            batch.add(models.TrialValueModel, objective, value=value, value_type=kind)
-        for key, attribute in (attributes or {}).items():
-            batch.add(models.TrialUserAttributeModel, key, value_json=json.dumps(attribute))
-        for step, each in (reports or {}).items():
-            _add_report(batch, step, each)
+        batch = _last_batch(trial_id, values, attributes, reports)
+        # The two generals' problem: if the connection is lost at the commit, we cannot know whether it happened. So the
+        # transaction is sent again, and when that finds the trial ended (or, its claim being deleted, not ours), we
+        # compare: it was us if we had sent this very end before.
         sent = False
 
         def finish(connection: sa.Connection) -> None:
             nonlocal sent
             if not connection.execute(_END, {"trial": trial_id, "state": state.name}).rowcount:
-                raise UpdateFinishedTrialError(f"Trial {trial_id} was ended by somebody else meanwhile.")
+                raise UpdateFinishedTrialError(f"Another process has ended trial {trial_id}.")
             batch.write(connection)
-            if drop_claim:
-                connection.execute(sa.text(DROP), {"trial": trial_id, "owner": self.fences[trial_id]})
+            if also is not None:
+                also(connection)
             sent = True
 
         try:
             self._write(trial_id, finish)
         except (UpdateFinishedTrialError, ClaimLostError):
             stored = self.get_trial(trial_id)
-            as_told = stored.state == state and stored.values == (list(values) if values else None)
-            if not sent or not as_told:  # else it was us, and the answer got lost
+            is_ours = stored.state == state and stored.values == (list(values) if values else None)
+            if not (sent and is_ours):
                 raise
 
     @contextmanager
     def _batch(self, trial_id: int) -> Iterator[Batch]:
-        """The open batch of the trial, or one that is written at once."""
+        """The batch of the trial's open `transaction`, or one that is written immediately."""
         batch: Batch | None = getattr(self._open, "batch", None)
         if batch is not None and batch.trial_id == trial_id:
             yield batch
@@ -314,30 +264,40 @@ class RetryingStorage(RDBStorage):
             self._write(trial_id, batch.write)
 
     def _write(self, trial_id: int, write: Callable[[sa.Connection], None]) -> None:
-        """Write into a trial in one transaction, for as long as it takes; it may be written twice."""
+        """Write into a trial in one transaction, retried; `write` must be idempotent."""
 
         def once() -> None:
             with self.engine.begin() as connection:
-                self._admit(connection, trial_id)
+                self._check_fence(connection, trial_id)
                 write(connection)
 
         retry(once, self.retry_seconds)
 
-    def _admit(self, connection: sa.Connection, trial_id: int) -> None:
-        """Begin to write into a trial: it is unfinished, and if we claimed it, it stays ours until the end."""
-        owner = self.fences.get(trial_id)
-        if owner is None:
+    def _check_fence(self, connection: sa.Connection, trial_id: int) -> None:
+        """Raise unless the trial is unfinished and, if this process claimed it, still its own, until the commit."""
+        fence = self.fences.get(trial_id)
+        if fence is None:
             state = connection.execute(_STATE, {"trial": trial_id}).scalar()
             if state is None:
-                raise KeyError(models.NOT_FOUND_MSG)
+                raise KeyError(f"There is no trial with the id {trial_id}.")
         else:
-            state = connection.execute(_STATE_IF_MINE, {"trial": trial_id, "owner": owner}).scalar()
+            state = fence(connection)
             if state is None:
                 raise ClaimLostError
         self.check_trial_is_updatable(trial_id, TrialState[state])
 
 
-def _add_report(batch: Batch, step: int, reported: float) -> None:
-    table = models.TrialIntermediateValueModel
-    value, kind = table.intermediate_value_to_stored_repr(reported)
-    batch.add(table, step, intermediate_value=value, intermediate_value_type=kind)
+def _last_batch(
+    trial_id: int,
+    values: Sequence[float] | None,
+    attributes: Mapping[str, Any] | None,
+    reports: Mapping[int, float] | None,
+) -> Batch:
+    batch = Batch(trial_id)
+    for objective, value in enumerate(values or ()):
+        batch.outcome(objective, value)
+    for key, attribute in (attributes or {}).items():
+        batch.user_attribute(key, attribute)
+    for step, reported in (reports or {}).items():
+        batch.report(step, reported)
+    return batch

@@ -18,7 +18,7 @@ IDENTITY = "hpo:identity"
 BASELINES = "hpo:floors"
 """Scores of the baselines on the study's folds."""
 REQUESTED = "hpo:requested"
-"""The largest number of trials that anyone asked for."""
+"""The largest number of trials that was ever requested."""
 
 # --- attributes of a trial --------------------------------------------------------------------------------------------
 
@@ -55,7 +55,7 @@ def baselines(study: Study) -> dict[str, Any] | None:
 
 
 def requested(study: Study) -> int | None:
-    """The largest number of trials that anyone asked for."""
+    """The largest number of trials that was ever requested."""
     stored: int | None = study.user_attrs.get(REQUESTED)
     return stored
 

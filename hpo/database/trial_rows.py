@@ -1,8 +1,10 @@
-"""What Optuna's tables hold of a trial: read in one statement, written in one per table, past its object mapper.
+"""Trials in Optuna's tables, in plain SQL: read in one statement, written in one statement per table.
 
-That takes `RDBStorage` seven statements, and one more before every write. What comes out equals what Optuna reads, and
-what goes in what it writes (`tests/contract/test_rdb.py` compares); only distributions, which are values, are parsed
-once and shared by all trials that have them.
+Optuna's own `RDBStorage` takes seven statements to read a trial, and one more before every write. What is read here
+equals what Optuna reads, and what is written equals what Optuna writes; `tests/contract/test_optuna_storage.py`
+compares them. Only distributions, which are immutable, are parsed once and shared by all trials that have them.
+
+This module knows Optuna's tables by name and touches no Optuna object; `optuna_storage` is the only one that does.
 """
 
 from __future__ import annotations
@@ -10,18 +12,16 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 from optuna.distributions import json_to_distribution
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import postgresql
 
-_READ = """
+_SELECT = """
 SELECT t.trial_id, t.number, t.state::text AS state, t.datetime_start, t.datetime_complete,
   (SELECT json_agg(json_build_array(v.value, v.value_type) ORDER BY v.objective)
    FROM trial_values v WHERE v.trial_id = t.trial_id) AS outcome,
@@ -36,35 +36,39 @@ SELECT t.trial_id, t.number, t.state::text AS state, t.datetime_start, t.datetim
    FROM trial_system_attributes s WHERE s.trial_id = t.trial_id) AS system_attributes
 FROM trials t WHERE
 """
-_ONE = sa.text(f"{_READ} t.trial_id = :trial")
-_SEVERAL = sa.text(
-    f"{_READ} t.study_id = :study AND (t.trial_id > :after OR t.trial_id = ANY(:known)) ORDER BY t.trial_id"
+_SELECT_ONE = sa.text(f"{_SELECT} t.trial_id = :trial")
+_SELECT_MANY = sa.text(
+    f"{_SELECT} t.study_id = :study AND (t.trial_id > :after OR t.trial_id = ANY(:known)) ORDER BY t.trial_id"
 )
-_SPECIAL = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
+_INFINITE = {"INF_POS": math.inf, "INF_NEG": -math.inf}
+_SPECIAL = _INFINITE | {"NAN": math.nan}
+_KINDS = {value: kind for kind, value in _INFINITE.items()}
 
 _distribution = functools.lru_cache(maxsize=4096)(json_to_distribution)
 
 
-def one(connection: sa.Connection, trial_id: int, without: Collection[str] = ()) -> FrozenTrial | None:
-    """Read a trial; None if there is none with this id. User attributes `without` are left out."""
-    row = connection.execute(_ONE, {"trial": trial_id, "without": list(without)}).first()
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def select_trial(connection: sa.Connection, trial_id: int, without: Collection[str] = ()) -> FrozenTrial | None:
+    """Read a trial, without the user attributes `without`; None if there is none with this id."""
+    row = connection.execute(_SELECT_ONE, {"trial": trial_id, "without": list(without)}).first()
     return None if row is None else _frozen(row)
 
 
-def several(
+def select_trials(
     connection: sa.Connection, study_id: int, known: Collection[int], after: int, without: Collection[str] = ()
 ) -> list[FrozenTrial]:
     """Read the trials of a study whose ids are among `known` or greater than `after`, in the order of their ids.
 
-    User attributes `without` are left out.
+    User attributes `without` are not read.
     """
-    asked = {"study": study_id, "known": list(known), "after": after, "without": list(without)}
-    rows = connection.execute(_SEVERAL, asked)
-    return [_frozen(row) for row in rows]
+    sql_params = {"study": study_id, "known": list(known), "after": after, "without": list(without)}
+    return [_frozen(row) for row in connection.execute(_SELECT_MANY, sql_params)]
 
 
 def _frozen(row: sa.Row[Any]) -> FrozenTrial:
-    parameters = [(name, value, _distribution(words)) for name, value, words in row.parameters or ()]
+    parameters = [(name, value, _distribution(as_json)) for name, value, as_json in row.parameters or ()]
     return FrozenTrial(
         number=row.number,
         state=TrialState[row.state],
@@ -82,7 +86,7 @@ def _frozen(row: sa.Row[Any]) -> FrozenTrial:
 
 
 def _number(value: float | None, kind: str) -> float:
-    """What Optuna stores in two columns, because not every database takes infinities; JSON has made 1.0 a 1."""
+    """A number that Optuna stores in two columns, because not every database takes infinities; JSON made 1.0 a 1."""
     return _SPECIAL[kind] if value is None else float(value)
 
 
@@ -90,42 +94,85 @@ def _local(utc: datetime | None) -> datetime | None:
     return None if utc is None else utc.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
 
 
-def _upsert(table: type[models.BaseModel], key: str) -> sa.Insert:
-    """Insert rows of a trial. One that is there already gets the new values; a parameter stays as it is."""
-    insert, target = postgresql.insert(table), ["trial_id", key]
-    if table is models.TrialParamModel:
-        return insert.on_conflict_do_nothing(index_elements=target)
-    identity = {*target, *(column.name for column in insert.table.primary_key)}
-    new = {column.name: column for column in insert.excluded if column.name not in identity}
-    return insert.on_conflict_do_update(index_elements=target, set_=new)
+# ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-_KEYS: dict[type[models.BaseModel], str] = {
-    models.TrialParamModel: "param_name",
-    models.TrialUserAttributeModel: "key",
-    models.TrialSystemAttributeModel: "key",
-    models.TrialValueModel: "objective",
-    models.TrialIntermediateValueModel: "step",
+def _upsert(table: str, key: str, *columns: str) -> postgresql.Insert:
+    """Insert rows of a trial, or update those that exist; a parameter keeps its first value."""
+    insert = postgresql.insert(sa.table(table, *map(sa.column, ("trial_id", key, *columns))))
+    conflict = ["trial_id", key]
+    if table == "trial_params":
+        return insert.on_conflict_do_nothing(index_elements=conflict)
+    return insert.on_conflict_do_update(
+        index_elements=conflict, set_={column: insert.excluded[column] for column in columns}
+    )
+
+
+_UPSERTS = {
+    "trial_params": _upsert("trial_params", "param_name", "param_value", "distribution_json"),
+    "trial_user_attributes": _upsert("trial_user_attributes", "key", "value_json"),
+    "trial_system_attributes": _upsert("trial_system_attributes", "key", "value_json"),
+    "trial_values": _upsert("trial_values", "objective", "value", "value_type"),
+    "trial_intermediate_values": _upsert(
+        "trial_intermediate_values", "step", "intermediate_value", "intermediate_value_type"
+    ),
 }
-"""The tables of what belongs to a trial, and what tells the rows of one trial apart."""
-_UPSERTS = {table: _upsert(table, key) for table, key in _KEYS.items()}
+_ENQUEUE = sa.text("""
+INSERT INTO trials (number, study_id, state) VALUES (0, :study, 'WAITING') RETURNING trial_id
+""")
 
 
-@dataclass
 class Batch:
-    """What is to be written into a trial, by table and key."""
+    """Rows to write into one trial; a later row replaces an earlier one with the same key."""
 
-    trial_id: int
-    _rows: dict[type[models.BaseModel], dict[str | int, dict[str, Any]]] = field(init=False, default_factory=dict)
+    def __init__(self, trial_id: int) -> None:
+        self.trial_id = trial_id
+        self._rows: dict[str, dict[str | int, dict[str, Any]]] = {}
 
-    def add(self, table: type[models.BaseModel], key: str | int, **columns: Any) -> None:  # noqa: ANN401 (any column)
-        """Put a row in; it takes the place of one with the same key."""
-        self._rows.setdefault(table, {})[key] = {"trial_id": self.trial_id, _KEYS[table]: key, **columns}
+    def param(self, name: str, value: float, distribution: str) -> None:
+        """Add a parameter: its value in Optuna's internal representation, its distribution as JSON."""
+        self._add("trial_params", name, param_name=name, param_value=value, distribution_json=distribution)
+
+    def user_attribute(self, key: str, value: object) -> None:
+        """Add a user attribute, which must survive JSON."""
+        self._add("trial_user_attributes", key, key=key, value_json=json.dumps(value))
+
+    def system_attribute(self, key: str, value: object) -> None:
+        """Add a system attribute, which must survive JSON."""
+        self._add("trial_system_attributes", key, key=key, value_json=json.dumps(value))
+
+    def outcome(self, objective: int, value: float) -> None:
+        """Add the final value of an objective."""
+        stored, kind = _stored(value)
+        self._add("trial_values", objective, objective=objective, value=stored, value_type=kind)
+
+    def report(self, step: int, value: float) -> None:
+        """Add an intermediate value."""
+        stored, kind = (None, "NAN") if math.isnan(value) else _stored(value)
+        self._add("trial_intermediate_values", step, step=step, intermediate_value=stored, intermediate_value_type=kind)
+
+    def write(self, connection: sa.Connection) -> None:
+        """Write all rows, in the caller's transaction. Idempotent."""
+        for table, rows in self._rows.items():
+            connection.execute(_UPSERTS[table], list(rows.values()))
 
     def __bool__(self) -> bool:
         return bool(self._rows)
 
-    def write(self, connection: sa.Connection) -> None:
-        """Write everything, in the caller's transaction. May be run twice."""
-        for table, rows in self._rows.items():
-            connection.execute(_UPSERTS[table], list(rows.values()))
+    def _add(self, table: str, row: str | int, /, **columns: object) -> None:
+        self._rows.setdefault(table, {})[row] = {"trial_id": self.trial_id, **columns}
+
+
+def enqueue_first(connection: sa.Connection, study_id: int, parameters: Mapping[str, Any]) -> None:
+    """Queue trial 0 of a study without trials, as `Study.enqueue_trial` does, but in the caller's transaction.
+
+    Optuna repeats its own call after a lost answer, which can queue the trial twice.
+    """
+    batch = Batch(connection.execute(_ENQUEUE, {"study": study_id}).scalar_one())
+    batch.system_attribute("fixed_params", dict(parameters))
+    batch.write(connection)
+
+
+def _stored(value: float) -> tuple[float | None, str]:
+    kind = _KINDS.get(value)
+    return (value, "FINITE") if kind is None else (None, kind)

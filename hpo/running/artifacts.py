@@ -1,8 +1,8 @@
-"""The state of an unfinished trial, saved where any worker can go on from it: Optuna's artifact stores.
+"""Checkpoints of unfinished trials, saved where any worker can resume from them: Optuna's artifact stores.
 
-Which artifact is a trial's checkpoint stands in its claim, written under the same fence as everything else, so a worker
-that lost the trial cannot change it, and an artifact that no claim names is none. A checkpoint is named in the claim
-*before* it is written and verified by SHA-256 when it is read. One that is missing or damaged costs time, never the
+A trial's claim names its checkpoint, and is written under the same fence as everything else: a worker that lost the
+trial cannot change it, and an artifact that no claim names is no checkpoint. A claim names an artifact *before* it is
+written, and its SHA-256 is verified when it is read. A checkpoint that is missing or damaged costs time, never the
 trial: training starts over and arrives at the same bits.
 """
 
@@ -23,8 +23,7 @@ from sparse_evidence.core.errors import UserError
 from sparse_evidence.core.training.state_file import pack_state, unpack_state
 
 from ..database.address import mask_password
-from ..database.optuna_storage import ClaimLostError
-from ..errors import StorageError
+from ..errors import ClaimLostError, StorageError
 from .claims import Claim
 
 logger = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ FOLDER = Path(".hpo") / "artifacts"
 
 
 class ArtifactStore(Protocol):
-    """What Optuna's artifact stores do, except that nothing of Optuna is needed to ask for a file that is not there."""
+    """Optuna's artifact stores, except that a missing artifact is a `FileNotFoundError`: no import of Optuna needed."""
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """Open an artifact; raises `FileNotFoundError`."""
@@ -47,13 +46,13 @@ class ArtifactStore(Protocol):
 
 
 class Resumable(Protocol):
-    """What can be saved and go on: a cross-validation."""
+    """Anything that can be saved and resumed: a cross-validation."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that `load_state_dict` needs."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`."""
+        """Resume from `state`."""
 
 
 S = TypeVar("S", bound=Resumable)
@@ -65,7 +64,7 @@ def open_store(where: str | None = None) -> ArtifactStore:
     Workers on several machines share a folder (NFS) or a bucket: `s3://BUCKET/PREFIX`, with boto3's own settings.
 
     Raises:
-        UserError: the place cannot be used.
+        UserError: the folder cannot be created, or the URL is not one of a bucket.
     """
     where = where or os.environ.get(VARIABLE) or str(FOLDER)
     if where.startswith("s3://"):
@@ -77,18 +76,18 @@ def open_store(where: str | None = None) -> ArtifactStore:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"the folder {folder} for checkpoints cannot be created ({error.strerror}); name another with --artifacts "
-            f"({VARIABLE})"
+            f"the folder {folder} for checkpoints cannot be created ({error.strerror}); choose another with "
+            f"--artifacts ({VARIABLE})"
         ) from error
     return _PrivateFolder(folder)
 
 
 class Checkpoints:
-    """One worker's way to the saved states of trials.
+    """One worker's way to the checkpoints of trials.
 
     Args:
-        store: where they lie.
-        every_seconds: a trial's state is saved no more often than this; 0: after every epoch.
+        store: where the artifacts are.
+        every_seconds: a trial is saved no more often than this; 0: after every epoch.
     """
 
     def __init__(self, store: ArtifactStore, *, every_seconds: float) -> None:
@@ -97,78 +96,83 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def resumed(self, claim: Claim, config: Mapping[str, Any], make: Callable[[], S]) -> S:
-        """Return what `make` makes, at the claim's checkpoint if it has one that can be used, else at the start.
+        """Return what `make` makes, in the state of the claim's checkpoint if that can be used, else at the start.
 
         Args:
             claim: the trial.
             config: what is trained; a checkpoint of anything else is not used.
-            make: makes it new; called again if a checkpoint turned out to be useless halfway.
+            make: makes it at its start; called again if a checkpoint turned out to be unusable halfway.
         """
         self._last = time.monotonic()
         if claim.pending:
-            self.discard(claim.pending)  # whoever was writing it has gone
+            self.discard(claim.pending)  # its writer is gone
         made = make()
         if claim.checkpoint is None or claim.checkpoint_sha256 is None:
             return made
         try:
-            with closing(self._store.open_reader(claim.checkpoint)) as reader:
-                content = reader.read()
-            if hashlib.sha256(content).hexdigest() != claim.checkpoint_sha256:
-                raise ValueError("its SHA-256 differs")  # noqa: TRY301 (told like everything else that can be wrong)
-            state = unpack_state(content)
-            if state["config"] != config:
-                raise ValueError("it is of another configuration")  # noqa: TRY301
-            made.load_state_dict(state["state"])
+            made.load_state_dict(self._load(claim.checkpoint, claim.checkpoint_sha256, config))
         except Exception as error:  # noqa: BLE001 (whatever is wrong with it, the trial can start over)
-            reason = "it is not there" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
+            reason = "it does not exist" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
             logger.warning(
-                "Trial %d starts over, its checkpoint cannot be used (%s); do all workers share %s?",
+                "Trial %d starts over because its checkpoint cannot be used (%s); do all workers share %s?",
                 claim.trial.number, reason, VARIABLE, extra={"action": "checkpoint_unusable"},
             )  # fmt: skip
             return make()
         return made
 
     def epoch_ended(self, claim: Claim, config: Mapping[str, Any], state: Resumable) -> None:
-        """Save the state if the last time is long enough ago. Raises `ClaimLostError`."""
+        """Save the state unless the last save is too recent. Raises `ClaimLostError`."""
         if time.monotonic() - self._last >= self._every:
             self.save(claim, config, state)
 
     def save(self, claim: Claim, config: Mapping[str, Any], state: Resumable) -> None:
-        """Save the state; what goes wrong with the store is told, and the work goes on. Raises `ClaimLostError`."""
+        """Save the state. An error of the store is logged, and training continues. Raises `ClaimLostError`."""
         content = pack_state({"config": dict(config), "state": state.state_dict()})
         artifact = f"trial-{claim.trial.number}-{uuid.uuid4().hex}.safetensors"
         try:
             if claim.pending:
                 self.discard(claim.pending)
-            claim.announce(artifact)
+            claim.mark_pending(artifact)
             self._store.write(artifact, io.BytesIO(content))
-            claim.keep(artifact, hashlib.sha256(content).hexdigest())
+            claim.commit_checkpoint(artifact, hashlib.sha256(content).hexdigest())
         except ClaimLostError:
             self.discard(artifact)
             raise
         except StorageError:
-            raise  # the database, not the store: as patient as we were told to be
-        except Exception as error:  # noqa: BLE001 (a disk that is full, a bucket that is away)
-            logger.warning("Trial %d could not be saved (%s: %s); it goes on.", claim.trial.number,
+            raise  # the database, not the store, and it has been retried for long enough
+        except Exception as error:  # noqa: BLE001 (a full disk, an unreachable bucket)
+            logger.warning("Trial %d could not be saved (%s: %s); training continues.", claim.trial.number,
                            type(error).__name__, error, extra={"action": "checkpoint_failed"})  # fmt: skip
         self._last = time.monotonic()
 
     def discard(self, artifact: str) -> bool:
-        """Remove an artifact; False if that has to be tried again later."""
+        """Remove an artifact; False if that has to be retried later."""
         try:
             self._store.remove(artifact)
         except FileNotFoundError:
             return True
-        except Exception as error:  # noqa: BLE001 (a reaper comes again)
+        except Exception as error:  # noqa: BLE001 (a reaper retries)
             logger.warning("Checkpoint %s could not be removed (%s).", artifact, type(error).__name__)
             return False
         return True
 
+    def _load(self, artifact: str, sha256: str, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Read a state. Raises `ValueError` if it is damaged or of another configuration."""
+        with closing(self._store.open_reader(artifact)) as reader:
+            content = reader.read()
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise ValueError("its SHA-256 differs")
+        saved = unpack_state(content)
+        if saved["config"] != config:
+            raise ValueError("it is of another configuration")
+        state: dict[str, Any] = saved["state"]
+        return state
+
 
 class _PrivateFolder:
-    """Optuna's folder of artifacts, with files for their owner only, whatever the folder's own permissions.
+    """A folder of artifacts with files for their owner only, whatever the folder's own permissions.
 
-    Not Optuna's own class: it comes with those for the clouds, which import every client library that is installed.
+    Optuna's own class would import those for the clouds, and with them every client library that is installed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -187,7 +191,7 @@ class _PrivateFolder:
 
 
 class _Bucket:
-    """One of Optuna's stores, in which all our artifacts' names begin with a prefix."""
+    """One of Optuna's stores, with a prefix before the name of every artifact."""
 
     def __init__(self, store: ArtifactStore, prefix: str) -> None:
         self._store = store

@@ -6,10 +6,10 @@ import optuna
 
 from sparse_evidence.core.metrics import METRICS
 
-from ..database.claims_sql import study_id
 from ..database.connection import backend, engine_of, open_storage, try_baselines_lock
-from ..database.optuna_storage import retry
+from ..database.optuna_storage import study_id
 from ..database.record import BASELINES, CURVES, REQUESTED
+from ..database.retry import retry
 from ..database.studies import Direction, open_study
 from ..study import space
 from ..study.definition import StudyDefinition, differences

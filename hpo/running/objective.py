@@ -44,7 +44,7 @@ def run(
         ClaimLostError: another worker took the trial over.
         TrialOutOfMemoryError: the trial was recorded as infeasible, and this process should exit to free its memory.
     """
-    with claim.together():
+    with claim.transaction():
         candidate = space.suggest(task.definition, claim.trial)
         config = space.to_dict(candidate)
         claim.trial.set_user_attr(CONFIG, config)

@@ -6,7 +6,6 @@ No worker outlives the pool: if this process is killed, its workers see the end 
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 import threading
@@ -17,12 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from ..database.retry import Backoff
 from ..errors import Exit
 from .signals import STOP_ON_EOF, STOP_SECONDS
 from .slots import Slot
 
-SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
-"""Seconds between a crash and the restart."""
+RESTART_PAUSES = Backoff(shortest=1.0, longest=60.0, jitter=0.2)
+"""Between the crashes of a worker and its restarts."""
 HEALTHY_SECONDS = 60.0
 """A crash after this long does not count as one of a series: the slot's next pause is short again."""
 MAX_CRASHES = 10
@@ -149,7 +149,7 @@ class _Slot:
             if code != Exit.DONE:
                 self._print_line(message)
             return
-        pause = 0.0 if immediately else restart_pause(self._crashes)
+        pause = 0.0 if immediately else RESTART_PAUSES.pause(self._crashes)
         self._restart_at = time.monotonic() + pause
         self._print_line(f"{message}; restarting it" + (f" in {pause:.0f} s" if pause else ""))
 
@@ -220,11 +220,6 @@ class _Process:
         self._listener.join(timeout=5)
         if self._process.stdin is not None:
             self._process.stdin.close()
-
-
-def restart_pause(crashes: int) -> float:
-    """Seconds until the restart after so many crashes in a row: doubling up to `LONGEST_PAUSE`, with 20 % jitter."""
-    return min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0 ** (crashes - 1)) * random.uniform(0.8, 1.2)
 
 
 def ending(code: int | None) -> str:

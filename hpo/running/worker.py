@@ -15,13 +15,13 @@ from optuna.trial import TrialState
 
 from ..database.claims_sql import Worker
 from ..database.connection import engine_of
-from ..database.optuna_storage import ClaimLostError
 from ..database.record import REASON
-from ..errors import Exit
+from ..errors import ClaimLostError, Exit
 from ..study.definition import StudyDefinition
 from . import claims, objective, process
 from .artifacts import ArtifactStore, Checkpoints
 from .joining import join_study, measure_baselines
+from .reaper import Reaper
 from .slots import VISIBLE_DEVICES
 from .task import Progress, load_task
 
@@ -108,8 +108,10 @@ def _run_trials(
     def run_trial(claim: claims.Claim) -> TrialState | None:
         return objective.run(claim, task, checkpoints, device=device, stop=stop.is_set)
 
-    with claims.Reaper(queue):
+    with Reaper(queue) as reaper:
         _loop(queue, run_trial, stop)
+        if not stop.is_set():
+            reaper.reap()
     measure_baselines(study, task)  # the process that was measuring them before may have been killed
 
 
@@ -152,7 +154,6 @@ def _loop(queue: claims.Claims, run_trial: RunTrial, stop: threading.Event) -> N
             case claims.Wait():
                 stop.wait(POLL_SECONDS * random.uniform(0.5, 1.5))
             case claims.Finished():
-                queue.reap()
                 return
 
 

@@ -48,8 +48,8 @@ def start(tmp_path: Path, cache: Path) -> Iterator[Start]:
         if process.poll() is None:
             process.kill()
         process.communicate()
-    if (tmp_path / ".hpo").is_dir():  # with root the database is in another folder
-        shutil.rmtree(embedded._home(tmp_path / ".hpo"), ignore_errors=True)
+    if (tmp_path / ".hpo").is_dir():  # as root the database lies elsewhere
+        shutil.rmtree(embedded.home(tmp_path / ".hpo"), ignore_errors=True)
 
 
 @pytest.fixture

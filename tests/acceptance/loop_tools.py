@@ -1,8 +1,8 @@
-"""Real worker processes, and ways to kill them, starve them and cut them off.
+"""Real worker processes, and faults to inject into them.
 
-What runs in a forked worker is the command line, `hpo worker …`, from its first argument to its exit code. A *moment*
-stops a worker exactly where a test wants it killed, by wrapping a function in the worker's own process; nothing in the
-product knows about tests.
+A forked worker runs the command line, `hpo worker …`, from its first argument to its exit code. A *fault* wraps a
+function in the worker's own process, to stop the worker exactly where a test wants to kill it, to slow it down, or to
+raise an error; nothing in the product knows about tests.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Any
 
 import optuna
 from processes import PROCESSES
+from waiting import until
 
 from sparse_evidence.core.errors import UserError
 from sparse_evidence.hpo.database import connection, studies
@@ -64,37 +63,29 @@ max_attempts = {attempts}
 checkpoint_seconds = {checkpoint}
 stall_seconds = {stall}
 """
-FILLED = {"name": "tiny", "data_seed": 0, "fold_seed": 0, "trials": 3, "pruner": "none", "k": 2, "epochs": 4,
-          "heartbeat": 0.3, "grace": 1.5, "attempts": 3, "checkpoint": 0, "stall": 60}  # fmt: skip
+DEFAULTS = {"name": "tiny", "data_seed": 0, "fold_seed": 0, "trials": 3, "pruner": "none", "k": 2, "epochs": 4,
+            "heartbeat": 0.3, "grace": 1.5, "attempts": 3, "checkpoint": 0, "stall": 60}  # fmt: skip
 
 
 def tiny(folder: Path, **changes: Any) -> Path:
     """Write the smallest study that has everything: three folds in two stages, dropout off, random search."""
     path = folder / "tiny.toml"
-    path.write_text(TINY.format(**FILLED | changes))
+    path.write_text(TINY.format(**DEFAULTS | changes))
     return path
-
-
-def until(condition: Callable[[], Any], seconds: float = 30.0, what: str = "it") -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
-        time.sleep(0.02)
-    return found
 
 
 # ---- processes ------------------------------------------------------------------------------------------------------
 
 
-def _main(arguments: list[str], environment: dict[str, str], log: str, folder: str, before: list[Any]) -> None:
+def _main(arguments: list[str], environment: dict[str, str], log: str, folder: str, faults: list[Any]) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.chdir(folder)
     os.environ.update(environment)
     sys.argv = ["hpo", *arguments]
-    for prepare in before:
-        prepare.install()
+    for fault in faults:
+        fault.install()
     from sparse_evidence.hpo.cli.app import main
 
     main()
@@ -103,13 +94,12 @@ def _main(arguments: list[str], environment: dict[str, str], log: str, folder: s
 class Worker:
     """A process that runs an `hpo` command."""
 
-    def __init__(self, folder: Path, url: str, *arguments: str, before: Any = (), **environment: str) -> None:
+    def __init__(self, folder: Path, url: str, *arguments: str, faults: Sequence[Any] = (), **environment: str) -> None:
         self.log = folder / f"log-{time.monotonic_ns()}.txt"
-        before = list(before) if isinstance(before, (list, tuple)) else [before]
         variables = {"HPO_STORAGE": url, "OMP_NUM_THREADS": "1"} | environment
         arguments = arguments or ("worker", str(folder / "tiny.toml"), "--threads", "1")
         self.process = PROCESSES.Process(
-            target=_main, args=(list(arguments), variables, str(self.log), str(folder), before)
+            target=_main, args=(list(arguments), variables, str(self.log), str(folder), list(faults))
         )
         self.process.start()
 
@@ -119,7 +109,7 @@ class Worker:
         return self.process.pid
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
     def alive(self) -> bool:
@@ -131,7 +121,7 @@ class Worker:
     def end(self, seconds: float = 60.0) -> int:
         """Wait for the end and return the exit code."""
         self.process.join(seconds)
-        assert not self.process.is_alive(), f"it should have ended: {self.said}"
+        assert not self.process.is_alive(), f"it should have ended: {self.output}"
         assert self.process.exitcode is not None
         return self.process.exitcode
 
@@ -141,9 +131,9 @@ class Worker:
 
 
 @contextmanager
-def crew(folder: Path, url: str, count: int, *arguments: str, **given: Any) -> Iterator[list[Worker]]:
-    """Run `count` workers at once; whoever is left at the end is killed."""
-    workers = [Worker(folder, url, *arguments, **given) for _ in range(count)]
+def running_workers(folder: Path, url: str, count: int, *arguments: str, **options: Any) -> Iterator[list[Worker]]:
+    """Run `count` workers; those that are still alive at the end are killed."""
+    workers = [Worker(folder, url, *arguments, **options) for _ in range(count)]
     try:
         yield workers
     finally:
@@ -151,7 +141,12 @@ def crew(folder: Path, url: str, count: int, *arguments: str, **given: Any) -> I
             worker.kill()
 
 
-# ---- moments --------------------------------------------------------------------------------------------------------
+# ---- faults ---------------------------------------------------------------------------------------------------------
+
+EPOCH = "sparse_evidence.core.training.stack:FoldStack.advance"
+"""Trains all folds of a stage for one epoch."""
+STEP = "sparse_evidence.core.classic.trainer:Trainer._step"
+"""One step of the optimizer."""
 
 
 def _wrap(target: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -159,16 +154,16 @@ def _wrap(target: str, around: Callable[[Callable[..., Any]], Callable[..., Any]
     from importlib import import_module
 
     module, _, path = target.partition(":")
-    owner: Any = import_module(f"sparse_evidence.{module}")
-    *way, name = path.split(".")
-    for part in way:
-        owner = getattr(owner, part)
+    owner: Any = import_module(module)
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
     setattr(owner, name, around(getattr(owner, name)))
 
 
 @dataclass
-class Moment:
-    """Stop for good at the `nth` call of a function: before it, or after it; the file tells that it happened."""
+class StopAt:
+    """Stop forever at the `nth` call of a function, before or after it; the file `reached` shows that it happened."""
 
     target: str
     reached: Path
@@ -182,11 +177,11 @@ class Moment:
             def call(*args: Any, **kwargs: Any) -> Any:
                 nonlocal calls
                 calls += 1
-                here = calls == self.nth
-                if here and not self.after:
+                stops = calls == self.nth
+                if stops and not self.after:
                     self._stop()
                 result = function(*args, **kwargs)
-                if here:
+                if stops:
                     self._stop()
                 return result
 
@@ -201,8 +196,8 @@ class Moment:
 
 
 @dataclass
-class HalfWritten:
-    """Stop for good when half of a checkpoint is on the disk."""
+class StopInCheckpoint:
+    """Stop forever when half of the `nth` checkpoint is on the disk."""
 
     reached: Path
     nth: int = 2
@@ -229,8 +224,8 @@ class HalfWritten:
 
 
 @dataclass
-class Counted:
-    """Count the epochs that a worker trains."""
+class CountEpochs:
+    """Count the epochs that a worker trains, in a file."""
 
     file: Path
 
@@ -243,7 +238,7 @@ class Counted:
 
             return call
 
-        _wrap("core.training.stack:FoldStack.advance", around)
+        _wrap(EPOCH, around)
 
     @property
     def epochs(self) -> int:
@@ -251,7 +246,7 @@ class Counted:
 
 
 @dataclass
-class Slow:
+class SlowEpochs:
     """Make every epoch take longer."""
 
     seconds: float
@@ -264,12 +259,12 @@ class Slow:
 
             return call
 
-        _wrap("core.training.stack:FoldStack.advance", around)
+        _wrap(EPOCH, around)
 
 
 @dataclass
-class Poison:
-    """The process of every worker that trains this trial is killed."""
+class KillOnTrial:
+    """Kill the worker's process when it starts on this trial."""
 
     number: int
 
@@ -282,12 +277,12 @@ class Poison:
 
             return call
 
-        _wrap("hpo.running.objective:run", around)
+        _wrap("sparse_evidence.hpo.running.objective:run", around)
 
 
 @dataclass
-class Raising:
-    """Training a trial raises an exception, as many times as asked."""
+class RaiseInEpochs:
+    """Raise an exception in the first epochs."""
 
     error: type[BaseException]
     times: int = 1
@@ -305,10 +300,10 @@ class Raising:
 
             return call
 
-        _wrap("core.training.stack:FoldStack.advance", around)
+        _wrap(EPOCH, around)
 
 
-# ---- what is in the database ----------------------------------------------------------------------------------------
+# ---- the database ---------------------------------------------------------------------------------------------------
 
 
 def study_of(url: str, name: str = "tiny") -> optuna.Study:
@@ -316,7 +311,7 @@ def study_of(url: str, name: str = "tiny") -> optuna.Study:
 
 
 def started(url: str, seconds: float = 120) -> optuna.Study:
-    """The study, as soon as a worker has made it."""
+    """The study, as soon as a worker has created it."""
     opened = connection.open_storage(url)
 
     def known() -> optuna.Study | None:
@@ -324,19 +319,19 @@ def started(url: str, seconds: float = 120) -> optuna.Study:
             return studies.load_study(opened, "tiny")
         return None
 
-    found: optuna.Study = until(known, seconds, "the study")
-    return found
+    study: optuna.Study = until(known, seconds, "the study")
+    return study
 
 
 def at_work(url: str, ready: Callable[[list[dict[str, Any]]], Any], seconds: float = 120) -> optuna.Study:
-    """The study, as soon as the rows of those who hold a trial are as they should be."""
+    """The study, as soon as its claims satisfy `ready`."""
     study = started(url, seconds)
     until(lambda: ready(list_claims(connection.engine_of(study), study)), seconds, "workers at work")
     return study
 
 
 def outcomes(study: optuna.Study) -> dict[int, str]:
-    """Everything that a trial left behind, to the bit, by number."""
+    """Everything that is stored of every trial, bit for bit, by number."""
     return {
         trial.number: json.dumps(
             [trial.state.name, trial.value, trial.params, sorted(trial.intermediate_values.items()),
@@ -349,64 +344,6 @@ def outcomes(study: optuna.Study) -> dict[int, str]:
 
 def artifacts(folder: Path) -> list[Path]:
     return list((folder / ".hpo" / "artifacts").glob("*"))
-
-
-# ---- networks -------------------------------------------------------------------------------------------------------
-
-
-class Proxy:
-    """TCP in front of a Postgres: passes bytes on, until it is told to cut all connections and refuse new ones."""
-
-    def __init__(self, target: Path) -> None:
-        self._target = str(target)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._pairs: set[tuple[socket.socket, socket.socket]] = set()
-        self._lock = threading.Lock()
-        self._over = False
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
-
-    def cut(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        with self._lock:
-            pairs = list(self._pairs)
-        for pair in pairs:
-            for end in pair:
-                with suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-
-    def restore(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", self.port))
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
-
-    def close(self) -> None:
-        self.cut()
-
-    def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                client, _ = listener.accept()
-                server = socket.socket(socket.AF_UNIX)
-                server.connect(self._target)
-            except OSError:
-                return
-            pair = (client, server)
-            with self._lock:
-                self._pairs.add(pair)
-            for source, sink in (pair, pair[::-1]):
-                threading.Thread(target=self._pump, args=(source, sink, pair), daemon=True).start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket, pair: tuple[socket.socket, socket.socket]) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                sink.sendall(data)
-        for end in pair:
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-        with self._lock:
-            self._pairs.discard(pair)
 
 
 def command(folder: Path, url: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:

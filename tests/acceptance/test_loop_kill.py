@@ -1,4 +1,4 @@
-"""Workers killed at every kind of moment: the trial goes on elsewhere, to the same bits, and no file is left."""
+"""Workers killed at every kind of moment: the trial resumes elsewhere, bit for bit, and no file is left."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 from loop_tools import (
-    Counted,
-    HalfWritten,
-    Moment,
-    Slow,
+    STEP,
+    CountEpochs,
+    SlowEpochs,
+    StopAt,
+    StopInCheckpoint,
     artifacts,
     at_work,
     command,
-    crew,
     outcomes,
+    running_workers,
     study_of,
     tiny,
     until,
@@ -35,64 +36,65 @@ WHOLE = TRIALS * 2 * EPOCHS  # two stages
 
 @pytest.fixture(scope="module")
 def undisturbed(database_of_module: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
-    """What one worker that nobody disturbs leaves behind."""
+    """The outcomes of one worker that is not disturbed."""
     folder = tmp_path_factory.mktemp("undisturbed")
     tiny(folder)
-    counted = Counted(folder / "epochs")
-    with crew(folder, database_of_module, 1, before=counted) as (worker,):
+    counted = CountEpochs(folder / "epochs")
+    with running_workers(folder, database_of_module, 1, faults=[counted]) as (worker,):
         assert worker.end() == 0
     study = study_of(database_of_module)
-    found = outcomes(study)
+    expected = outcomes(study)
     connection.engine_of(study).dispose()
     assert counted.epochs == WHOLE
     assert artifacts(folder) == []
-    assert len(found) == TRIALS
-    return found
+    assert len(expected) == TRIALS
+    return expected
 
 
+RUNNING = "sparse_evidence.hpo.running"
 MOMENTS = {
-    # name: (function, which call, after it?, epochs of the whole study that are trained a second time)
-    "between trials": ("hpo.running.claims:Claims.claim", 2, False, 0),
-    "just claimed": ("hpo.running.objective:run", 1, False, 0),
+    # name: (function, which call, after it?, epochs of the whole study that are trained twice)
+    "between trials": (f"{RUNNING}.claims:Claims.claim", 2, False, 0),
+    "just claimed": (f"{RUNNING}.objective:run", 1, False, 0),
     "between two suggestions": ("optuna.trial:Trial.suggest_float", 1, True, 0),
-    "in the first epoch": ("core.classic.trainer:Trainer._step", 2, False, 0),
-    "in a later epoch": ("core.classic.trainer:Trainer._step", 10, False, 0),
-    "after an epoch, before its checkpoint": ("hpo.running.artifacts:Checkpoints.epoch_ended", 3, False, 1),
-    "announced a checkpoint": ("hpo.running.claims:Claim.announce", 3, True, 1),
-    "wrote a checkpoint that the claim does not know": ("hpo.running.claims:Claim.keep", 3, False, 1),
-    "kept a checkpoint, the old one is still there": ("hpo.running.artifacts:Checkpoints.discard", 2, False, 0),
-    "between stages, before the report": ("hpo.running.objective:_report", 1, False, 1),
-    "reporting, in the transaction": ("hpo.database.trial_rows:Batch.write", 2, False, 1),
-    "just reported": ("hpo.running.objective:_report", 1, True, 1),
-    "telling, before": ("hpo.running.claims:Claim.finish", 1, False, 0),
-    "told, claim not yet dropped": ("hpo.running.claims:Claim._end", 1, False, 0),
+    "in the first epoch": (STEP, 2, False, 0),
+    "in a later epoch": (STEP, 10, False, 0),
+    "after an epoch, before its checkpoint": (f"{RUNNING}.artifacts:Checkpoints.epoch_ended", 3, False, 1),
+    "marked a checkpoint as pending": (f"{RUNNING}.claims:Claim.mark_pending", 3, True, 1),
+    "wrote a checkpoint that the claim does not know": (f"{RUNNING}.claims:Claim.commit_checkpoint", 3, False, 1),
+    "committed a checkpoint, the old one still exists": (f"{RUNNING}.artifacts:Checkpoints.discard", 2, False, 0),
+    "between stages, before the report": (f"{RUNNING}.objective:_report", 1, False, 1),
+    "reporting, in the transaction": ("sparse_evidence.hpo.database.trial_rows:Batch.write", 3, False, 1),
+    "just reported": (f"{RUNNING}.objective:_report", 1, True, 1),
+    "just before the end is written": (f"{RUNNING}.claims:Claim.finish", 1, False, 0),
+    "ended, its claim not yet deleted": ("sparse_evidence.hpo.database.claims_sql:delete_claim", 1, False, 0),
 }  # fmt: skip
 
 
-def finished_elsewhere(folder: Path, url: str, before: Any, reached: Path) -> tuple[int, Any]:
-    """Kill a worker at a moment while another waits or works; returns the other's epochs and the study."""
-    rescued = Counted(folder / "rescued")
-    with crew(folder, url, 1, before=before) as (victim,):
-        until(reached.exists, what=f"the moment: {victim.said}")
+def finish_elsewhere(folder: Path, url: str, faults: list[Any], reached: Path) -> tuple[int, Any]:
+    """Kill a worker where it stops, and let another finish; returns the other's epochs and the study."""
+    rescued = CountEpochs(folder / "rescued")
+    with running_workers(folder, url, 1, faults=faults) as (victim,):
+        until(reached.exists, what="the stop")
         victim.kill()
         killed = time.monotonic()
-        with crew(folder, url, 1, before=rescued) as (other,):
-            assert other.end() == 0, other.said
+        with running_workers(folder, url, 1, faults=[rescued]) as (other,):
+            assert other.end() == 0, other.output
         assert time.monotonic() - killed < GRACE + 30
     return rescued.epochs, study_of(url)
 
 
 @pytest.mark.parametrize("name", MOMENTS)
 def test_a_worker_is_killed(name: str, database: str, tmp_path: Path, undisturbed: dict[int, str]) -> None:
-    target, nth, after, again = MOMENTS[name]
+    target, nth, after, repeated = MOMENTS[name]
     tiny(tmp_path)
-    done, reached = Counted(tmp_path / "done"), tmp_path / "reached"
-    moment = Moment(target, reached, nth, after)
-    epochs, study = finished_elsewhere(tmp_path, database, [done, moment], reached)
+    done, reached = CountEpochs(tmp_path / "done"), tmp_path / "reached"
+    stop = StopAt(target, reached, nth, after)
+    epochs, study = finish_elsewhere(tmp_path, database, [done, stop], reached)
     assert count_trials(study) == Counts(complete=TRIALS)
-    assert outcomes(study) == undisturbed, "to the bit"
+    assert outcomes(study) == undisturbed, "bit for bit"
     in_flight = 1 if name.endswith("epoch") else 0
-    assert done.epochs + epochs == WHOLE + again + in_flight, "only what was not saved is trained again"
+    assert done.epochs + epochs == WHOLE + repeated + in_flight, "only what was not saved is trained again"
     assert artifacts(tmp_path) == []
     connection.engine_of(study).dispose()
 
@@ -102,15 +104,13 @@ def test_a_worker_is_killed_when_it_prunes(
     after: bool, database: str, fresh_database: Callable[[], str], tmp_path: Path
 ) -> None:
     tiny(tmp_path, pruner="same_folds", trials=6)
-    calm, reached = fresh_database(), tmp_path / "reached"
-    with crew(tmp_path, calm, 1) as (worker,):
-        assert worker.end() == 0, worker.said
-    undisturbed = study_of(calm)
+    undisturbed_url, reached = fresh_database(), tmp_path / "reached"
+    with running_workers(tmp_path, undisturbed_url, 1) as (worker,):
+        assert worker.end() == 0, worker.output
+    undisturbed = study_of(undisturbed_url)
     assert 0 < count_trials(undisturbed).pruned < 6
-    _, study = finished_elsewhere(
-        tmp_path, database, Moment("hpo.running.objective:_prune", reached, 1, after), reached
-    )
-    assert outcomes(study) == outcomes(undisturbed), "to the bit"
+    _, study = finish_elsewhere(tmp_path, database, [StopAt(f"{RUNNING}.objective:_prune", reached, 1, after)], reached)
+    assert outcomes(study) == outcomes(undisturbed), "bit for bit"
     assert artifacts(tmp_path) == []
     for each in (study, undisturbed):
         connection.engine_of(each).dispose()
@@ -119,7 +119,7 @@ def test_a_worker_is_killed_when_it_prunes(
 def test_a_worker_is_killed_while_it_writes_a_checkpoint(database: str, tmp_path: Path, undisturbed: Any) -> None:
     tiny(tmp_path)
     reached = tmp_path / "reached"
-    _, study = finished_elsewhere(tmp_path, database, HalfWritten(reached), reached)
+    _, study = finish_elsewhere(tmp_path, database, [StopInCheckpoint(reached)], reached)
     assert outcomes(study) == undisturbed
     assert artifacts(tmp_path) == []
     assert study.trials[0].user_attrs[ATTEMPTS] == 2
@@ -127,12 +127,10 @@ def test_a_worker_is_killed_while_it_writes_a_checkpoint(database: str, tmp_path
 
 
 @pytest.mark.parametrize("harm", ["missing", "damaged"])
-def test_a_checkpoint_that_cannot_be_used_costs_time_only(
-    harm: str, database: str, tmp_path: Path, undisturbed: Any
-) -> None:
+def test_an_unusable_checkpoint_costs_only_time(harm: str, database: str, tmp_path: Path, undisturbed: Any) -> None:
     tiny(tmp_path)
     reached = tmp_path / "reached"
-    with crew(tmp_path, database, 1, before=Moment("core.classic.trainer:Trainer._step", reached, 10)) as (victim,):
+    with running_workers(tmp_path, database, 1, faults=[StopAt(STEP, reached, 10)]) as (victim,):
         until(reached.exists)
         victim.kill()
     (checkpoint,) = artifacts(tmp_path)
@@ -144,10 +142,10 @@ def test_a_checkpoint_that_cannot_be_used_costs_time_only(
         content = bytearray(checkpoint.read_bytes())
         content[-5] ^= 1
         checkpoint.write_bytes(content)
-    with crew(tmp_path, database, 1) as (other,):
+    with running_workers(tmp_path, database, 1) as (other,):
         assert other.end() == 0
-        assert "Trial 0 starts over, its checkpoint cannot be used" in other.said
-        assert "Traceback" not in other.said
+        assert "Trial 0 starts over because its checkpoint cannot be used" in other.output
+        assert "Traceback" not in other.output
     study = study_of(database)
     assert outcomes(study) == undisturbed
     assert artifacts(tmp_path) == []
@@ -155,51 +153,53 @@ def test_a_checkpoint_that_cannot_be_used_costs_time_only(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_worker_told_to_stop_hands_back_at_once(number: int, database: str, tmp_path: Path, undisturbed: Any) -> None:
+def test_a_worker_that_is_asked_to_stop_releases_its_trial_immediately(
+    number: int, database: str, tmp_path: Path, undisturbed: Any
+) -> None:
     tiny(tmp_path, grace=1000, heartbeat=0.2, checkpoint=1000)
-    rescued, done = Counted(tmp_path / "rescued"), Counted(tmp_path / "done")
-    with crew(tmp_path, database, 1, before=[Slow(0.3), done]) as (worker,):
+    rescued, done = CountEpochs(tmp_path / "rescued"), CountEpochs(tmp_path / "done")
+    with running_workers(tmp_path, database, 1, faults=[SlowEpochs(0.3), done]) as (worker,):
         until(lambda: done.epochs >= 3, what="three epochs")
-        asked = time.monotonic()
+        signalled = time.monotonic()
         worker.send(number)
-        assert worker.end(10) == 0, worker.said
-        assert time.monotonic() - asked < 5
+        assert worker.end(10) == 0, worker.output
+        assert time.monotonic() - signalled < 5
     study = study_of(database)
     (row,) = list_claims(connection.engine_of(study), study)
     assert (row["released"], row["checkpointed"], row["attempt"]) == (True, True, 1)
-    with crew(tmp_path, database, 1, before=rescued) as (other,):
-        assert other.end() == 0, "no grace to wait for"
+    with running_workers(tmp_path, database, 1, faults=[rescued]) as (other,):
+        assert other.end() == 0, "there is no grace period to wait for"
     assert outcomes(study) == undisturbed
     assert done.epochs + rescued.epochs == WHOLE
     assert artifacts(tmp_path) == []
     connection.engine_of(study).dispose()
 
 
-def test_a_second_signal_ends_at_once(database: str, tmp_path: Path) -> None:
+def test_a_second_signal_ends_a_worker_immediately(database: str, tmp_path: Path) -> None:
     tiny(tmp_path)
-    done = Counted(tmp_path / "done")
-    with crew(tmp_path, database, 1, before=[Slow(60), done]) as (worker,):
+    done = CountEpochs(tmp_path / "done")
+    with running_workers(tmp_path, database, 1, faults=[SlowEpochs(60), done]) as (worker,):
         study = at_work(database, bool)
         worker.send(signal.SIGTERM)
         time.sleep(0.3)
-        assert worker.alive(), "it ends its epoch"
+        assert worker.alive(), "it finishes its epoch"
         worker.send(signal.SIGTERM)
         assert worker.end(3) == -signal.SIGTERM
         connection.engine_of(study).dispose()
 
 
-def test_the_command_itself_drains(database: str, tmp_path: Path) -> None:
-    """The same, without a forked stand-in: `python -m sparse_evidence.hpo worker`, as a person or a pod runs it."""
+def test_the_command_itself_releases_its_trial(database: str, tmp_path: Path) -> None:
+    """The same without a fork: `python -m sparse_evidence.hpo worker`, as a person or a pod runs it."""
     tiny(tmp_path, epochs=2000, grace=1000, heartbeat=0.2)
     process = command(tmp_path, database, "worker", "tiny.toml", "--trials", "1")
     try:
         study = at_work(database, lambda rows: any(row["epoch"] for row in rows))
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=10)
+        output, _ = process.communicate(timeout=10)
     finally:
         process.kill()
         process.wait()
-    assert (process.returncode, said) == (0, "")
+    assert (process.returncode, output) == (0, "")
     (row,) = list_claims(connection.engine_of(study), study)
     assert row["released"]
     assert len(artifacts(tmp_path)) == 1

@@ -1,4 +1,4 @@
-"""Two machines, made of network namespaces: own addresses, host names and caches, one Postgres over TCP."""
+"""Two machines, made of network namespaces, with their own addresses, host names and caches; one Postgres over TCP."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ip(*arguments: str) -> None:
 
 @dataclass
 class Machine:
-    """A network namespace behind one cable to here."""
+    """A network namespace, connected to this one by one cable."""
 
     name: str
     subnet: str
@@ -55,7 +55,7 @@ class Machine:
         ip("link", "set", self.cable, "up")
 
     def worker(self, folder: Path, port: int, shared: Path) -> subprocess.Popen[str]:
-        """`hpo worker` on this machine, with a host name, a working folder and a cache of its own."""
+        """`hpo worker` on this machine, with its own host name, working folder and cache."""
         home = folder / self.name
         home.mkdir()
         study = tiny(home, **STUDY)
@@ -99,13 +99,13 @@ def machines() -> Iterator[list[Machine]]:
 
 @pytest.fixture
 def tcp_server(machines: list[Machine]) -> Iterator[tuple[str, int]]:
-    """A Postgres that both machines reach over TCP: its URL on this side, and its port."""
+    """A Postgres that both machines reach over TCP: its URL on this machine, and its port."""
     home = Path(tempfile.mkdtemp(prefix="hpo-tests-"))
     home.chmod(0o711)
     port = 20_000 + os.getpid() % 10_000
     listen = ",".join(f"{machine.subnet}.1" for machine in machines)
     options = f"-c fsync=off -c listen_addresses={listen} -c port={port}"
-    embedded.Server(home)._initialise()
+    embedded.Server(home).initialise()
     with (home / "pg" / "pg_hba.conf").open("a") as file:
         file.writelines(f"host all all {machine.subnet}.0/30 trust\n" for machine in machines)
     with embedded.running(home, options) as url:
@@ -113,7 +113,7 @@ def tcp_server(machines: list[Machine]) -> Iterator[tuple[str, int]]:
     shutil.rmtree(home)
 
 
-def test_two_machines_finish_one_study_though_the_link_is_cut(
+def test_two_machines_finish_one_study_although_a_link_is_cut(
     machines: list[Machine], tcp_server: tuple[str, int], tmp_path: Path
 ) -> None:
     url, port = tcp_server
@@ -131,20 +131,20 @@ def test_two_machines_finish_one_study_though_the_link_is_cut(
         far.cut()
         cut = time.monotonic()
         until(lambda: active() == {near.name}, 20)
-        time.sleep(max(0.0, STUDY["grace"] + 3 - (time.monotonic() - cut)))
+        until(lambda: time.monotonic() - cut > STUDY["grace"] + 3)
         far.restore()
         for process in running:
-            said, _ = process.communicate(timeout=240)
-            assert process.returncode == 0, said
-            assert "Traceback" not in said
+            output, _ = process.communicate(timeout=240)
+            assert process.returncode == 0, output
+            assert "Traceback" not in output
     finally:
         for process in running:
             process.kill()
-            said, _ = process.communicate()
-            print(said)
+            output, _ = process.communicate()
+            print(output)
     assert count_trials(study) == Counts(complete=STUDY["trials"])
     assert [len(trial.user_attrs["hpo:curves"]["scores"]) for trial in study.trials] == [3] * STUDY["trials"]
     assert artifacts(tmp_path) == []
     for machine in machines:
-        assert list((tmp_path / machine.name / "cache" / "embeddings").iterdir()), "each machine embedded for itself"
+        assert list((tmp_path / machine.name / "cache" / "embeddings").iterdir()), "each machine has its own cache"
     engine.dispose()

@@ -1,4 +1,4 @@
-"""`hpo status`: who works on what, and what was begun more than once."""
+"""`hpo status`: which worker works on which trial, and which trials were started more than once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from loop_tools import Counted, Slow, command, crew, study_of, tiny, until
+from loop_tools import CountEpochs, SlowEpochs, command, running_workers, study_of, tiny, until
 
 from sparse_evidence.hpo.database import connection
 from sparse_evidence.hpo.database.claims_sql import list_claims
@@ -17,26 +17,26 @@ from sparse_evidence.hpo.database.claims_sql import list_claims
 pytestmark = pytest.mark.slow
 
 
-def asked(folder: Path, url: str, *arguments: str) -> str:
+def status(folder: Path, url: str, *arguments: str) -> str:
     process = command(folder, url, "status", "tiny.toml", *arguments, COLUMNS="200")
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, said
-    return said
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    return output
 
 
 def test_status_shows_workers_and_attempts(database: str, tmp_path: Path) -> None:
     tiny(tmp_path, trials=3, grace=1, heartbeat=0.3)
-    done = Counted(tmp_path / "done")
+    done = CountEpochs(tmp_path / "done")
     arguments = ("worker", "tiny.toml", "--slot", "5", "--threads", "1")
-    with crew(tmp_path, database, 1, *arguments, before=[done, Slow(0.2)]) as (first,):
+    with running_workers(tmp_path, database, 1, *arguments, faults=[done, SlowEpochs(0.2)]) as (first,):
         until(lambda: done.epochs >= 3, 60)
         first.kill()
-    with crew(tmp_path, database, 1, *arguments, before=[done, Slow(0.5)]) as (second,):
+    with running_workers(tmp_path, database, 1, *arguments, faults=[done, SlowEpochs(0.5)]) as (second,):
         study = study_of(database)
         rows = until(lambda: (r := list_claims(connection.engine_of(study), study)) and r[0]["attempt"] == 2 and r, 60)
         assert rows[0]["pid"] == second.pid
-        state = json.loads(asked(tmp_path, database, "--json"))
-        words = asked(tmp_path, database)
+        state = json.loads(status(tmp_path, database, "--json"))
+        text = status(tmp_path, database)
         second.send(signal.SIGTERM)
         assert second.end() == 0
     assert set(state) >= {"study", "trials", "best", "workers", "attempts"}
@@ -48,15 +48,15 @@ def test_status_shows_workers_and_attempts(database: str, tmp_path: Path) -> Non
     assert {"stage", "epoch"} <= set(row)
     assert 0 <= row["heartbeat_age"] < 20
     assert state["attempts"] == {"0": 2}
-    assert "begun more than once: trial 0 (2 times)" in words
-    assert socket.gethostname() in words
-    assert "handed back" in asked(tmp_path, database)
+    assert "begun more than once: trial 0 (2 times)" in text
+    assert socket.gethostname() in text
+    assert "handed back" in status(tmp_path, database)
     connection.engine_of(study).dispose()
 
 
 def test_status_of_a_study_that_was_never_started_is_one_sentence(database: str, tmp_path: Path) -> None:
     tiny(tmp_path)
     process: subprocess.Popen[str] = command(tmp_path, database, "status", "tiny.toml")
-    said, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert said.startswith("hpo: There is no study 'tiny' in ")
+    assert output.startswith("hpo: There is no study 'tiny' in ")

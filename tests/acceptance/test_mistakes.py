@@ -154,7 +154,7 @@ def test_a_storage_out_of_reach(hpo, tmp_path, verb, monkeypatch):
     out = ["--out", "new.json"] if verb in {"run", "export"} else []
     code, said = hpo(verb, str(wrong(tmp_path, SYNTHETIC + IRIS)), *out)
     assert code == 3
-    assert "someone:***@127.0.0.1:1/trials cannot be reached" in one_sentence(said)
+    assert "someone:***@127.0.0.1:1/trials is unreachable" in one_sentence(said)
     assert "sesame" not in said
     assert not (tmp_path / "new.json").exists()
 

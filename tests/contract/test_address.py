@@ -1,0 +1,54 @@
+"""URLs of databases: schemes, passwords from files, masking."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from sparse_evidence.core.errors import UserError
+from sparse_evidence.hpo.database import address
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
+def test_every_postgres_scheme_is_accepted(scheme: str) -> None:
+    with address.storage_url(f"{scheme}://me:pw@db:5433/x?sslmode=require") as url:
+        assert url == "postgresql+psycopg2://me:pw@db:5433/x?sslmode=require"
+
+
+def test_the_option_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPO_STORAGE", "postgresql://from-environment/x")
+    with address.storage_url() as url:
+        assert url == "postgresql+psycopg2://from-environment/x"
+    with address.storage_url("postgresql://from-option/x") as url:
+        assert url == "postgresql+psycopg2://from-option/x"
+
+
+@pytest.mark.parametrize("url", ["sqlite:///x.db", "mysql://me:secret@db/x", "postgresql+psycopg://me:secret@db/x"])
+def test_other_databases_are_a_user_error(url: str) -> None:
+    with pytest.raises(UserError, match="not Postgres: only postgresql://") as caught, address.storage_url(url):
+        pass
+    assert "secret" not in str(caught.value)
+
+
+def test_a_malformed_url_is_not_shown() -> None:
+    with pytest.raises(UserError, match="cannot be read") as caught, address.storage_url("db secret"):
+        pass
+    assert "secret" not in str(caught.value)
+
+
+def test_the_password_may_come_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("p@ss{w}\n")
+    monkeypatch.setenv("HPO_STORAGE_PASSWORD_FILE", str(secret))
+    assert sa.make_url(address.normalize_url("postgresql://me@db/x")).password == "p@ss{w}"
+    assert sa.make_url(address.normalize_url("postgresql://me:own@db/x")).password == "own"
+    secret.unlink()
+    with pytest.raises(UserError, match="HPO_STORAGE_PASSWORD_FILE"):
+        address.normalize_url("postgresql://me@db/x")
+
+
+def test_a_password_is_masked_in_every_place() -> None:
+    assert address.mask_password("postgresql://me:secret@db/x") == "postgresql://me:***@db/x"
+    assert "secret" not in address.mask_password("postgresql://db/x?password=secret")

@@ -1,0 +1,99 @@
+"""Opening a storage: unreachable and busy servers, poolers, session settings, tables of earlier versions."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from claim_tools import claimed, join_study
+from optuna.trial import TrialState
+from postgres_proxy import Proxy
+
+from sparse_evidence.hpo.database import connection
+from sparse_evidence.hpo.errors import StorageError
+
+
+def test_an_unreachable_database_is_one_sentence_without_the_password() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = time.monotonic()
+    with pytest.raises(StorageError, match=r"is unreachable \(.*refused.*check that Postgres is running") as caught:
+        connection.open_storage(f"postgresql://me:secret@127.0.0.1:{port}/x")
+    assert time.monotonic() - start < 10
+    assert "secret" not in str(caught.value)
+    assert "me:***@127.0.0.1" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_server_that_never_answers_is_unreachable_within_ten_seconds() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start = time.monotonic()
+        with pytest.raises(StorageError, match="is unreachable"):
+            connection.open_storage(f"postgresql://me@127.0.0.1:{silent.getsockname()[1]}/x")
+        assert time.monotonic() - start < 10
+
+
+def test_a_server_that_is_starting_or_full_is_waited_for(proxy: Proxy) -> None:
+    proxy.refusals += [
+        ("57P03", "the database system is starting up"),
+        ("53300", "sorry, too many clients already"),
+    ]
+    connection.engine_of(connection.open_storage(proxy.url)).dispose()
+    assert proxy.refused == 2
+
+
+def test_another_refusal_is_not_waited_for(proxy: Proxy) -> None:
+    proxy.refusals += [("28P01", "password authentication failed")]
+    with pytest.raises(StorageError, match=r"password authentication failed\): check .* its password"):
+        connection.open_storage(proxy.url)
+
+
+def test_a_pooler_that_refuses_session_settings_is_accepted(proxy: Proxy) -> None:
+    proxy.refuses_options = True
+    storage = connection.open_storage(proxy.url)
+    assert storage.get_all_studies() == []
+    assert proxy.refused == 1
+    connection.engine_of(storage).dispose()
+
+
+def test_session_settings(database: str) -> None:
+    storage = connection.open_storage(database + "&options=-c%20search_path%3Dpublic")
+    with connection.engine_of(storage).connect() as session:
+        settings = {
+            name: session.execute(sa.text(f"SHOW {name}")).scalar()
+            for name in ("TimeZone", "statement_timeout", "search_path", "application_name")
+        }
+    connection.engine_of(storage).dispose()
+    assert settings == {
+        "TimeZone": "UTC",
+        "statement_timeout": "1min",
+        "search_path": "public",
+        "application_name": f"hpo {socket.gethostname()}:{os.getpid()}",
+    }
+
+
+def test_the_claims_table_of_an_earlier_version_gets_its_new_columns(database: str) -> None:
+    claims = join_study(database, budget=2)
+    claimed(claims).release()
+    with claims.engine.begin() as session:
+        for column in ("checkpoint", "checkpoint_sha256", "pending"):
+            session.execute(sa.text(f"ALTER TABLE hpo_claims DROP COLUMN {column}"))
+    claims.engine.dispose()
+    later = join_study(database, budget=2)
+    claim = claimed(later)
+    assert (claim.trial.number, claim.attempt, claim.checkpoint, claim.pending) == (0, 1, None, None)
+    claim.mark_pending("a")
+    claim.commit_checkpoint("a", "sha")
+    claim.finish(TrialState.COMPLETE, 1.0)
+    assert column_names(later.engine) >= {"checkpoint", "checkpoint_sha256", "pending"}
+    later.engine.dispose()
+
+
+def column_names(engine: sa.Engine) -> set[str]:
+    columns: list[Any] = sa.inspect(engine).get_columns("hpo_claims")
+    return {column["name"] for column in columns}

@@ -1,0 +1,119 @@
+"""The embedded Postgres: shared, adopted, restarted and stopped, with processes killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from optuna.study import StudyDirection
+from processes import PROCESSES
+from waiting import until
+
+from sparse_evidence.core.errors import UserError
+from sparse_evidence.hpo.database import address, connection, embedded_root, studies
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder for an embedded server; root's data is elsewhere and cleaned up too."""
+    yield tmp_path
+    for known in tmp_path.rglob(".hpo/id"):
+        for base in embedded_root.BASES:
+            shutil.rmtree(base / known.read_text().strip(), ignore_errors=True)
+
+
+def server_pid(url: str) -> int:
+    """The server's process, read through a connection."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        data = connection.execute(sa.text("SHOW data_directory")).scalar()
+    return int((Path(str(data)) / "postmaster.pid").read_text().split()[0])
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _use(folder: str, pids: Any, leave: Any) -> None:
+    with address.storage_url(folder=Path(folder)) as url:
+        pids.put(server_pid(url))
+        leave.wait()
+
+
+class User:
+    """A process that uses the folder's server until it is asked to leave."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pids, self.leave = PROCESSES.Queue(), PROCESSES.Event()
+        self.process = PROCESSES.Process(target=_use, args=(str(folder), self.pids, self.leave))
+        self.process.start()
+
+    def server(self) -> int:
+        pid: int = self.pids.get(timeout=60)
+        return pid
+
+    def stop(self) -> None:
+        self.leave.set()
+        self.process.join()
+        assert self.process.exitcode == 0
+
+
+def test_two_processes_share_a_server_and_the_last_one_stops_it(folder: Path) -> None:
+    first, second = User(folder), User(folder)
+    server = first.server()
+    assert second.server() == server
+    first.stop()
+    assert running(server)
+    second.stop()
+    assert not running(server)
+
+
+def test_the_server_of_a_killed_process_is_adopted_and_stopped(folder: Path) -> None:
+    owner = User(folder)
+    server = owner.server()
+    owner.process.kill()
+    owner.process.join()
+    assert running(server)
+    successor = User(folder)
+    assert successor.server() == server
+    successor.stop()
+    assert not running(server)
+
+
+def test_a_killed_server_is_started_again_with_its_data(folder: Path) -> None:
+    with address.storage_url(folder=folder) as url:
+        storage = connection.open_storage(url)
+        storage.create_new_study([StudyDirection.MAXIMIZE], "s")
+        connection.engine_of(storage).dispose()
+        server = server_pid(url)
+        os.kill(server, signal.SIGKILL)
+        until(lambda: not running(server))
+    with address.storage_url(folder=folder) as url:
+        assert server_pid(url) != server
+        storage = connection.open_storage(url)
+        assert studies.load_study(storage, "s").study_name == "s"
+        connection.engine_of(storage).dispose()
+
+
+def test_a_deep_folder_is_private_and_works(folder: Path) -> None:
+    deep = folder / ("very deep, with a space " * 4) / ("and deeper " * 8)
+    with address.storage_url(folder=deep) as url:
+        assert running(server_pid(url))
+        sockets = Path(str(sa.make_url(url).query["host"]))
+        assert sockets.stat().st_mode & 0o077 == 0
+        assert (deep / ".hpo").stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_that_cannot_be_written_is_a_user_error(folder: Path) -> None:
+    (folder / ".hpo").write_text("in the way")
+    with pytest.raises(UserError, match=r"\.hpo cannot be written .*--storage URL"), address.storage_url(folder=folder):
+        pass

@@ -1,0 +1,106 @@
+"""Studies: created once, whatever fails in between, and joined only with the same identity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from postgres_proxy import Proxy
+from processes import PROCESSES
+
+from sparse_evidence.core.errors import UserError
+from sparse_evidence.hpo.database import connection, studies
+from sparse_evidence.hpo.errors import RefusedError
+
+IDENTITY = {
+    "definition": {"search": {"seed": 0}},
+    "definition_sha256": "d" * 64,
+    "data_sha256": "a" * 64,
+    "folds_sha256": "f" * 64,
+    "code": "0.1.0",
+}
+
+
+@pytest.fixture
+def storage(database: str) -> Iterator[Any]:
+    made = connection.open_storage(database, retry_seconds=10)
+    yield made
+    connection.engine_of(made).dispose()
+
+
+def open_study(storage: Any, **changes: Any) -> Any:
+    return studies.open_study(storage, "s", **({"direction": "maximize", "identity": IDENTITY} | changes))
+
+
+def test_a_study_is_created_once_with_its_defaults_as_trial_0(storage: Any) -> None:
+    for _ in range(2):
+        study = open_study(storage, default_parameters={"x": 0.5})
+    assert [trial.system_attrs["fixed_params"] for trial in study.trials] == [{"x": 0.5}]
+    assert len(storage.get_all_studies()) == 1
+    assert studies.load_study(storage, "s").user_attrs["hpo:identity"] == IDENTITY
+
+
+def test_a_creation_whose_answer_was_lost_queues_the_defaults_once(proxy: Proxy) -> None:
+    storage = connection.open_storage(proxy.url, retry_seconds=10)
+    lost = proxy.lose_answer_to_commit("INSERT INTO study_user_attributes")
+    study = open_study(storage, default_parameters={"x": 0.5})
+    assert lost.is_set()
+    assert len(study.trials) == 1
+    connection.engine_of(storage).dispose()
+
+
+def test_sixteen_processes_create_one_study_on_an_empty_database(empty_database: str) -> None:
+    gate, answers = PROCESSES.Barrier(16), PROCESSES.Queue()
+    processes = [PROCESSES.Process(target=_join, args=(empty_database, gate, answers)) for _ in range(16)]
+    for process in processes:
+        process.start()
+    assert {answers.get(timeout=60) for _ in processes} == {(1, 1)}
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+
+
+def _join(url: str, gate: Any, answers: Any) -> None:
+    gate.wait()
+    storage = connection.open_storage(url)
+    study = open_study(storage, default_parameters={"x": 0.5})
+    answers.put((storage.get_study_id_from_name("s"), len(study.trials)))
+    connection.engine_of(storage).dispose()
+
+
+def test_every_difference_is_named(storage: Any) -> None:
+    open_study(storage)
+    other = IDENTITY | {
+        "definition": {"search": {"seed": 1}},
+        "definition_sha256": "e" * 64,
+        "data_sha256": "b" * 64,
+        "code": "0.2.0",
+    }
+    with pytest.raises(RefusedError) as caught:
+        open_study(storage, identity=other, direction="minimize")
+    assert str(caught.value).partition("something else: ")[2] == (
+        "search.seed is 1 here and 0 in the study; the data differ (bbbbbbbbbbbb here, aaaaaaaaaaaa in the study); "
+        "the code version differs (0.2.0 here, 0.1.0 in the study); "
+        "the direction is minimize here and maximize in the study; "
+        "use what it was started with, or give this study another name."
+    )
+    with pytest.raises(RefusedError, match="described by the caller"):
+        open_study(storage, identity=other, differences=lambda _, __: ["described by the caller"])
+
+
+def test_a_foreign_study_is_refused_and_a_half_made_one_completed(storage: Any) -> None:
+    import optuna
+
+    half = optuna.create_study(storage=storage, study_name="s", direction="maximize")
+    half.enqueue_trial({"x": 1})
+    assert len(open_study(storage, default_parameters={"x": 1}).trials) == 1
+    foreign = optuna.create_study(storage=storage, study_name="foreign")
+    foreign.ask()
+    with pytest.raises(RefusedError, match="not made by hpo"):
+        studies.open_study(storage, "foreign", direction="minimize", identity=IDENTITY)
+
+
+def test_a_missing_study_says_what_to_do(storage: Any) -> None:
+    with pytest.raises(UserError, match=r"no study 'nothing' in postgresql.*start it with `hpo run`"):
+        studies.load_study(storage, "nothing")
