@@ -1,32 +1,33 @@
-"""The sentences a user reads when something they gave us cannot be used."""
+"""Errors whose messages are written for users, and the search for the word that a user probably meant."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
-    """A user's mistake, told in one sentence: what was wrong, where, what is allowed, what to do."""
+    """A user's mistake, explained in one sentence: what was wrong, where, what is allowed, what to do."""
 
 
 class DataError(UserError):
     """A data file cannot be used as it is.
 
-    Every mistake found in the file is in `problems`, so that a file is mended in one go.
+    `problems` has every mistake in the file, so that all can be fixed in one pass; the message lists the first
+    `limit`.
     """
 
-    def __init__(self, where: str, problems: Sequence[str], *, shown: int = 20) -> None:
+    def __init__(self, where: str, problems: Sequence[str], *, limit: int = 20) -> None:
         self.where = where
         self.problems = tuple(problems)
-        listed = "; ".join(self.problems[:shown])
-        if len(self.problems) > shown:
-            listed += f"; and {len(self.problems) - shown} more"
+        listed = "; ".join(self.problems[:limit])
+        if len(self.problems) > limit:
+            listed += f"; and {len(self.problems) - limit} more"
         count = "1 mistake" if len(self.problems) == 1 else f"{len(self.problems)} mistakes"
         super().__init__(f"{where} has {count}: {listed}")
 
 
 class SplitError(UserError):
-    """The posts cannot be split as asked."""
+    """The posts cannot be split as requested."""
 
 
 class EncoderError(UserError):
@@ -38,7 +39,7 @@ class ConfigError(UserError):
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The training loss became NaN or infinite; lower the learning rate, or clip harder."""
+    """The training loss became NaN or infinite; lower the learning rate, or clip gradients harder."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.__doc__)
@@ -53,3 +54,10 @@ class OutOfMemoryError(MemoryError):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.__doc__)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word closest to `word`, for a "did you mean" hint; None if none is similar."""
+    import difflib  # needed only once something is wrong
+
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
