@@ -38,7 +38,8 @@ from sparse_evidence.core.config import (
     TrainingConfig,
 )
 from sparse_evidence.core.corpus.data import Corpus
-from sparse_evidence.core.corpus.sources import EditorialsSource, SyntheticSource
+from sparse_evidence.core.corpus.editorials import EditorialsSource
+from sparse_evidence.core.corpus.synthetic import SyntheticSource
 from sparse_evidence.core.features.bags import mean_embeddings
 from sparse_evidence.core.features.chunks import Chunks, chunk, evidence_mask
 from sparse_evidence.core.features.embeddings import embed

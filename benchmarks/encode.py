@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.turns import by_turns, ratio
 from sparse_evidence.core.config import ChunksConfig
-from sparse_evidence.core.corpus.sources import EditorialsSource
+from sparse_evidence.core.corpus.editorials import EditorialsSource
 from sparse_evidence.core.features.chunks import chunk
 from sparse_evidence.core.features.embeddings import embed, load_encoder
 from sparse_evidence.core.features.encoders import locate

@@ -20,7 +20,7 @@ from sparse_evidence.core.config import (
     SplitConfig,
     TrainingConfig,
 )
-from sparse_evidence.core.corpus.sources import SyntheticSource
+from sparse_evidence.core.corpus.synthetic import SyntheticSource
 from sparse_evidence.core.features.chunks import chunk
 from sparse_evidence.core.metrics import score
 from sparse_evidence.core.models import EmbeddedCorpus, prior_log_odds

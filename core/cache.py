@@ -76,7 +76,9 @@ def fetch_once(name: str, sha256: str, fetch: Callable[[], bytes]) -> bytes:
             if content is None:
                 content = fetch()
                 if hashlib.sha256(content).hexdigest() != sha256:
-                    raise UserError(f"{name} was fetched, but is not the expected file (its SHA-256 differs); try again")
+                    raise UserError(
+                        f"{name} was fetched, but is not the expected file (its SHA-256 differs); try again"
+                    )
                 write_atomically(path, content)
     except OSError as error:
         raise UserError(

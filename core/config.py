@@ -158,7 +158,7 @@ class FocalConfig:
 
 @dataclass(frozen=True)
 class AsymmetricConfig:
-    """Asymmetric loss (Ridnik et al., ICCV 2021): positives and negatives focus separately, easy negatives are dropped."""
+    """Asymmetric loss (Ridnik et al., ICCV 2021): focuses positives and negatives separately, drops easy negatives."""
 
     name: Literal["asymmetric"] = "asymmetric"
     gamma_pos: Annotated[float, Interval(ge=0, le=10)] = 0.0

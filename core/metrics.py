@@ -303,7 +303,7 @@ def macro_f1(counts: Confusion) -> float:
 
 
 def f1_from_logits(labels: Labels, logits: Scores, threshold: float = 0.5) -> float:
-    """Return the pooled F1 of "positive if σ(logit) ≥ threshold": a `metric_fn` for `core.classic.trainer.Trainer.train`.
+    """Return the pooled F1 of "positive if σ(logit) ≥ threshold": a `metric_fn` for `Trainer.train`.
 
     Args:
         labels: [posts] or [posts, criteria].

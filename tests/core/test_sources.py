@@ -16,8 +16,12 @@ import pytest
 
 from sparse_evidence.core import cache
 from sparse_evidence.core.corpus import tables
-from sparse_evidence.core.corpus.data import DEPRESSION, UNLABELLED, Evidence
-from sparse_evidence.core.corpus.sources import SOURCES, EditorialsSource, PairsSource, Redsm5Source, SyntheticSource
+from sparse_evidence.core.corpus.data import UNLABELLED, Evidence
+from sparse_evidence.core.corpus.editorials import EditorialsSource
+from sparse_evidence.core.corpus.pairs import PairsSource
+from sparse_evidence.core.corpus.redsm5 import DEPRESSION, Redsm5Source
+from sparse_evidence.core.corpus.sources import SOURCES
+from sparse_evidence.core.corpus.synthetic import SyntheticSource
 from sparse_evidence.core.errors import DataError, UserError
 
 SECRET = "purple elephants"  # stands for a person's words: must never be in a message
@@ -448,7 +452,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(os.name != "posix", reason="permission bits")
 def test_the_cache_is_its_owners_only(folder):
-    assert cache.fetched("table", SHA256, lambda: CONTENT) == CONTENT
+    assert cache.fetch_once("table", SHA256, lambda: CONTENT) == CONTENT
     assert folder.stat().st_mode & 0o777 == 0o700
     assert (folder / "table").stat().st_mode & 0o777 == 0o600
 
@@ -460,17 +464,17 @@ def test_a_cached_file_is_fetched_once_and_again_when_damaged(folder):
         fetches.append(1)
         return CONTENT
 
-    assert cache.fetched("table", SHA256, fetch) == cache.fetched("table", SHA256, fetch) == CONTENT
+    assert cache.fetch_once("table", SHA256, fetch) == cache.fetch_once("table", SHA256, fetch) == CONTENT
     assert len(fetches) == 1
     (folder / "table").write_bytes(CONTENT[:3])
-    assert cache.fetched("table", SHA256, fetch) == CONTENT
+    assert cache.fetch_once("table", SHA256, fetch) == CONTENT
     assert len(fetches) == 2
     assert (folder / "table").read_bytes() == CONTENT
 
 
 def test_what_has_the_wrong_hash_is_not_kept(folder):
     with pytest.raises(UserError, match="SHA-256 differs"):
-        cache.fetched("table", SHA256, lambda: b"something else")
+        cache.fetch_once("table", SHA256, lambda: b"something else")
     assert not (folder / "table").exists()
 
 
@@ -485,7 +489,7 @@ def test_a_cache_that_cannot_be_used_is_a_sentence(tmp_path, monkeypatch):
 def test_several_processes_fetch_once(folder, tmp_path):
     script = f"""
 import time
-from sparse_evidence.core.cache import fetched
+from sparse_evidence.core.cache import fetch_once
 
 def fetch():
     with open({str(tmp_path / "log")!r}, "a") as log:
@@ -493,7 +497,7 @@ def fetch():
     time.sleep(0.3)
     return {CONTENT!r}
 
-assert fetched("table", {SHA256!r}, fetch) == {CONTENT!r}
+assert fetch_once("table", {SHA256!r}, fetch) == {CONTENT!r}
 """
     root = Path(__file__).parents[2]
     running = [subprocess.Popen([sys.executable, "-c", script], cwd=root) for _ in range(3)]
