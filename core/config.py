@@ -63,7 +63,7 @@ class IrisConfig:
     """Width of the head."""
     dropout: Share = 0.1
     query_noise: NonNegative = 0.5
-    """Each query is initialized to the criterion's embedding plus a random vector of this length."""
+    """Each query is initialised to the criterion's embedding plus a random vector of this length."""
     diversity_weight: NonNegative = 0.01
     """Weight of the penalty that keeps the queries of a criterion different from each other."""
 

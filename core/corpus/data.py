@@ -22,7 +22,7 @@ class Criterion:
 
     name: str
     text: str
-    """The criterion in words; its embedding initializes learned queries."""
+    """The criterion in words; its embedding initialises learned queries."""
 
 
 @dataclass(frozen=True)
