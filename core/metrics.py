@@ -347,7 +347,7 @@ def best_threshold(labels: Labels, scores: Scores) -> float:
     return middle if middle > lower else upper
 
 
-# ---- metrics to optimise -------------------------------------------------------------------------------------------
+# ---- metrics to optimise ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
