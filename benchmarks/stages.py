@@ -75,7 +75,7 @@ def train_candidates(definition: StudyDefinition, candidates: int, splits: int) 
 
 
 class Replay:
-    """A study on stored curves: stage after stage as in `hpo.running.objective`, then all folds up to the same epoch."""
+    """A study on stored curves: stage after stage as in `hpo.running.objective`; then folds reach the same epoch."""
 
     def __init__(self, stages: Sequence[int], pruner: PrunerConfig, patience: int) -> None:
         self.stages = stages
