@@ -16,7 +16,7 @@ def fresh_folds(corpus: Corpus, folds: Folds, seed: int) -> Folds:
     Args:
         corpus: the posts that `folds` splits.
         folds: the folds of the search; posts with -1 (the hold-out) are in no fresh fold either.
-        seed: of the fresh folds. Each seed gives other folds, except where groups are so few that there are no others.
+        seed: of the fresh folds; the seed that made `folds` gives them again.
 
     Returns:
         The same number of folds, with whole groups and both classes of every criterion in each.

@@ -79,7 +79,7 @@ def test_without_a_holdout_all_posts_are_split():
 
 def test_posts_that_cannot_be_split_are_refused():
     small = CORPUS.subset(np.arange(6))
-    with pytest.raises(SplitError, match="fewer than 5 folds"):
+    with pytest.raises(SplitError, match="5 folds were requested, but the 6 posts"):
         fresh_folds(small, Folds(np.arange(6) % 5, 5), 0)
 
 

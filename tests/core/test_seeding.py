@@ -82,9 +82,14 @@ def test_the_global_generators_are_seeded_inside_and_restored_afterwards():
 
 def test_they_are_restored_after_an_error():
     before = torch.get_rng_state().tolist(), random.getstate()
-    with pytest.raises(RuntimeError), seeded(0):
-        global_numbers()
-        raise RuntimeError
+
+    def fail():
+        with seeded(0):
+            global_numbers()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert (torch.get_rng_state().tolist(), random.getstate()) == before
 
 
