@@ -101,7 +101,7 @@ def holdout_split(
     available = (sizes > 0).sum(axis=0)
     search = np.minimum(available, keep)
     need = np.stack([search, np.minimum(available - search, 1)]).astype(np.float64)
-    need[:, 0] = 1  # neither part may be empty
+    need[:, 0] = 1  # both parts need posts
     part = _partition(groups, labels, [1 - share, share], seed, need)
     return np.asarray(part == 1, dtype=np.bool_)
 

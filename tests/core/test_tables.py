@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from csv_files import SECRET, write_csv
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_evidence.core.corpus.tables import (
@@ -121,6 +121,7 @@ def test_a_table_without_rows_has_none(tmp_path):
     assert read_table(tmp_path / "t.parquet", ("a",)).rows == ()
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
