@@ -207,7 +207,7 @@ def test_a_report_can_be_written_as_json():
     labels = np.array([[1, 0, -1], [0, 0, -1], [1, 0, -1]], np.int8)
     probabilities = np.array([[0.9, 0.2, 0.5], [0.6, 0.2, 0.5], [0.4, 0.3, 0.5]])
     result = metrics.report(labels, probabilities, 0.5, ["some", "none", "unlabelled"])
-    json.dumps(asdict(found), allow_nan=False)
+    json.dumps(asdict(result), allow_nan=False)
     assert result.pooled["positives"] == 2
     assert result.pooled["prevalence"] == pytest.approx(1 / 3)
     assert result.pooled["macro_f1"] == result.per_criterion["some"]["f1"] == 0.5

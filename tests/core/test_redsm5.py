@@ -40,9 +40,9 @@ def test_groups_come_from_the_column_or_from_the_ids(tmp_path):
     other = redsm5(tmp_path, posts=(*POSTS, ("x", "Hello.")))
     assert other.groups == other.post_ids
     assert "4 posts form 4 groups, one per post, because 1 ids do not have the form" in other.notes[0]
-    given = redsm5(tmp_path, [(*post, "u") for post in POSTS], header=("post_id", "text", "group"))
-    assert given.groups == ("u", "u", "u")
-    assert given.notes == ("3 posts form 1 groups, by the column group",)
+    corpus = redsm5(tmp_path, [(*post, "u") for post in POSTS], header=("post_id", "text", "group"))
+    assert corpus.groups == ("u", "u", "u")
+    assert corpus.notes == ("3 posts form 1 groups, by the column group",)
 
 
 def test_repeated_and_contradicting_annotations_are_noted(tmp_path):

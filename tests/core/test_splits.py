@@ -147,8 +147,8 @@ def test_data_like_redsm5_is_balanced_to_within_one_post(seed):
 def test_the_local_search_ends(seed):
     """With few, small groups a single number for shortage and imbalance once led to an endless loop."""
     source = np.random.default_rng(seed)
-    posts, parts, most, criteria = (int(source.integers(*ends)) for ends in ((6, 61), (2, 5), (4, 21), (1, 5)))
-    groups = [f"g{number}" for number in source.integers(0, most, posts)]
+    posts, parts, max_groups, criteria = (int(source.integers(*ends)) for ends in ((6, 61), (2, 5), (4, 21), (1, 5)))
+    groups = [f"g{number}" for number in source.integers(0, max_groups, posts)]
     labels = source.choice((-1, 0, 1), size=(posts, criteria)).astype(np.int8)
     assert set(partition(groups, labels, [1] * parts, seed)) == set(range(parts))
 

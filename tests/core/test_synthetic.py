@@ -50,11 +50,11 @@ def test_small_corpora_have_enough_positives_to_be_split(posts):
 
 
 def test_lengths_follow_the_mean():
-    words = [
+    lengths = [
         np.mean([len(post.split()) for post in SyntheticSource(posts=300, sentences_mean=mean).load(Path()).posts])
         for mean in (5, 14, 50)
     ]
-    assert words[0] < words[1] / 2 < words[2] / 5
+    assert lengths[0] < lengths[1] / 2 < lengths[2] / 5
 
 
 def test_large_corpora_are_generated_quickly():

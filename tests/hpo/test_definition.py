@@ -469,7 +469,7 @@ def test_the_schema_refuses_what_load_refuses(tmp_path):
 
 def test_the_schema_carries_the_comments_of_the_fields():
     training = json_schema()["properties"]["training"]["properties"]
-    assert training["clip_norm"]["description"].startswith("Largest gradient norm of a fold")
+    assert training["clip_norm"]["description"].startswith("Maximum gradient norm per fold")
     assert training["clip_norm"]["default"] == TrainingConfig().clip_norm
 
 
