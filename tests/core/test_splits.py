@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_evidence.core.config import SplitConfig
+from sparse_evidence.core.corpus.synthetic import SyntheticSource
 from sparse_evidence.core.errors import ConfigError, SplitError
 from sparse_evidence.core.splits import Folds, holdout_split, kfold, partition, split
 
@@ -106,6 +108,23 @@ def test_another_process_with_another_hash_seed_gives_the_same_parts():
         for seed in ("1", "2")
     ]
     assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize(
+    ("config", "fingerprint"),
+    [
+        (SplitConfig(), "b7e407aa8ed2"),
+        (SplitConfig(folds=2, holdout=0.0, seed=1), "cb8cfce63bc8"),
+        (SplitConfig(folds=3, seed=4), "360c49fe935a"),
+        (SplitConfig(folds=4, holdout=0.35, seed=-3), "7a66205feb0c"),
+    ],
+)
+def test_the_folds_of_a_study_never_change(config, fingerprint):
+    """Studies store the fingerprint of their folds and refuse workers with others, so these must stay."""
+    corpus = SyntheticSource(posts=200, criteria=4, seed=3, sentences_mean=6.0).load(Path())
+    names = [criterion.name for criterion in corpus.criteria]
+    folds = split(corpus.groups, corpus.labels, config, criteria=names)
+    assert folds.fingerprint(corpus.post_ids)[:12] == fingerprint
 
 
 def test_another_seed_gives_other_folds():
@@ -418,3 +437,22 @@ def test_folds_are_immutable():
         folds.assignment[0] = 1
     with pytest.raises(IndexError, match="folds 0 to 1"):
         folds.train(2)
+
+
+@pytest.mark.parametrize("fold", [-1, 2])
+def test_folds_that_do_not_exist_are_refused(fold):
+    folds = Folds(np.array([0, 1, -1], np.int16), 2)
+    for method in (folds.train, folds.validation):
+        with pytest.raises(IndexError, match=rf"fold {fold} was requested, but there are folds 0 to 1"):
+            method(fold)
+
+
+@given(st.lists(st.integers(-1, 3), min_size=1, max_size=20))
+def test_training_and_validation_posts_are_all_posts_outside_the_holdout(assignment):
+    folds = Folds(np.array(assignment, np.int16), 4)
+    searched = np.flatnonzero(folds.assignment >= 0)
+    for fold in range(4):
+        train, validation = folds.train(fold), folds.validation(fold)
+        assert (np.diff(train) > 0).all()
+        assert (folds.assignment[validation] == fold).all()
+        np.testing.assert_array_equal(np.sort(np.concatenate([train, validation])), searched)
