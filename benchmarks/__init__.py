@@ -1,1 +1,1 @@
-"""What the speed claims rest on: every figure is a ratio of two things measured in the same run."""
+"""The measurements behind the performance figures: mostly ratios of two things timed in the same run."""

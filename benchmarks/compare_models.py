@@ -1,12 +1,12 @@
-"""IRIS, ABMIL, linear and token on the editorials: same folds, one Markdown table, intervals over groups.
+"""IRIS, ABMIL, linear and token on the editorials: the same folds, one Markdown table, intervals over groups.
 
-    python -m benchmarks.compare_models              # all models; token takes most of the time
+    python -m benchmarks.compare_models              # all models; most of the time is for token
     python -m benchmarks.compare_models --no-token   # under a minute on one core
     python -m benchmarks.compare_models --no-token --data synthetic
 
-Every model is trained with its default configuration (`core.config`), token with that of studies/token_smoke.toml,
-against plain binary cross-entropy, and taken at the best epoch of the mean over the folds, as a study does. The
-hold-out stays locked.
+Every model is trained with its default configuration (`core.config`), token with that of studies/token_smoke.toml, and
+with plain binary cross-entropy. As in a study, it is evaluated at the epoch with the best mean over the folds. The
+hold-out is not used.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from sparse_evidence.core.config import (
     TrainingConfig,
 )
 from sparse_evidence.core.corpus.data import Corpus
-from sparse_evidence.core.corpus.sources import EditorialsSource, SyntheticSource
+from sparse_evidence.core.corpus.editorials import EditorialsSource
+from sparse_evidence.core.corpus.synthetic import SyntheticSource
 from sparse_evidence.core.features.bags import mean_embeddings
 from sparse_evidence.core.features.chunks import Chunks, chunk, evidence_mask
 from sparse_evidence.core.features.encoders import locate
@@ -71,7 +72,7 @@ class Data:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A line of the table."""
+    """A row of the table."""
 
     name: str
     probabilities: Probabilities
@@ -86,7 +87,7 @@ SOURCES: dict[str, EditorialsSource | SyntheticSource] = {
 }
 
 
-def load_task(source: str) -> Data:
+def load_data(source: str) -> Data:
     corpus = SOURCES[source].load(ROOT)
     chunks = chunk(corpus.posts, ChunksConfig())
     embedded, _ = embed_corpus(corpus, chunks, locate(IrisConfig().encoder))
@@ -95,89 +96,89 @@ def load_task(source: str) -> Data:
 
 
 def value(data: Data, probabilities: Probabilities, rows: npt.NDArray[np.int64] | None = None) -> float:
-    """The metric of a study: mean over folds of the mean over criteria, of the posts `rows`."""
+    """Return the metric of a study on the posts `rows`: mean over folds of the mean over criteria."""
     rows = np.flatnonzero(data.folds.assignment >= 0) if rows is None else rows
-    of = data.folds.assignment[rows]
-    parts = [rows[of == fold] for fold in range(data.folds.count)]
+    fold_of_row = data.folds.assignment[rows]
+    parts = [rows[fold_of_row == fold] for fold in range(data.folds.count)]
     return float(np.mean([metrics.score(METRIC, data.corpus.labels[part], probabilities[part]) for part in parts]))
 
 
-def trained(candidate: CandidateConfig, readable: Features, data: Data) -> tuple[list[FoldStack], Probabilities, int]:
-    """All folds in lock-step until they are stale; back at their best epoch: stacks, out-of-fold predictions, epoch."""
+def train(candidate: CandidateConfig, readable: Features, data: Data) -> tuple[list[FoldStack], Probabilities, int]:
+    """Train all folds together until they are stale; return stacks, out-of-fold predictions and epoch of the best."""
     stack = make_stack(readable, data.folds, range(data.folds.count), candidate, seed=0)
     members = list(stack.stacks) if isinstance(stack, FoldRow) else [cast("FoldStack", stack)]
     curve: list[float] = []
-    found: Probabilities = np.full(data.corpus.labels.shape, np.nan)
-    kept: list[dict[str, torch.Tensor]] = []
+    best: Probabilities = np.full(data.corpus.labels.shape, np.nan)
+    best_states: list[dict[str, torch.Tensor]] = []
     while len(curve) < candidate.training.epochs and not is_stale(curve, candidate.training.patience):
         stack.advance()
-        probabilities = np.full_like(found, np.nan)
+        probabilities = np.full_like(best, np.nan)
         for fold, logits in enumerate(stack.validate()[0]):
             probabilities[data.folds.validation(fold)] = torch.sigmoid(torch.from_numpy(logits)).numpy()
         curve.append(value(data, probabilities))
         print(f"{candidate.model.name} epoch {len(curve)}: {curve[-1]:.3f}", file=sys.stderr)
         if best_index(curve) == len(curve) - 1:
-            found = probabilities
-            kept = [copy.deepcopy(member.model.state_dict()) for member in members]
-    for member, state in zip(members, kept, strict=True):
+            best = probabilities
+            best_states = [copy.deepcopy(member.model.state_dict()) for member in members]
+    for member, state in zip(members, best_states, strict=True):
         member.model.load_state_dict(state)
-    return members, found, best_index(curve) + 1
+    return members, best, best_index(curve) + 1
 
 
-def compared(name: str, candidate: CandidateConfig, data: Data) -> Row:
+def compare(name: str, candidate: CandidateConfig, data: Data) -> Row:
     started = time.perf_counter()
     config = candidate.model
     text = data.text(config.encoder) if isinstance(config, TokenConfig) else None
-    members, probabilities, epoch = trained(candidate, text or data.embedded, data)
+    members, probabilities, epoch = train(candidate, text or data.embedded, data)
     seconds = time.perf_counter() - started
     validation = [data.folds.validation(fold) for fold in range(data.folds.count)]
     if text is not None and isinstance(config, TokenConfig):
-        # cutting every sentence from every post is slow: only posts that count are read again
-        counting = [posts[(data.corpus.labels[posts] == 1).any(1)] for posts in validation]
+        # removing every sentence from every post is slow, so only posts with a positive label are explained
+        positive = [posts[(data.corpus.labels[posts] == 1).any(1)] for posts in validation]
         attributions = [
             explain.attribute_text(member.model, text, config, data.chunks, posts)
-            for member, posts in zip(members, counting, strict=True)
+            for member, posts in zip(members, positive, strict=True)
         ]
     else:
         attributions = explain.attribute(members[0].model, data.embedded, validation)
     return Row(name, probabilities, explain.concatenate(attributions), seconds, epoch)
 
 
-def floor(data: Data) -> Row:
+def baseline(data: Data) -> Row:
     started = time.perf_counter()
     probabilities = linear_baseline(data.means, data.embedded.labels, data.folds)
     model = fit_linear_baseline(data.means, data.embedded.labels, data.folds)
     validation = [data.folds.validation(fold) for fold in range(data.folds.count)]
     attribution = explain.concatenate(explain.attribute(model, data.embedded, validation))
-    return Row("linear floor", probabilities, attribution, time.perf_counter() - started, None)
+    return Row("linear baseline", probabilities, attribution, time.perf_counter() - started, None)
 
 
-def line(row: Row, base: Row, data: Data, repeats: int) -> str:
-    """A line of the table, with intervals over groups."""
+def line(row: Row, reference: Row, data: Data, repeats: int) -> str:
+    """Return a line of the table, with intervals over groups."""
     rows = np.flatnonzero(data.folds.assignment >= 0)
     labels, probabilities = data.corpus.labels, row.probabilities
     threshold = metrics.best_threshold(labels[rows], probabilities[rows])
     hits = explain.evidence_hits(row.attribution, data.evidence, labels)
-    looked = explain.evidence_hits(row.attribution, data.evidence, labels, by="attention")
+    attention_hits = explain.evidence_hits(row.attribution, data.evidence, labels, by="attention")
     attends = row.name in {"abmil", "iris"}
 
-    def f1(chosen: npt.NDArray[np.int64]) -> float:
-        return float(metrics.f1(metrics.confusion(labels[chosen], probabilities[chosen], threshold).pooled())[0])
+    def f1(posts: npt.NDArray[np.int64]) -> float:
+        return float(metrics.f1(metrics.confusion(labels[posts], probabilities[posts], threshold).pooled())[0])
 
-    def above(chosen: npt.NDArray[np.int64]) -> float:
-        return value(data, probabilities, chosen) - value(data, base.probabilities, chosen)
+    def gain(posts: npt.NDArray[np.int64]) -> float:
+        return value(data, probabilities, posts) - value(data, reference.probabilities, posts)
 
     def interval(statistic: Callable[[npt.NDArray[np.int64]], float], posts: npt.NDArray[np.int64], sign: str) -> str:
         groups = [data.corpus.groups[post] for post in posts]
         low, high = metrics.bootstrap_interval(statistic, groups, repeats=repeats, seed=0)
         return f"({low:{sign}.2f} to {high:{sign}.2f})"
 
-    difference = f"{above(rows):+.3f} {interval(lambda chosen: above(rows[chosen]), rows, '+')}"
+    difference = f"{gain(rows):+.3f} {interval(lambda drawn: gain(rows[drawn]), rows, '+')}"
     return (
-        f"| {row.name} | {value(data, probabilities):.3f} | {'' if row is base else difference} "
-        f"| {f1(rows):.3f} {interval(lambda chosen: f1(rows[chosen]), rows, '')} "
-        f"| {hits.rate:.2f} {interval(lambda chosen: float(hits.hit[chosen].mean()), hits.posts, '')} "
-        f"| {f'{looked.rate:.2f}' if attends else ''} | {row.epoch or ''} | {row.seconds:.0f} s |"
+        f"| {row.name} | {value(data, probabilities):.3f} | {'' if row is reference else difference} "
+        f"| {f1(rows):.3f} {interval(lambda drawn: f1(rows[drawn]), rows, '')} "
+        f"| {hits.rate:.2f} {interval(lambda drawn: float(hits.hit[drawn].mean()), hits.posts, '')} "
+        f"| {f'{attention_hits.rate:.2f}' if attends else ''} | {row.epoch or ''} | {row.seconds:.0f} s |"
     )
 
 
@@ -193,32 +194,32 @@ def token_candidate() -> CandidateConfig:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--no-token", action="store_true", help="leave out the fine-tuned transformer")
-    parser.add_argument("--repeats", type=int, default=1000, help="bootstrap draws behind each interval")
+    parser.add_argument("--no-token", action="store_true", help="without the fine-tuned transformer")
+    parser.add_argument("--repeats", type=int, default=1000, help="bootstrap draws per interval")
     parser.add_argument("--data", choices=SOURCES, default="editorials")
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or torch.get_num_threads())
-    data = load_task(arguments.data)
+    data = load_data(arguments.data)
     candidates = {
         name: CandidateConfig(config, TrainingConfig(), BCEConfig())
         for name, config in (("linear", LinearConfig()), ("abmil", AbmilConfig()), ("iris", IrisConfig()))
     }
     if not arguments.no_token:
         candidates["token"] = token_candidate()
-    table = [floor(data), *(compared(name, candidate, data) for name, candidate in candidates.items())]
+    table = [baseline(data), *(compare(name, candidate, data) for name, candidate in candidates.items())]
 
     scored = data.folds.assignment >= 0
-    floors = metrics.baselines(data.corpus.labels, data.folds.assignment)
+    baselines = metrics.baselines(data.corpus.labels, data.folds.assignment)
     chance = explain.evidence_hits(table[0].attribution, data.evidence, data.corpus.labels)
     print(
         f"{scored.sum()} posts of {arguments.data}, {len(data.corpus.criteria)} criteria, {data.folds.count} folds, "
-        f"out-of-fold; in brackets the 95 % interval over groups; {len(chance.hit)} pairs with known evidence."
+        f"out-of-fold; 95 % intervals over groups in parentheses; {len(chance.hit)} pairs with annotated evidence."
     )
     print()
-    print("| model | average precision | above the floor | F1 | evidence | by attention | epochs | training |")
+    print("| model | average precision | gain over linear | F1 | evidence | by attention | epochs | training |")
     print("|---|---|---|---|---|---|---|---|")
     print(
-        f"| never reads a post | {floors['mean_prevalence']:.3f} | | {floors['criterion_only_f1']:.3f} "
+        f"| without the text | {baselines['mean_prevalence']:.3f} | | {baselines['criterion_only_f1']:.3f} "
         f"| {chance.expected:.2f} | | | |"
     )
     for row in table:

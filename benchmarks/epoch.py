@@ -1,4 +1,4 @@
-"""(a) An epoch of all folds: fused and plain, against a plainly written reference and against bare matrix products."""
+"""An epoch of all folds, fused and per fold, compared with a straightforward reference and bare matrix products."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks import reference
-from benchmarks.turns import by_turns, ratio
+from benchmarks.timing import ratio, time_alternately
 from sparse_evidence.core.config import (
     BCEConfig,
     CandidateConfig,
@@ -20,7 +20,7 @@ from sparse_evidence.core.config import (
     SplitConfig,
     TrainingConfig,
 )
-from sparse_evidence.core.corpus.sources import SyntheticSource
+from sparse_evidence.core.corpus.synthetic import SyntheticSource
 from sparse_evidence.core.features.chunks import chunk
 from sparse_evidence.core.features.views import EmbeddedCorpus
 from sparse_evidence.core.metrics import score
@@ -36,14 +36,14 @@ CANDIDATE = CandidateConfig(IrisConfig(num_queries=QUERIES, k_retrieved=4), Trai
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A corpus of the home case's shape; the vectors are random, which no timing depends on."""
+    """A corpus of the shape of ReDSM5; its vectors are random, which does not affect timings."""
 
     corpus: EmbeddedCorpus
     folds: Folds
 
 
 def case(posts: int) -> Case:
-    """Synthetic posts of the home case's lengths and labels, at any size."""
+    """Synthetic posts with the lengths and label frequencies of ReDSM5."""
     corpus = SyntheticSource(posts=posts, criteria=CRITERIA).load(Path())
     offsets = chunk(corpus.posts, ChunksConfig()).offsets
     generator = np.random.default_rng(0)
@@ -58,81 +58,85 @@ def case(posts: int) -> Case:
     return Case(embedded, split(corpus.groups, corpus.labels, SplitConfig(folds=FOLDS, holdout=0), criteria=names))
 
 
-def fused(given: Case) -> Callable[[], None]:
-    """Our epoch: train and validate all folds as one model."""
-    stack = make_stack(given.corpus, given.folds, range(FOLDS), CANDIDATE, seed=0)
-    return lambda: _epoch(stack, given)
+def fused(data: Case) -> Callable[[], None]:
+    """Return our epoch: train and validate all folds as one model."""
+    stack = make_stack(data.corpus, data.folds, range(FOLDS), CANDIDATE, seed=0)
+    return lambda: _epoch(stack, data)
 
 
-def plain(given: Case) -> Callable[[], None]:
-    """Our epoch with a model per fold."""
-    stack = make_stack(given.corpus, given.folds, range(FOLDS), CANDIDATE, seed=0, fuse=False)
-    return lambda: _epoch(stack, given)
+def plain(data: Case) -> Callable[[], None]:
+    """Return our epoch with one model per fold."""
+    stack = make_stack(data.corpus, data.folds, range(FOLDS), CANDIDATE, seed=0, fuse=False)
+    return lambda: _epoch(stack, data)
 
 
-def _epoch(stack: Stack, given: Case) -> None:
+def _epoch(stack: Stack, data: Case) -> None:
     stack.advance()
     logits, _ = stack.validate()
     for fold, part in zip(stack.fold_ids, logits, strict=True):
-        score("average_precision", given.corpus.labels[given.folds.validation(fold)], part)
+        score("average_precision", data.corpus.labels[data.folds.validation(fold)], part)
 
 
-def written_plainly(given: Case) -> Callable[[], None]:
-    """The reference's epoch: fold after fold, pair by pair."""
+def reference_epoch(data: Case) -> Callable[[], None]:
+    """Return the reference's epoch: one fold after another, pair by pair."""
     config, training = CANDIDATE.model, CANDIDATE.training
     assert isinstance(config, IrisConfig)
     runs = []
     for fold in range(FOLDS):
-        train, validation = given.folds.train(fold), given.folds.validation(fold)
-        prior = prior_log_odds(given.corpus.labels, [train])[0]
-        model = reference.PairIris(config, torch.from_numpy(given.corpus.criteria), prior)
+        train, validation = data.folds.train(fold), data.folds.validation(fold)
+        prior = prior_log_odds(data.corpus.labels, [train])[0]
+        model = reference.PairIris(config, torch.from_numpy(data.corpus.criteria), prior)
         optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate)
-        pairs = reference.Pairs(given.corpus, train.tolist())
+        pairs = reference.Pairs(data.corpus, train.tolist())
         batch = training.batch_size * CRITERIA
         loader = DataLoader(pairs, batch, shuffle=True, collate_fn=reference.collate)
-        held = DataLoader(reference.Pairs(given.corpus, validation.tolist()), batch, collate_fn=reference.collate)
-        runs.append((model, optimizer, loader, held, given.corpus.labels[validation]))
+        held_out = reference.Pairs(data.corpus, validation.tolist())
+        validation_loader = DataLoader(held_out, batch, collate_fn=reference.collate)
+        runs.append((model, optimizer, loader, validation_loader, data.corpus.labels[validation]))
 
     def epoch() -> None:
-        for model, optimizer, loader, held, labels in runs:
+        for model, optimizer, loader, validation_loader, labels in runs:
             reference.train_epoch(model, optimizer, loader, torch.nn.BCEWithLogitsLoss())
-            score("average_precision", labels, reference.predict(model, held, CRITERIA).numpy())
+            score("average_precision", labels, reference.predict(model, validation_loader, CRITERIA).numpy())
 
     return epoch
 
 
-def bare_products(given: Case) -> Callable[[], None]:
-    """Nothing but the model's matrix products of one epoch: forward and backward in training, forward in validation.
+def bare_products(data: Case) -> Callable[[], None]:
+    """Return only the matrix products of one epoch: forward and backward in training, forward in validation.
 
-    Without padding, masks, top-k, softmax, optimizer and data movement; same batch shapes, so the same cache sizes.
+    Without padding, masks, top-k, softmax, optimizer and data movement; with the same batch shapes, so that caches are
+    used alike.
     """
     config, training = CANDIDATE.model, CANDIDATE.training
     assert isinstance(config, IrisConfig)
-    posts = len(given.corpus.labels)
+    posts = len(data.corpus.labels)
     steps = int(np.ceil(posts * (FOLDS - 1) / FOLDS / training.batch_size))
     width = round(posts * (FOLDS - 1) / FOLDS / steps)
-    length = len(given.corpus.embeddings) / posts
+    length = len(data.corpus.embeddings) / posts
     train = _products(width, length, config.hidden)
-    held = _products(width, length, config.hidden)
+    validate = _products(width, length, config.hidden)
 
     def epoch() -> None:
         for _ in range(steps):
             train(True)
         for _ in range(round(steps / (FOLDS - 1))):
-            held(False)
+            validate(False)
 
     return epoch
 
 
 def _products(width: int, length: float, hidden: int) -> Callable[[bool], None]:
-    """The products of `core.models.iris` on one batch of random numbers; with or without those of the gradient."""
-    reads, rows, each = CRITERIA * QUERIES, round(width * length), round(length)
+    """Return the products of `core.models.iris` on a batch of random numbers, optionally with those of its gradient."""
+    queries, rows, chunks_per_post = CRITERIA * QUERIES, round(width * length), round(length)
     chunks = torch.randn(FOLDS, rows, DIM)
-    projection, projected = torch.randn(FOLDS, DIM, reads + hidden), torch.randn(FOLDS, rows, reads + hidden)
+    projection, projected = torch.randn(FOLDS, DIM, queries + hidden), torch.randn(FOLDS, rows, queries + hidden)
     layer, values = torch.randn(FOLDS, hidden, hidden), torch.randn(FOLDS, rows, hidden)
-    weights, means = torch.randn(FOLDS * width, each, reads), torch.randn(FOLDS * width, each, CRITERIA)
-    of_posts = torch.randn(FOLDS * width, each, hidden)
-    inner, read = torch.randn(FOLDS * width, reads, hidden), torch.randn(FOLDS * width, CRITERIA, hidden)
+    weights = torch.randn(FOLDS * width, chunks_per_post, queries)
+    means = torch.randn(FOLDS * width, chunks_per_post, CRITERIA)
+    of_posts = torch.randn(FOLDS * width, chunks_per_post, hidden)
+    query_gradients = torch.randn(FOLDS * width, queries, hidden)
+    criterion_gradients = torch.randn(FOLDS * width, CRITERIA, hidden)
     pooled = torch.randn(FOLDS, width * CRITERIA, hidden)
 
     def products(backward: bool) -> None:
@@ -143,30 +147,30 @@ def _products(width: int, length: float, hidden: int) -> Callable[[bool], None]:
         pooled @ layer
         if backward:
             chunks.mT @ projected  # no gradient flows into frozen embeddings
-            for given in (values, pooled):
-                given @ layer.mT
-                given.mT @ given
-            for attention, found in ((weights, inner), (means, read)):
-                of_posts @ found.mT
-                attention @ found
+            for inputs in (values, pooled):
+                inputs @ layer.mT
+                inputs.mT @ inputs
+            for attention, gradients in ((weights, query_gradients), (means, criterion_gradients)):
+                of_posts @ gradients.mT
+                attention @ gradients
 
     return products
 
 
 def measure() -> dict[str, float]:
-    """The ratios, and the seconds they come from."""
+    """The ratios, and the seconds behind them."""
     home = case(HOME_POSTS)
     ours = fused(home)
-    products = by_turns([bare_products(home), ours], 15)
-    single = by_turns([ours, plain(home)], 7)
-    theirs = by_turns([ours, written_plainly(home)], 5)
+    products = time_alternately([bare_products(home), ours], 15)
+    plain_seconds = time_alternately([ours, plain(home)], 7)
+    reference_seconds = time_alternately([ours, reference_epoch(home)], 5)
     large = case(10 * HOME_POSTS)
-    products_10x = by_turns([bare_products(large), fused(large)], 5)
+    products_10x = time_alternately([bare_products(large), fused(large)], 5)
     return {
-        "epoch.vs_reference": ratio(theirs),
+        "epoch.vs_reference": ratio(reference_seconds),
         "epoch.vs_matmul": ratio(products),
         "epoch.vs_matmul_10x": ratio(products_10x),
-        "epoch.plain_vs_fused": ratio(single),
+        "epoch.plain_vs_fused": ratio(plain_seconds),
         "epoch.growth_10x": float(np.median(products_10x[1]) / np.median(products[1])),
         "epoch.seconds": float(np.median(products[1])),
     }

@@ -1,7 +1,7 @@
-"""IRIS and its training loop as one writes them first: the yardstick for speed, and the oracle for the fused model.
+"""IRIS and its training loop, written in the most straightforward way: the reference for speed and for correctness.
 
-Pairs (post, criterion) come from a DataLoader, every query gathers its top-k chunks, and the folds are trained one
-after the other. The function computed is the one of `core.models.iris`; nothing here is meant to be fast.
+Pairs (post, criterion) come from a DataLoader, every query gathers its top-k chunks, and folds are trained one after
+another. It computes the same function as `core.models.iris`; nothing in it is optimised for speed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Pair = tuple[Tensor, int, float]
 
 
 class Pairs(Dataset[Pair]):
-    """Every (post, criterion) of some posts: the post's chunk embeddings, the criterion's number, the label."""
+    """Every (post, criterion) pair of some posts: the post's chunk embeddings, the criterion's number, the label."""
 
     def __init__(self, corpus: EmbeddedCorpus, posts: Sequence[int]) -> None:
         self._corpus = corpus
@@ -38,16 +38,16 @@ class Pairs(Dataset[Pair]):
 
 
 def collate(pairs: list[Pair]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pad to the longest: chunks [pairs, length, dim], present [pairs, length], criterion [pairs], label [pairs]."""
+    """Pad to the longest: chunks [pairs, length, dim], mask [pairs, length], criterion [pairs], label [pairs]."""
     chunks, criteria, labels = zip(*pairs, strict=True)
     padded = nn.utils.rnn.pad_sequence(list(chunks), batch_first=True)
-    lengths = torch.tensor([len(each) for each in chunks])
-    present = torch.arange(padded.shape[1]) < lengths[:, None]
-    return padded, present, torch.tensor(criteria), torch.tensor(labels)
+    lengths = torch.tensor([len(chunks_of_post) for chunks_of_post in chunks])
+    mask = torch.arange(padded.shape[1]) < lengths[:, None]
+    return padded, mask, torch.tensor(criteria), torch.tensor(labels)
 
 
 class PairIris(nn.Module):
-    """One fold's model, called with pairs."""
+    """The model of one fold, for batches of pairs."""
 
     def __init__(self, config: IrisConfig, criteria: Tensor, prior: Tensor) -> None:
         super().__init__()
@@ -63,23 +63,23 @@ class PairIris(nn.Module):
         self.head = nn.Parameter(torch.zeros(count, config.hidden))
         self.bias = nn.Parameter(prior.clone())
 
-    def forward(self, chunks: Tensor, present: Tensor, criterion: Tensor) -> Tensor:
-        """Logits [pairs]."""
+    def forward(self, chunks: Tensor, mask: Tensor, criterion: Tensor) -> Tensor:
+        """Return the logits [pairs]."""
         queries = functional.normalize(self.queries[criterion], dim=-1)  # [pairs, queries, dim]
         similarity = torch.einsum("pqd,pld->pql", queries, chunks)
-        similarity = similarity.masked_fill(~present[:, None], float("-inf"))
+        similarity = similarity.masked_fill(~mask[:, None], float("-inf"))
         top = similarity.topk(min(self.config.k_retrieved, similarity.shape[-1]), dim=-1)
         index = top.indices[..., None].expand(-1, -1, -1, chunks.shape[-1])
         retrieved = chunks[:, None].expand(-1, queries.shape[1], -1, -1).gather(2, index)  # [pairs, queries, k, dim]
         weights = torch.softmax(top.values / self.config.temperature, dim=-1)
-        read = self.value((weights[..., None] * retrieved).sum(2))  # [pairs, queries, hidden]
-        read = read + self.outer(torch.relu(self.inner(read)))
-        pooled = self.dropout(self.norm(read.mean(1)))
+        values = self.value((weights[..., None] * retrieved).sum(2))  # [pairs, queries, hidden]
+        values = values + self.outer(torch.relu(self.inner(values)))
+        pooled = self.dropout(self.norm(values.mean(1)))
         logits: Tensor = (pooled * self.head[criterion]).sum(-1) + self.bias[criterion]
         return logits
 
     def penalty(self) -> Tensor:
-        """Diversity penalty."""
+        """Return the diversity penalty."""
         queries = functional.normalize(self.queries, dim=-1)
         overlap = queries @ queries.mT - torch.eye(self.config.num_queries)
         return self.config.diversity_weight * overlap.square().sum((-1, -2)).mean()
@@ -93,12 +93,12 @@ def train_epoch(
     *,
     accumulation_steps: int = 1,
 ) -> float:
-    """One epoch of one fold; returns the mean loss."""
+    """Train one fold for one epoch; return the mean loss."""
     model.train()
     optimizer.zero_grad()
     total, count = 0.0, 0
-    for step, (chunks, present, criterion, label) in enumerate(loader, start=1):
-        loss = loss_fn(model(chunks, present, criterion), label)
+    for step, (chunks, mask, criterion, label) in enumerate(loader, start=1):
+        loss = loss_fn(model(chunks, mask, criterion), label)
         ((loss + model.penalty()) / accumulation_steps).backward()
         if step % accumulation_steps == 0 or step == len(loader):
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -111,6 +111,6 @@ def train_epoch(
 
 @torch.no_grad()
 def predict(model: PairIris, loader: DataLoader[Pair], criteria: int) -> Tensor:
-    """Logits [posts, criteria], in the loader's order."""
+    """Return logits [posts, criteria], in the loader's order."""
     model.eval()
-    return torch.cat([model(chunks, present, criterion) for chunks, present, criterion, _ in loader]).view(-1, criteria)
+    return torch.cat([model(chunks, mask, criterion) for chunks, mask, criterion, _ in loader]).view(-1, criteria)

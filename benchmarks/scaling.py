@@ -1,4 +1,4 @@
-"""(d) From one worker to two on real trials, to 64 on trials that only sleep; (e) memory and start-up of a worker."""
+"""Scaling to two workers on real trials and to 64 on trials that only sleep; memory and start-up of a worker."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import optuna
 
-from benchmarks.altered import altered
 from benchmarks.service import databases
-from benchmarks.turns import by_turns
+from benchmarks.timing import time_alternately
+from benchmarks.variants import write_variant
 from sparse_evidence.hpo.database.connection import engine_of, open_storage
 from sparse_evidence.hpo.database.studies import open_study
 from sparse_evidence.hpo.running.slots import usable_cores
@@ -28,17 +28,17 @@ HOME = Path(__file__).with_name("home.toml")
 
 
 def _study(folder: Path, name: str, trials: int, **training: str) -> Path:
-    """The study of the home case's size with equal work in every trial: random points, no pruning, fixed epochs."""
+    """Write a study of the size of ReDSM5 with equal work in every trial: random points, no pruning, fixed epochs."""
     changes = {
         "": {"name": f'"{name}"'},
         "search": {"trials": str(trials), "sampler": '"random"', "pruner": '{ name = "none" }'},
         "training": {"epochs": "4", "patience": "4", **training},
     }
-    return altered(HOME, folder / f"{name}.toml", changes)
+    return write_variant(HOME, folder / f"{name}.toml", changes)
 
 
 def workers_2() -> dict[str, float]:
-    """Trials per second of two workers over those of one; a worker has one thread, start-up left out."""
+    """Trials per second of two workers relative to one, without start-up; each worker has one thread."""
     pace = {}
     with databases() as fresh, tempfile.TemporaryDirectory() as folder:
         for count in (1, 2):
@@ -50,7 +50,7 @@ def workers_2() -> dict[str, float]:
             assert [process.wait() for process in running] == [0] * count
             trials = optuna.load_study(study_name=path.stem, storage=url).trials
             ends = sorted(trial.datetime_complete for trial in trials if trial.datetime_complete)[count - 1 :]
-            # from the first end (all workers are warm) to the last
+            # from the first end, when all workers have started, to the last
             pace[count] = (len(ends) - 1) / (ends[-1] - ends[0]).total_seconds()
     return {"scaling.workers_2": pace[2] / pace[1]}
 
@@ -70,16 +70,16 @@ def sleeping_64() -> dict[str, float]:
         running = [subprocess.Popen(command) for _ in range(SLEEPERS)]
         assert [process.wait() for process in running] == [0] * SLEEPERS
         ends = sorted(trial.datetime_complete for trial in study.trials if trial.datetime_complete)
-        # the first two rounds hold the start of 64 processes on a few cores
+        # the first two rounds include the start of 64 processes on a few cores
         warm = ends[2 * SLEEPERS - 1 :]
         achieved = (len(warm) - 1) / (warm[-1] - warm[0]).total_seconds()
     return {"scaling.sleeping_64_loss": 1 - achieved / (SLEEPERS / SLEEP_SECONDS)}
 
 
 def memory() -> dict[str, float]:
-    """Largest resident memory of one worker on the home case's size, in GiB; shared pages counted in full.
+    """Peak resident memory of one worker on a study of the size of ReDSM5, in GiB; shared pages are counted in full.
 
-    An optimizer step reads 256 posts of each fold, the most that studies/redsm5_iris.toml asks for.
+    An optimizer step uses 256 posts of each fold, the maximum in studies/redsm5_iris.toml.
     """
     with databases() as fresh, tempfile.TemporaryDirectory() as folder:
         path = _study(Path(folder), "memory", 2, batch_size="64", accumulation_steps="4")
@@ -89,25 +89,15 @@ def memory() -> dict[str, float]:
             "subprocess.run(sys.argv[1:], check=True);"
             "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
         )
-        command = [
-            sys.executable,
-            "-c",
-            code,
-            sys.executable,
-            "-m",
-            "sparse_evidence.hpo",
-            "worker",
-            str(path),
-            "--threads",
-            "1",
-        ]
-        said = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout
-    kibibytes = int(said.split()[-1])
+        command = [sys.executable, "-c", code, sys.executable, "-m", "sparse_evidence.hpo"]
+        command += ["worker", str(path), "--threads", "1"]
+        output = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout
+    kibibytes = int(output.split()[-1])
     return {"memory.worker_gib": kibibytes / 2**20}
 
 
 def startup(rounds: int = 5) -> dict[str, float]:
-    """Seconds until `hpo --help` has answered, and until a further worker has joined a finished study and left it."""
+    """Seconds that `hpo --help` takes, and that another worker takes to join a finished study and leave it."""
     with databases() as fresh, tempfile.TemporaryDirectory() as folder:
         path = _study(Path(folder), "startup", 1)
         environment = {**os.environ, "HPO_STORAGE": fresh("startup")}
@@ -116,14 +106,15 @@ def startup(rounds: int = 5) -> dict[str, float]:
             command = [sys.executable, "-m", "sparse_evidence.hpo", *arguments]
             subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
 
-        # the worker's first turn, which is not counted, is the study
-        taken = by_turns([lambda: hpo("--help"), lambda: hpo("worker", str(path), "--threads", "1")], rounds)
-    return dict(zip(("startup.help_seconds", "startup.worker_seconds"), map(statistics.median, taken), strict=True))
+        # the worker's warm-up call, which is not counted, runs the study
+        runs = [lambda: hpo("--help"), lambda: hpo("worker", str(path), "--threads", "1")]
+        help_seconds, worker_seconds = map(statistics.median, time_alternately(runs, rounds))
+    return {"startup.help_seconds": help_seconds, "startup.worker_seconds": worker_seconds}
 
 
 def measure() -> dict[str, float]:
-    """All of it."""
+    """All figures of this module."""
     assert usable_cores() >= 2, "two workers need two cores"
     started = time.perf_counter()
-    found = workers_2() | sleeping_64() | memory() | startup()
-    return found | {"scaling.seconds": time.perf_counter() - started}
+    figures = workers_2() | sleeping_64() | memory() | startup()
+    return figures | {"scaling.seconds": time.perf_counter() - started}

@@ -1,7 +1,7 @@
-"""(c) What database and sampler cost per trial: our loop against `study.optimize` with MedianPruner and 20 reports.
+"""Cost of database and sampler per trial: our loop compared with `study.optimize`, MedianPruner and 20 reports.
 
-Both run the same eight parameters, an objective that computes nothing, and the same TPE sampler, on studies that were
-filled with finished trials as each of them would have stored them.
+Both use the same eight parameters, an objective that computes nothing, and the same TPE sampler, on studies filled with
+finished trials in the form in which each of them would have stored them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
-from benchmarks.turns import by_turns, ratio
+from benchmarks.timing import ratio, time_alternately
 from sparse_evidence.hpo.database.connection import engine_of, open_storage
 from sparse_evidence.hpo.database.record import CONFIG, CURVES, CV
 from sparse_evidence.hpo.database.studies import open_study
@@ -39,26 +39,27 @@ DEFINITION = Path(__file__).with_name("service.toml")
 
 @dataclass(frozen=True)
 class Filled:
-    """One finished trial, as it will stand in the database."""
+    """A finished trial, to be stored in the database."""
 
     params: dict[str, Any]
     value: float
     curve: list[float]
 
 
-def drawn(count: int, distributions: dict[str, BaseDistribution]) -> list[Filled]:
-    """Random finished trials with plausible values."""
+def random_trials(count: int, distributions: dict[str, BaseDistribution]) -> list[Filled]:
+    """Return random finished trials with plausible values."""
     rng = random.Random(0)
     sampler = optuna.samplers.RandomSampler(seed=0)
-    found = []
+    trials = []
     for _ in range(count):
         params = {
-            name: sampler.sample_independent(cast(Any, None), cast(Any, None), name, each)
-            for name, each in distributions.items()
+            name: sampler.sample_independent(cast(Any, None), cast(Any, None), name, distribution)
+            for name, distribution in distributions.items()
         }
         value = _score(params)
-        found.append(Filled(params, value, [value * (1 - math.exp(-e / 4)) + rng.gauss(0, 0.01) for e in range(1, 21)]))
-    return found
+        curve = [value * (1 - math.exp(-epoch / 4)) + rng.gauss(0, 0.01) for epoch in range(1, 21)]
+        trials.append(Filled(params, value, curve))
+    return trials
 
 
 def _score(params: dict[str, Any]) -> float:
@@ -66,10 +67,9 @@ def _score(params: dict[str, Any]) -> float:
 
 
 def fill(engine: sa.Engine, study_id: int, trials: list[Filled], attributes: bool) -> None:
-    """Write finished trials directly: `add_trial` would take longer than everything that is measured."""
-    definition = load(DEFINITION)
-    kinds = {name: distribution_to_json(each) for name, each in space.distributions(definition).items()}
-    each = space.distributions(definition)
+    """Insert finished trials directly; `add_trial` would take longer than everything that is measured."""
+    distributions = space.distributions(load(DEFINITION))
+    as_json = {name: distribution_to_json(distribution) for name, distribution in distributions.items()}
     started = datetime.now(UTC).replace(tzinfo=None) - timedelta(days=1)
     with sa.orm.Session(engine) as session, session.begin():
         for number, trial in enumerate(trials):
@@ -85,8 +85,8 @@ def fill(engine: sa.Engine, study_id: int, trials: list[Filled], attributes: boo
             ))  # fmt: skip
             session.add_all(
                 models.TrialParamModel(
-                    trial_id=key, param_name=name, param_value=each[name].to_internal_repr(value),
-                    distribution_json=kinds[name],
+                    trial_id=key, param_name=name, param_value=distributions[name].to_internal_repr(value),
+                    distribution_json=as_json[name],
                 )
                 for name, value in trial.params.items()
             )  # fmt: skip
@@ -111,21 +111,22 @@ def _attributes(trial: Filled) -> dict[str, Any]:
 
 
 def ours(url: str, stored: int) -> Callable[[], None]:
-    """A trial of our loop: claim, configuration, two stage reports, attributes, end."""
+    """Return a trial of our loop: claim, configuration, two stage reports, attributes, finish."""
     definition = load(DEFINITION)
     study = open_study(
         open_storage(url, without=(CURVES,)), "ours", direction="maximize", identity=_identity(definition),
         sampler=make_sampler("tpe", seed=0),
     )  # fmt: skip
-    fill(engine_of(study), study._study_id, drawn(stored, space.distributions(definition)), attributes=True)
-    mine = claims.Claims(
+    trials = random_trials(stored, space.distributions(definition))
+    fill(engine_of(study), study._study_id, trials, attributes=True)
+    queue = claims.Claims(
         engine_of(study), study, budget=10**9, heartbeat_seconds=20, grace_seconds=120, max_attempts=3
     )  # fmt: skip
-    return lambda: _one_of_ours(mine, definition)
+    return lambda: _run_trial(queue, definition)
 
 
-def _one_of_ours(mine: claims.Claims, definition: StudyDefinition) -> None:
-    claim = mine.claim()
+def _run_trial(queue: claims.Claims, definition: StudyDefinition) -> None:
+    claim = queue.claim()
     assert isinstance(claim, claims.Claim)
     with claim:
         with claim.transaction():
@@ -136,14 +137,16 @@ def _one_of_ours(mine: claims.Claims, definition: StudyDefinition) -> None:
         rule = pruning.SameFoldsRule(definition, claim.trial, claim.trials_when_claimed)
         for folds in (2, FOLDS):
             for stage_ended in (False, True):
-                rule.should_prune(folds, value, stage_ended=stage_ended)  # asked, but every trial runs to its end
+                rule.should_prune(
+                    folds, value, stage_ended=stage_ended
+                )  # called as usual, but every trial runs to its end
             claim.trial.report(value, folds)
         attributes = {CURVES: stored[CURVES], CV: stored[CV]}
         claim.finish(TrialState.COMPLETE, value, attributes=attributes)
 
 
 def theirs(url: str, stored: int) -> Callable[[], None]:
-    """A trial of `study.optimize`, one report an epoch, MedianPruner."""
+    """Return a trial of `study.optimize` with one report per epoch and MedianPruner."""
     definition = load(DEFINITION)
     engine = {"pool_pre_ping": True}
     storage = optuna.storages.RDBStorage(url, engine_kwargs=engine)
@@ -151,16 +154,16 @@ def theirs(url: str, stored: int) -> Callable[[], None]:
         storage=storage, study_name="theirs", direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=0), pruner=optuna.pruners.MedianPruner(),
     )  # fmt: skip
-    fill(storage.engine, study._study_id, drawn(stored, space.distributions(definition)), attributes=False)
     distributions = space.distributions(definition)
+    fill(storage.engine, study._study_id, random_trials(stored, distributions), attributes=False)
 
     def evaluate(trial: optuna.Trial) -> float:
-        for name, each in distributions.items():
-            trial._suggest(name, each)
+        for name, distribution in distributions.items():
+            trial._suggest(name, distribution)
         value = _score(trial.params)
         for step in range(REPORTS):
             trial.report(value, step)
-            trial.should_prune()  # asked as usual, but every trial runs to its end, so that all cost the same
+            trial.should_prune()  # called as usual, but every trial runs to its end, so that all cost the same
         return value
 
     return lambda: study.optimize(evaluate, n_trials=1)
@@ -173,7 +176,7 @@ def _identity(definition: StudyDefinition) -> dict[str, Any]:
 
 @contextmanager
 def databases() -> Iterator[Callable[[str], str]]:
-    """A throw-away Postgres; yields a function that makes an empty database and returns its URL."""
+    """A temporary Postgres server; yields a function that creates an empty database and returns its URL."""
     import tempfile
 
     from sparse_evidence.hpo.database import embedded
@@ -193,12 +196,13 @@ def databases() -> Iterator[Callable[[str], str]]:
 
 
 def measure(sizes: tuple[int, ...] = (100, 1000, 5000)) -> dict[str, float]:
-    """Our seconds per trial as a share of theirs, by number of stored trials."""
+    """Our seconds per trial relative to plain Optuna's, by number of stored trials."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with databases() as fresh:
-        found: dict[str, float] = {}
+        figures: dict[str, float] = {}
         for size in sizes:
-            taken = by_turns([theirs(fresh(f"theirs_{size}"), size), ours(fresh(f"ours_{size}"), size)], MEASURED)
-            found[f"service.vs_optuna_{size}"] = ratio(taken)
-            found[f"service.optuna_seconds_{size}"], found[f"service.seconds_{size}"] = np.median(taken, axis=1)
-    return found
+            runs = [theirs(fresh(f"theirs_{size}"), size), ours(fresh(f"ours_{size}"), size)]
+            seconds = time_alternately(runs, MEASURED)
+            figures[f"service.vs_optuna_{size}"] = ratio(seconds)
+            figures[f"service.optuna_seconds_{size}"], figures[f"service.seconds_{size}"] = np.median(seconds, axis=1)
+    return figures

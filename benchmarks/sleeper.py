@@ -17,20 +17,20 @@ from sparse_evidence.hpo.study.definition import load
 
 
 def main() -> None:
-    """Claim, configure, sleep, report twice, end; until the study is finished."""
+    """Claim, configure, sleep, report twice and finish trials until the study is finished."""
     url, trials, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     definition = load(Path(__file__).with_name("service.toml"))
     study = load_study(open_storage(url), "sleepers")
     study.sampler = make_sampler("tpe", seed=0)
-    mine = claims.Claims(
+    queue = claims.Claims(
         engine_of(study), study, budget=trials, heartbeat_seconds=20, grace_seconds=120, max_attempts=3
     )  # fmt: skip
     process.freeze_gc()  # as a worker does
-    while not isinstance(got := mine.claim(), claims.Finished):
-        if isinstance(got, claims.Wait):
+    while not isinstance(answer := queue.claim(), claims.Finished):
+        if isinstance(answer, claims.Wait):
             time.sleep(0.5)
             continue
-        with got as claim:
+        with answer as claim:
             with claim.transaction():
                 space.suggest(definition, claim.trial)
             time.sleep(seconds)

@@ -1,8 +1,8 @@
-"""(f) Whole studies of 40 trials against the same study as a plain Optuna script, start-up included.
+"""Whole studies of 40 trials compared with the same study as a plain Optuna script, including start-up.
 
-Both share the corpus, the folds, the embeddings (computed before) and the machine, with two processes each. Both
-winners are then scored on the same fresh folds with fresh seeds. A search is luck, too: where it takes minutes only, it
-is repeated with other seeds, ours and the script's by turns; seconds and values are then means.
+Both use the same corpus, folds, embeddings (computed beforehand) and machine, with two processes each. Both winners are
+then scored on the same fresh folds with fresh seeds. The result of a search also depends on luck, so a study that takes
+only minutes is repeated with other search seeds, ours and the script in alternation; seconds and values are then means.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import optuna
 
-from benchmarks.altered import altered
-from benchmarks.anew import anew
+from benchmarks.resample import resample
 from benchmarks.service import databases
+from benchmarks.variants import write_variant
 from sparse_evidence.core.config import CandidateConfig
 from sparse_evidence.hpo.running.task import StudyTask, load_task
 from sparse_evidence.hpo.study import space
@@ -34,57 +34,49 @@ PROCESSES = 2
 FRESH_SEEDS = (101, 102, 103, 104, 105)
 
 
-def measure(which: tuple[str, ...] = ("home", "quickstart")) -> dict[str, float]:
-    """Times faster than the script, and the re-scored value minus the script's."""
-    found: dict[str, float] = {}
-    for name in which:
+def measure(names: tuple[str, ...] = ("home", "quickstart")) -> dict[str, float]:
+    """How many times faster than the script, and the re-scored value minus the script's."""
+    figures: dict[str, float] = {}
+    for name in names:
         task = load_task(load(STUDIES[name]))
         seconds, values = np.zeros(2), np.zeros(2)  # ours, the script's
         for seed in SEARCHES[name]:
             with databases() as fresh, tempfile.TemporaryDirectory() as folder:
                 path = STUDIES[name]
-                definition = load(altered(path, Path(folder) / path.name, {"search": {"seed": str(seed)}}))
+                variant = write_variant(path, Path(folder) / path.name, {"search": {"seed": str(seed)}})
+                definition = load(variant)
                 runs = (
                     _ours(definition, fresh("ours"), Path(folder)),
                     _script(definition, task, fresh("script"), Path(folder)),
                 )
-            seconds += [taken for taken, _ in runs]
+            seconds += [elapsed for elapsed, _ in runs]
             values += [rescored(task, winner) for _, winner in runs]
-            print(f"{name}, seed {seed}: {[round(taken, 1) for taken, _ in runs]} s", file=sys.stderr)
+            print(f"{name}, seed {seed}: {[round(elapsed, 1) for elapsed, _ in runs]} s", file=sys.stderr)
         ours_seconds, script_seconds = map(float, seconds / len(SEARCHES[name]))
         ours_value, script_value = map(float, values / len(SEARCHES[name]))
-        found |= {
+        figures |= {
             f"study.{name}_vs_script": script_seconds / ours_seconds,
             f"study.{name}_minus_script": ours_value - script_value,
             f"study.{name}_seconds": ours_seconds,
             f"study.{name}_script_seconds": script_seconds,
             f"study.{name}_rescored": ours_value,
         }
-    return found
+    return figures
 
 
-def _timed(start: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    start()
-    return time.perf_counter() - began
+def _seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
 
 
 def _ours(definition: StudyDefinition, url: str, folder: Path) -> tuple[float, CandidateConfig]:
     out = folder / "best.json"
-    command = [
-        sys.executable,
-        "-m",
-        "sparse_evidence.hpo",
-        "run",
-        str(definition.path),
-        "--workers",
-        str(PROCESSES),
-        "--out",
-        str(out),
-    ]
+    command = [sys.executable, "-m", "sparse_evidence.hpo", "run", str(definition.path)]
+    command += ["--workers", str(PROCESSES), "--out", str(out)]
     environment = {**os.environ, "HPO_STORAGE": url}
-    taken = _timed(lambda: subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL))
-    return taken, space.from_dict(json.loads(out.read_text())["config"])
+    elapsed = _seconds(lambda: subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL))
+    return elapsed, space.from_dict(json.loads(out.read_text())["config"])
 
 
 def _script(definition: StudyDefinition, task: StudyTask, url: str, folder: Path) -> tuple[float, CandidateConfig]:
@@ -96,24 +88,24 @@ def _script(definition: StudyDefinition, task: StudyTask, url: str, folder: Path
     )  # fmt: skip
     storage = optuna.storages.RDBStorage(url)
     study = optuna.create_study(storage=storage, study_name="script", direction="maximize")
-    study.enqueue_trial(space.default_parameters(definition))  # both searches start there
+    study.enqueue_trial(space.default_parameters(definition))  # both searches begin with it
     command = [sys.executable, "-m", "benchmarks.script", str(definition.path), url, "script"]
     command += [str(definition.search.trials), str(file)]
 
-    def start() -> None:
+    def run() -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        running = [subprocess.Popen([*command, str(worker)], env=environment) for worker in range(PROCESSES)]
-        assert [process.wait() for process in running] == [0] * PROCESSES
+        processes = [subprocess.Popen([*command, str(worker)], env=environment) for worker in range(PROCESSES)]
+        assert [process.wait() for process in processes] == [0] * PROCESSES
 
-    taken = _timed(start)
-    return taken, space.suggest(definition, study.best_trial)
+    elapsed = _seconds(run)
+    return elapsed, space.suggest(definition, study.best_trial)
 
 
 def rescored(task: StudyTask, candidate: CandidateConfig) -> float:
-    """Mean score over fresh folds and seeds, which neither search has seen."""
+    """Return the mean score over fresh folds and seeds, which neither search has seen."""
     values = []
     for seed in FRESH_SEEDS:
-        cv = anew(task, seed).cross_validation(candidate, stages=(task.folds.count,))
+        cv = resample(task, seed).cross_validation(candidate, stages=(task.folds.count,))
         for _ in cv.epochs():
             pass
         values.append(cv.summary().value)

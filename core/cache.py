@@ -1,4 +1,4 @@
-"""The user's cache folder, and files in it that are fetched once and verified whenever they are read."""
+"""The user's cache folder, and downloaded files in it whose hash is verified on every read."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _log = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
-    """Return the cache folder (`HPO_CACHE`, else the system's place for it), created for its owner only.
+    """Return the cache folder (`HPO_CACHE`, or the system's default), created with access for its owner only.
 
     Raises:
         UserError: when it cannot be created.
     """
-    given = os.environ.get(CACHE_VARIABLE) or user_cache_dir("sparse-evidence-hpo", appauthor=False)
-    path = Path(given).expanduser().absolute()
+    configured = os.environ.get(CACHE_VARIABLE) or user_cache_dir("sparse-evidence-hpo", appauthor=False)
+    path = Path(configured).expanduser().absolute()
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -39,7 +39,7 @@ def cache_dir() -> Path:
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file that nobody ever sees half written, readable by its owner only."""
+    """Write a file that no reader ever sees half written; only its owner may read it."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -53,13 +53,18 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         raise
 
 
-def fetched(name: str, sha256: str, fetch: Callable[[], bytes]) -> bytes:
-    """Return the content of the cached file `name`, fetched when it is absent or not what `sha256` (hex) says.
+def fetch_once(name: str, sha256: str, fetch: Callable[[], bytes]) -> bytes:
+    """Return the content of the cached file `name`; call `fetch` if it is missing or damaged.
 
-    Safe for several processes at once: one fetches, the others wait.
+    Safe across processes: one fetches, the others wait for it.
+
+    Args:
+        name: file name inside the cache folder.
+        sha256: hex digest that the content must have.
+        fetch: returns the content, a download for example.
 
     Raises:
-        UserError: when what was fetched has another hash, or the cache cannot be written.
+        UserError: the fetched content has another hash, or the cache folder cannot be used.
     """
     path = cache_dir() / name
     try:
@@ -67,11 +72,13 @@ def fetched(name: str, sha256: str, fetch: Callable[[], bytes]) -> bytes:
         if content is not None:
             return content
         with FileLock(path.with_name(f"{name}.lock")):
-            content = _intact(path, sha256)  # somebody else may have fetched it while we waited
+            content = _intact(path, sha256)  # another process may have fetched it while we waited
             if content is None:
                 content = fetch()
                 if hashlib.sha256(content).hexdigest() != sha256:
-                    raise UserError(f"{name} was fetched but is not the file expected (its SHA-256 differs); try again")
+                    raise UserError(
+                        f"{name} was fetched, but is not the expected file (its SHA-256 differs); try again"
+                    )
                 write_atomically(path, content)
     except OSError as error:
         raise UserError(
@@ -82,11 +89,12 @@ def fetched(name: str, sha256: str, fetch: Callable[[], bytes]) -> bytes:
 
 
 def _intact(path: Path, sha256: str) -> bytes | None:
+    """Return the file's content, or None if it is missing or its hash differs."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return None
     if hashlib.sha256(content).hexdigest() == sha256:
         return content
-    _log.warning("%s is damaged and is fetched again", path)
+    _log.warning("%s is damaged; fetching it again", path)
     return None

@@ -1,8 +1,8 @@
-"""A resolved configuration: everything that trains one candidate, and no ranges left.
+"""The configuration of one candidate: every setting has a single value, no search ranges.
 
-Frozen dataclasses only. The bounds stand in the annotations (`annotated_types`), so that whoever reads a
-configuration from a file (`hpo.study.definition`) checks values and range ends against the very same limits, and an
-editor's JSON schema is generated from them. Field comments are the documentation of the study file.
+Frozen dataclasses only. Bounds are part of the annotations (`annotated_types`), so code that reads configurations from
+files can check values and the ends of ranges against the same limits, and generate a JSON schema. The docstrings below
+the fields are the user documentation of the settings.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 
 @dataclass(frozen=True)
 class ChunksConfig:
-    """How a post is cut into the pieces that are embedded."""
+    """How a post is split into the chunks that are embedded."""
 
     max_words: Annotated[int, Interval(ge=4, le=512)] = 64
-    """A sentence longer than this is cut at this many words."""
+    """Sentences longer than this are cut after this many words."""
 
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """Which posts train, which validate, and which are locked away."""
+    """Which posts are used for training and validation, and which are held out."""
 
     folds: Annotated[int, Interval(ge=2, le=50)] = 5
-    """Number of folds; groups never straddle them."""
+    """Number of folds; all posts of a group are in the same fold."""
     stages: tuple[Count, ...] = ()
-    """Folds trained in lock-step, stage after stage; they add up to `folds`. Left out: two, then the rest."""
+    """Number of folds trained together in each stage; must add up to `folds`. Default: two folds, then the rest."""
     holdout: Annotated[float, Interval(ge=0, le=0.5)] = 0.2
-    """Share of the posts (in whole groups) locked away until the final evaluation."""
+    """Share of the posts (in whole groups) held out until the final evaluation."""
     seed: int = 0
-    """Seed of the hold-out and the folds."""
+    """Seed for the hold-out and the folds."""
 
     def stage_sizes(self) -> tuple[int, ...]:
-        """The stages with the default filled in: `(2, folds - 2)`, or `(1, 1)` for two folds."""
+        """Return the stages, with the default filled in: `(2, folds - 2)`, or `(1, 1)` for two folds."""
         return self.stages or ((2, self.folds - 2) if self.folds > 2 else (1, 1))
 
 
 @dataclass(frozen=True)
 class IrisConfig:
-    """IRIS: learned queries retrieve the k nearest chunks of each post, and only those are read."""
+    """IRIS: learned queries retrieve the k nearest chunks of each post; the classifier uses only those."""
 
     name: Literal["iris"] = "iris"
     encoder: str = DEFAULT_ENCODER
@@ -56,75 +56,75 @@ class IrisConfig:
     num_queries: Annotated[int, Interval(ge=1, le=64)] = 4
     """Learned queries per criterion."""
     k_retrieved: Annotated[int, Interval(ge=1, le=256)] = 4
-    """Chunks that a query reads of each post. With 1 the queries cannot learn (top-k has no gradient)."""
+    """Chunks that a query retrieves from each post. With 1 the queries cannot learn (top-k has no gradient)."""
     temperature: Positive = 0.2
-    """Softmax temperature over the retrieved chunks' cosine similarities."""
+    """Temperature of the softmax over the cosine similarities of the retrieved chunks."""
     hidden: Annotated[int, Interval(ge=2, le=1024)] = 64
     """Width of the head."""
     dropout: Share = 0.1
     query_noise: NonNegative = 0.5
-    """Queries start at the criterion's embedding plus a random vector of this length."""
+    """Each query is initialised to the criterion's embedding plus a random vector of this length."""
     diversity_weight: NonNegative = 0.01
-    """Weight of the penalty that keeps the queries of a criterion apart."""
+    """Weight of the penalty that keeps the queries of a criterion different from each other."""
 
 
 @dataclass(frozen=True)
 class AbmilConfig:
-    """Gated attention over all chunks of a post (Ilse et al., ICML 2018): IRIS without retrieval, its control."""
+    """Gated attention over all chunks of a post (Ilse et al., ICML 2018): the control for IRIS, without retrieval."""
 
     name: Literal["abmil"] = "abmil"
     encoder: str = DEFAULT_ENCODER
     """A sentence-transformers name or a local folder; frozen."""
     hidden: Annotated[int, Interval(ge=2, le=1024)] = 128
-    """Width of the chunks' features."""
+    """Width of the chunk features."""
     attention_hidden: Annotated[int, Interval(ge=2, le=1024)] = 32
-    """Width of the gated layer that scores a chunk."""
+    """Width of the gated layer that scores the chunks."""
     dropout: Share = 0.1
 
 
 @dataclass(frozen=True)
 class TokenConfig:
-    """Any Hugging Face encoder, fine-tuned on (criterion, post) pairs; its folds train one at a time."""
+    """Any Hugging Face encoder, fine-tuned on (criterion, post) pairs; folds train one after another."""
 
     name: Literal["token"] = "token"
     encoder: str = DEFAULT_ENCODER
-    """A hub name or a local folder; all its weights are trained unless the fields below say otherwise."""
+    """A hub name or a local folder; all weights are trained unless the fields below say otherwise."""
     reads: Literal["pairs", "posts"] = "pairs"
-    """`pairs`: a post is read once for every criterion, beside the criterion's text. `posts`: it is read once, and
-    every criterion has an output of its own, which costs a fraction of the time."""
+    """Input of the encoder. `pairs`: each post once per criterion, together with the criterion's text. `posts`: each
+    post once, with one output per criterion, which takes a fraction of the time."""
     strategy: Literal["head_tail", "windows"] = "windows"
-    """What is read of a post that is too long: its beginning and end, or all of it, window by window."""
+    """How posts that are too long are handled: use only the beginning and the end, or all of it in windows."""
     max_length: Annotated[int, Interval(ge=16, le=32_768)] = 256
-    """Tokens that the encoder reads at once: criterion, post and its own marks."""
+    """Maximum tokens per encoder input: criterion, post and special tokens."""
     stride: Count = 192
-    """Tokens from the start of one window to the start of the next; at most a window, so that nothing is skipped."""
+    """Tokens between the starts of consecutive windows; at most the window size, so that no token is skipped."""
     pooling: Literal["max", "mean", "logsumexp"] = "logsumexp"
-    """How the logits of a post's windows become one. `logsumexp` is log mean exp, between the mean and the maximum."""
+    """How the logits of a post's windows are combined. `logsumexp` is log-mean-exp, between mean and maximum."""
     readout: Literal["mean", "first"] = "mean"
-    """What stands for a window: the mean of its tokens' states, or the state of the first token ([CLS])."""
+    """What represents a window: the mean of its token states, or the state of the first token ([CLS])."""
     learning_rate_factor: Positive = 0.01
-    """The encoder learns with this share of `learning_rate`, the new head with all of it."""
+    """The encoder's learning rate is `learning_rate` times this; the new head uses `learning_rate` itself."""
     head_epochs: Annotated[int, Interval(ge=0)] = 1
-    """Epochs at the start in which only the new head learns: an untrained head would spoil the pretrained weights
-    (Kumar et al., ICLR 2022)."""
+    """Epochs at the start in which only the new head is trained: gradients through an untrained head would damage the
+    pretrained weights (Kumar et al., ICLR 2022)."""
     dropout: Share = 0.1
-    """Of the head; the encoder has its own."""
+    """Dropout of the head; the encoder keeps its own."""
     freeze_layers: Annotated[int, Interval(ge=0, le=1000)] = 0
-    """The input embeddings and this many of the lowest layers stay as they are."""
+    """Above 0: freeze the input embeddings and this many of the lowest layers."""
     lora_rank: Annotated[int, Interval(ge=0, le=1024)] = 0
-    """Above 0: only low-rank updates of this rank are trained (LoRA; needs the extra `lora`)."""
+    """Above 0: train only low-rank updates of this rank (LoRA; needs the extra `lora`)."""
     micro_batch: Count = 4
-    """Posts that are in memory at once; `batch_size` is reached by accumulation, to the same gradient."""
+    """Posts per forward pass; gradients are accumulated up to `batch_size`, which gives the same gradient."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """`bfloat16` runs the encoder under autocast: two to three times faster on hardware that has it. Weights stay
-    float32."""
+    """`bfloat16` runs the encoder under autocast: two to three times faster on hardware that supports it. Weights
+    stay float32."""
     gradient_checkpointing: bool = False
-    """Compute activations again instead of keeping them: less memory, a third more time."""
+    """Recompute activations in the backward pass instead of storing them: less memory, a third more time."""
 
 
 @dataclass(frozen=True)
 class LinearConfig:
-    """Logistic regression on the mean chunk embedding of a post: the floor every reader must beat."""
+    """Logistic regression on the mean chunk embedding of a post: the baseline that every other model should beat."""
 
     name: Literal["linear"] = "linear"
     encoder: str = DEFAULT_ENCODER
@@ -143,7 +143,7 @@ class WeightedBCEConfig:
 
     name: Literal["weighted_bce"] = "weighted_bce"
     pos_weight: Annotated[float, Interval(gt=0, le=1000)] | None = None
-    """Left out: negatives / positives of the fold's training part."""
+    """Weight of the positive class. Default: negatives / positives in the fold's training part."""
 
 
 @dataclass(frozen=True)
@@ -153,25 +153,25 @@ class FocalConfig:
     name: Literal["focal"] = "focal"
     gamma: Annotated[float, Interval(ge=0, le=10)] = 2.0
     alpha: Annotated[float, Interval(gt=0, lt=1)] | None = None
-    """Weight of the positive class. Left out: the share of negatives in the fold's training part."""
+    """Weight of the positive class. Default: the share of negatives in the fold's training part."""
 
 
 @dataclass(frozen=True)
 class AsymmetricConfig:
-    """Asymmetric loss (Ridnik et al., ICCV 2021): positives and negatives focus apart, easy negatives drop out."""
+    """Asymmetric loss (Ridnik et al., ICCV 2021): focuses positives and negatives separately, drops easy negatives."""
 
     name: Literal["asymmetric"] = "asymmetric"
     gamma_pos: Annotated[float, Interval(ge=0, le=10)] = 0.0
-    """Focusing of the positives."""
+    """Focusing parameter of the positives."""
     gamma_neg: Annotated[float, Interval(ge=0, le=10)] = 4.0
-    """Focusing of the negatives; at least `gamma_pos`, as a rule."""
+    """Focusing parameter of the negatives; usually at least `gamma_pos`."""
     clip: Annotated[float, Interval(ge=0, le=0.5)] = 0.05
-    """Negatives with a probability up to this cost nothing."""
+    """Negatives with a predicted probability up to this do not contribute to the loss."""
 
 
 @dataclass(frozen=True)
 class LogitAdjustedConfig:
-    """Binary cross-entropy of logits shifted by each criterion's log-odds in training (Menon et al., ICLR 2021)."""
+    """Binary cross-entropy on logits shifted by each criterion's training log-odds (Menon et al., ICLR 2021)."""
 
     name: Literal["logit_adjusted"] = "logit_adjusted"
     tau: Annotated[float, Interval(ge=0, le=10)] = 1.0
@@ -184,22 +184,22 @@ class TrainingConfig:
 
     epochs: Annotated[int, Interval(ge=1, le=10_000)] = 40
     patience: Count = 6
-    """A stage stops when its folds' mean score has not improved for this many epochs."""
+    """A stage stops when the mean score of its folds has not improved for this many epochs."""
     batch_size: Count = 32
-    """Posts per batch (each with all its criteria)."""
+    """Posts per batch, each with all criteria."""
     accumulation_steps: Count = 1
-    """Batches per optimizer step: it learns from `batch_size * accumulation_steps` posts of similar length, which are
-    read together where they fit into memory."""
+    """Batches per optimizer step. A step uses `batch_size * accumulation_steps` posts of similar length, processed
+    together where they fit into memory."""
     learning_rate: Positive = 3e-3
     weight_decay: NonNegative = 0.01
     clip_norm: NonNegative = 1.0
-    """Largest gradient norm of a fold; 0 switches clipping off."""
+    """Maximum gradient norm per fold; 0 disables clipping."""
     warmup_steps: Annotated[int, Interval(ge=0)] = 0
     """Optimizer steps over which the learning rate rises linearly from zero."""
 
 
 EmbeddingModelConfig = IrisConfig | AbmilConfig | LinearConfig
-"""Models that read chunk embeddings of a frozen encoder; their folds train as one batched model."""
+"""Models on chunk embeddings of a frozen encoder; their folds train as one batched model."""
 ModelConfig = EmbeddingModelConfig | TokenConfig
 LossConfig = BCEConfig | WeightedBCEConfig | FocalConfig | AsymmetricConfig | LogitAdjustedConfig
 
@@ -220,7 +220,7 @@ LOSSES: dict[str, type[LossConfig]] = {
 
 @dataclass(frozen=True)
 class CandidateConfig:
-    """What one trial trains: a model, how it is trained, and against which loss."""
+    """What one trial trains: a model, its training settings and a loss."""
 
     model: ModelConfig
     training: TrainingConfig

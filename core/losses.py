@@ -8,7 +8,6 @@ caller masks them out, and so do the modules, whose mean is that of the labelled
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Literal, TypeVar
@@ -28,7 +27,7 @@ from .config import (
     LossConfig,
     WeightedBCEConfig,
 )
-from .errors import ConfigError
+from .errors import ConfigError, nearest
 
 Labels = Tensor | ArrayLike
 Parameter = float | Tensor
@@ -425,8 +424,8 @@ def _lookup(what: str, name: str, known: dict[str, Entry]) -> Entry:
     """Return the entry of that name; an unknown name is refused with the nearest known one."""
     if name in known:
         return known[name]
-    nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{nearest[0]}'? " if nearest else ""
+    close = nearest(name, known)
+    hint = f"did you mean '{close}'? " if close else ""
     raise ConfigError(f"'{name}' is not a {what}; {hint}allowed: {', '.join(known)}")
 
 

@@ -1,13 +1,12 @@
-"""Metrics of rankings and decisions, thresholds, calibration, intervals, and the floors that need no text.
+"""Metrics of rankings and decisions, thresholds, and baselines that ignore the text.
 
-Labels are 1 (positive), 0 (negative) or -1 (not labelled, ignored); [posts, criteria] as a rule, one value a column.
-What is not defined, such as the average precision of a column without a positive, is NaN (None in a `Report`), never 0.
-Equal scores are one cut: no order among them is ever assumed.
+Labels are 1 (positive), 0 (negative) or -1 (not labelled, ignored), usually [posts, criteria] with one metric value per
+column. An undefined metric, such as the average precision of a column without a positive, is NaN (None in a `Report`),
+never 0. Equal scores form one cut: no order among them is assumed.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import ConfigError
+from .errors import ConfigError, nearest
 
 Floats = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -47,8 +46,8 @@ def average_precision(labels: Labels, scores: Scores) -> float:
 def average_precision_per_criterion(labels: Labels, scores: Scores) -> Floats:
     """Average precision, Σ_i (R_i − R_{i−1}) P_i over the distinct scores from high to low.
 
-    P and R are precision and recall when everything from that score up is called positive; no interpolation (Davis
-    and Goadrich, ICML 2006, say why). A constant score has the prevalence.
+    P and R are precision and recall when every score of at least that value is predicted positive; without
+    interpolation (for the reasons, see Davis and Goadrich, ICML 2006). A constant score yields the prevalence.
 
     Args:
         labels: [posts, criteria].
@@ -83,7 +82,7 @@ def auroc(labels: Labels, scores: Scores) -> float:
 
 
 def auroc_per_criterion(labels: Labels, scores: Scores) -> Floats:
-    """Area under the ROC curve: the share of (positive, negative) pairs in the right order, ties count half.
+    """Area under the ROC curve: the share of (positive, negative) pairs in the right order; ties count half.
 
     The Mann–Whitney statistic (Hanley and McNeil, Radiology 1982).
 
@@ -103,9 +102,9 @@ def auroc_per_criterion(labels: Labels, scores: Scores) -> Floats:
 
 
 class _Cuts(NamedTuple):
-    """The distinct scores of every column from high to low, all columns one after another; each array [cuts].
+    """The distinct scores of every column from high to low, columns concatenated; each array [cuts].
 
-    `pos` and `neg` have exactly that score, `above_pos` and `above_neg` that score or a higher one.
+    `pos` and `neg` count the labels with exactly that score, `above_pos` and `above_neg` those with at least it.
     """
 
     column: Index
@@ -122,31 +121,31 @@ class _Cuts(NamedTuple):
 def _cuts(labels: Labels, scores: Scores) -> _Cuts:
     labels, scores = _same_shape(labels, scores)
     if np.isnan(scores).any():
-        raise ValueError("a score is NaN, so nothing can be ranked; find out which post it comes from")
+        raise ValueError("a score is NaN, so the posts cannot be ranked; find out which post it belongs to")
     rows, columns = scores.shape
-    order = np.argsort(-scores.T, axis=1)  # any order among equal scores will do
+    order = np.argsort(-scores.T, axis=1)  # the order among equal scores does not matter
     ranked_scores = np.take_along_axis(scores.T, order, axis=1)
     ranked_labels = np.take_along_axis(labels.T, order, axis=1).ravel()
     ends = np.ones((columns, rows), dtype=np.bool_)  # the last of each run of equal scores
     np.not_equal(ranked_scores[:, 1:], ranked_scores[:, :-1], out=ends[:, :-1])
-    at = np.flatnonzero(ends)
-    column = at // max(rows, 1)
-    first = np.concatenate([[True], column[1:] != column[:-1]]) if at.size else np.zeros(0, dtype=np.bool_)
-    here, above = [], []
+    cuts = np.flatnonzero(ends)
+    column = cuts // max(rows, 1)
+    first = np.concatenate([[True], column[1:] != column[:-1]]) if cuts.size else np.zeros(0, dtype=np.bool_)
+    exact, at_least = [], []
     for value in (1, 0):
-        running = np.cumsum(ranked_labels == value)[at]
+        running = np.cumsum(ranked_labels == value)[cuts]
         counts = np.diff(running, prepend=0)
-        before = (running - counts)[first]  # what earlier columns have added up to
-        here.append(counts)
-        above.append(running - before[np.cumsum(first) - 1])
-    return _Cuts(column, here[0], here[1], above[0], above[1], columns)
+        earlier_columns = (running - counts)[first]
+        exact.append(counts)
+        at_least.append(running - earlier_columns[np.cumsum(first) - 1])
+    return _Cuts(column, exact[0], exact[1], at_least[0], at_least[1], columns)
 
 
 # ---- probabilities ----------------------------------------------------------------------------------------------
 
 
 def brier(labels: Labels, probabilities: Scores) -> Floats:
-    """Brier score, the mean of (p − y)² (Brier, Monthly Weather Review 1950); lower is better.
+    """Brier score, the mean of (p − y)² (Brier, Monthly Weather Review, 1950); lower is better.
 
     Args:
         labels: [posts, criteria].
@@ -238,7 +237,7 @@ def _golden_section(function: Callable[[float], float], low: float, high: float,
 
 
 class Confusion(NamedTuple):
-    """Counts of decisions against labels, each int64 [criteria]: true and false, positives and negatives."""
+    """Confusion counts: true and false positives and negatives, each int64 [criteria]."""
 
     tp: Index
     fp: Index
@@ -246,7 +245,7 @@ class Confusion(NamedTuple):
     fn: Index
 
     def pooled(self) -> Confusion:
-        """Return the counts of all criteria together, each int64 [1]."""
+        """Return the counts summed over all criteria, each int64 [1]."""
         return Confusion(*(counts.sum(keepdims=True) for counts in self))
 
 
@@ -256,19 +255,19 @@ def confusion(labels: Labels, scores: Scores, threshold: float) -> Confusion:
     Args:
         labels: [posts, criteria], or [posts] for one column.
         scores: same shape; compared in float64.
-        threshold: one for all.
+        threshold: the same for all criteria.
 
     Raises:
         ValueError: shapes differ.
     """
     labels, scores = _same_shape(labels, scores)
-    decided = scores >= threshold
-    cells = [(labels == 1) & decided, (labels == 0) & decided, (labels == 0) & ~decided, (labels == 1) & ~decided]
+    positive = scores >= threshold
+    cells = [(labels == 1) & positive, (labels == 0) & positive, (labels == 0) & ~positive, (labels == 1) & ~positive]
     return Confusion(*(cell.sum(axis=0, dtype=np.int64) for cell in cells))
 
 
 def precision(counts: Confusion) -> Floats:
-    """Return TP / (TP + FP), float64 [criteria]; NaN where nothing is called positive."""
+    """Return TP / (TP + FP), float64 [criteria]; NaN where nothing is predicted positive."""
     return _ratio(counts.tp, counts.tp + counts.fp)
 
 
@@ -290,20 +289,20 @@ def accuracy(counts: Confusion) -> Floats:
 def f1(counts: Confusion) -> Floats:
     """Return F1 = 2 TP / (2 TP + FP + FN), float64 [criteria].
 
-    NaN where there is no positive, whatever is predicted, so that a mean is always over the same criteria; 0 where
-    there are positives and none is found, called positive or not (van Rijsbergen, Information Retrieval, 1979).
+    NaN where there is no positive label, regardless of the predictions, so that a mean is always over the same
+    criteria; 0 where there are positives but no true positive (van Rijsbergen, Information Retrieval, 1979).
     """
     scores = _ratio(2 * counts.tp, 2 * counts.tp + counts.fp + counts.fn)
     return np.where(counts.tp + counts.fn > 0, scores, np.nan)
 
 
 def macro_f1(counts: Confusion) -> float:
-    """Return the mean F1 of the criteria that have a positive; NaN if none has."""
+    """Return the mean F1 of the criteria that have a positive label; NaN if none has."""
     return _mean_defined(f1(counts))
 
 
 def f1_from_logits(labels: Labels, logits: Scores, threshold: float = 0.5) -> float:
-    """Return the pooled F1 of "positive if σ(logit) ≥ threshold": a `metric_fn` for `core.classic.trainer.Trainer.train`.
+    """Return the pooled F1 of "positive if σ(logit) ≥ threshold": a `metric_fn` for `Trainer.train`.
 
     Args:
         labels: [posts] or [posts, criteria].
@@ -321,9 +320,9 @@ def f1_from_logits(labels: Labels, logits: Scores, threshold: float = 0.5) -> fl
 def best_threshold(labels: Labels, scores: Scores) -> float:
     """Return the one threshold for all criteria that maximises the pooled F1 of "positive if score ≥ threshold".
 
-    Thresholds tried are the midpoints between neighbouring distinct scores, and the lowest score (all positive). Of
-    several equally good ones the highest is taken: it calls the fewest positive. A threshold of one's own for each
-    criterion overfits with few positives, so there is none.
+    Candidates are the midpoints between neighbouring distinct scores, and the lowest score (all positive). Ties are
+    resolved to the highest threshold, which predicts the fewest positives. There is no threshold per criterion, because
+    with few positives it would overfit.
 
     Args:
         labels: [posts] or [posts, criteria].
@@ -336,7 +335,7 @@ def best_threshold(labels: Labels, scores: Scores) -> float:
     cuts = _cuts(y[:, None], s[:, None])
     positives = int(cuts.pos.sum())
     if positives == 0:
-        raise ValueError("the labels have no positive, so F1 is not defined and no threshold is best")
+        raise ValueError("the labels have no positive, so F1 is undefined and there is no best threshold")
     scores_f1 = 2 * cuts.above_pos / (cuts.above_pos + cuts.above_neg + positives)
     best = int(np.argmax(scores_f1))
     distinct = np.unique(s)[::-1]
@@ -348,12 +347,12 @@ def best_threshold(labels: Labels, scores: Scores) -> float:
     return middle if middle > lower else upper
 
 
-# ---- what a study can maximise ----------------------------------------------------------------------------------
+# ---- metrics to optimise ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A threshold-free metric: a function of labels and scores, both [posts, criteria], to float64 [criteria]."""
+    """A threshold-free metric: a function from labels and scores, both [posts, criteria], to float64 [criteria]."""
 
     name: str
     function: Callable[[Labels, Scores], Floats]
@@ -373,7 +372,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 
 
 def score(metric: str, labels: Labels, scores: Scores) -> float:
-    """Return the mean of a metric over the criteria where it is defined; NaN if it is nowhere.
+    """Return the mean of a metric over the criteria for which it is defined; NaN if there is none.
 
     Args:
         metric: a name in `METRICS`.
@@ -381,22 +380,22 @@ def score(metric: str, labels: Labels, scores: Scores) -> float:
         scores: [posts, criteria].
 
     Raises:
-        ConfigError: the metric is not known.
+        ConfigError: the metric is unknown.
         ValueError: shapes differ, or a score is NaN.
     """
     if metric not in METRICS:
-        nearest = difflib.get_close_matches(metric, METRICS, n=1)
-        hint = f"did you mean '{nearest[0]}'? " if nearest else ""
+        close = nearest(metric, METRICS)
+        hint = f"did you mean '{close}'? " if close else ""
         raise ConfigError(f"'{metric}' is not a metric; {hint}allowed: {', '.join(METRICS)}")
     return _mean_defined(METRICS[metric].function(labels, scores))
 
 
-# ---- reports and floors -----------------------------------------------------------------------------------------
+# ---- reports and baselines --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Report:
-    """All metrics at one threshold: over all pairs together, and of each criterion; None = not defined."""
+    """All metrics at one threshold: pooled over all (post, criterion) pairs, and per criterion; None = undefined."""
 
     threshold: float
     pooled: dict[str, float | None]
@@ -404,10 +403,10 @@ class Report:
 
 
 def report(labels: Labels, probabilities: Scores, threshold: float, criteria: Sequence[str]) -> Report:
-    """Measure predictions in every way there is.
+    """Compute all metrics of the predictions.
 
     average_precision, auroc, f1, precision, sensitivity, specificity, brier, prevalence and positives, pooled over all
-    (post, criterion) pairs and of each criterion; pooled also macro_f1, the mean F1 of the criteria.
+    (post, criterion) pairs and per criterion; pooled also macro_f1, the mean F1 of the criteria.
 
     Args:
         labels: [posts, criteria].
@@ -422,9 +421,9 @@ def report(labels: Labels, probabilities: Scores, threshold: float, criteria: Se
     if len(criteria) != labels.shape[1]:
         raise ValueError(f"{len(criteria)} criteria are named, but the labels have {labels.shape[1]} columns")
     y, p = _labelled(labels, probabilities)
-    pooled = {name: _defined(values[0]) for name, values in _measures(y[:, None], p[:, None], threshold).items()}
+    pooled = {name: _defined(values[0]) for name, values in _all_metrics(y[:, None], p[:, None], threshold).items()}
     pooled["macro_f1"] = _defined(macro_f1(confusion(labels, probabilities, threshold)))
-    columns = _measures(labels, probabilities, threshold)
+    columns = _all_metrics(labels, probabilities, threshold)
     per_criterion = {
         criterion: {name: _defined(values[column]) for name, values in columns.items()}
         for column, criterion in enumerate(criteria)
@@ -432,7 +431,7 @@ def report(labels: Labels, probabilities: Scores, threshold: float, criteria: Se
     return Report(float(threshold), pooled, per_criterion)
 
 
-def _measures(labels: Labels, probabilities: Scores, threshold: float) -> dict[str, Floats]:
+def _all_metrics(labels: Labels, probabilities: Scores, threshold: float) -> dict[str, Floats]:
     """Return every metric, each float64 [columns]."""
     counts = confusion(labels, probabilities, threshold)
     positives = (labels == 1).sum(axis=0)
@@ -450,45 +449,44 @@ def _measures(labels: Labels, probabilities: Scores, threshold: float) -> dict[s
 
 
 def criterion_only_scores(train_labels: Labels, n: int) -> Floats:
-    """Return what a model that never sees a post predicts: each criterion's prevalence in training.
+    """Return the predictions of a model that ignores the post: each criterion's prevalence in training.
 
     Args:
         train_labels: [training posts, criteria].
-        n: posts to score.
+        n: number of posts to score.
 
     Returns:
-        float64 [n, criteria], constant down each column.
+        float64 [n, criteria], constant within each column.
 
     Raises:
-        ValueError: a criterion is labelled nowhere in training.
+        ValueError: a criterion has no label in training.
     """
     train_labels = np.asarray(train_labels)
     prevalence = _ratio((train_labels == 1).sum(axis=0), (train_labels >= 0).sum(axis=0))
     if np.isnan(prevalence).any():
-        raise ValueError(f"criterion number {int(np.argmax(np.isnan(prevalence)))} is labelled nowhere in training")
+        raise ValueError(f"criterion number {int(np.argmax(np.isnan(prevalence)))} has no label in training")
     return np.tile(prevalence, (n, 1))
 
 
 def baselines(labels: Labels, fold_of_row: NDArray[np.integer]) -> dict[str, float | None]:
-    """Measure what needs no reading of the text; a model that reads must beat every one of these.
+    """Compute baselines that ignore the text; a useful model must beat all of them.
 
-    The criterion-only model predicts each criterion's prevalence in the training part of the fold; its predictions
-    of all folds are pooled, and its F1 is taken at its own best threshold, as a model's is.
+    The criterion-only model predicts each criterion's prevalence in the training part of the fold. Its predictions of
+    all folds are pooled, and its F1 is taken at its own best threshold, as for a model.
 
     Args:
         labels: [posts, criteria].
-        fold_of_row: [posts], the fold that validates each post; posts with -1 are left out.
+        fold_of_row: [posts], the validation fold of each post; posts with -1 are ignored.
 
     Returns:
-        mean_prevalence (the average precision of a constant, mean of the criteria), criterion_only_auroc,
-        criterion_only_average_precision, criterion_only_f1, all_positive_f1, all_negative_accuracy; None = not
-        defined.
+        mean_prevalence (the average precision of a constant score, mean over the criteria), criterion_only_auroc,
+        criterion_only_average_precision, criterion_only_f1, all_positive_f1, all_negative_accuracy; None = undefined.
 
     Raises:
-        ValueError: shapes differ, or a criterion is labelled nowhere in the training part of a fold.
+        ValueError: shapes differ, or a criterion has no label in the training part of a fold.
     """
     if len(fold_of_row) != len(labels):
-        raise ValueError(f"there are folds for {len(fold_of_row)} posts, but labels for {len(labels)}")
+        raise ValueError(f"there are folds for {len(fold_of_row)} posts, but labels for {len(labels)} posts")
     labels, fold = np.asarray(labels)[fold_of_row >= 0], fold_of_row[fold_of_row >= 0]
     scores = np.zeros(labels.shape)
     for number in np.unique(fold):
@@ -496,16 +494,16 @@ def baselines(labels: Labels, fold_of_row: NDArray[np.integer]) -> dict[str, flo
     y, s = _labelled(labels, scores)
     has_positive = bool((y == 1).any())
     prevalence = _ratio((labels == 1).sum(axis=0), (labels >= 0).sum(axis=0))
-    own_f1 = f1(confusion(y, s, best_threshold(y, s)))[0] if has_positive else math.nan
-    found = {
+    criterion_only_f1 = f1(confusion(y, s, best_threshold(y, s)))[0] if has_positive else math.nan
+    values = {
         "mean_prevalence": _mean_defined(prevalence),
         "criterion_only_auroc": auroc(y, s),
         "criterion_only_average_precision": average_precision(y, s),
-        "criterion_only_f1": own_f1,
+        "criterion_only_f1": criterion_only_f1,
         "all_positive_f1": f1(confusion(y, np.ones(y.size), 0.5))[0],
         "all_negative_accuracy": accuracy(confusion(y, np.zeros(y.size), 0.5))[0],
     }
-    return {name: _defined(value) for name, value in found.items()}
+    return {name: _defined(value) for name, value in values.items()}
 
 
 def bootstrap_interval(
@@ -597,8 +595,8 @@ def _same_shape(labels: Labels, scores: Scores) -> tuple[Labels, Floats]:
 def _labelled(labels: Labels, scores: Scores) -> tuple[Labels, Floats]:
     """Return the labelled pairs, both [pairs]."""
     labels, values = _same_shape(labels, scores)
-    chosen = labels >= 0
-    return labels[chosen], values[chosen]
+    labelled = labels >= 0
+    return labels[labelled], values[labelled]
 
 
 def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> Floats:

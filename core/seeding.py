@@ -1,4 +1,4 @@
-"""Seeds that mean the same on every machine: a stable hash of what the randomness is for."""
+"""Seeds that are the same on every machine: a stable hash of what the random numbers are for."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ if TYPE_CHECKING:
 def stable_seed(*parts: int | str) -> int:
     """A 63-bit seed from `parts`, e.g. `stable_seed(seed, "dropout", fold, epoch)`.
 
-    SHA-256, not `hash()`: the same in every process, on every platform and in every Python version.
+    SHA-256 instead of `hash()`, so the seed is the same in every process, on every platform, in every Python version.
     """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def numpy_generator(*parts: int | str) -> np.random.Generator:
-    """A NumPy generator seeded by `stable_seed(*parts)`."""
+    """Return a NumPy generator seeded with `stable_seed(*parts)`."""
     return np.random.Generator(np.random.PCG64(stable_seed(*parts)))
 
 
 def torch_generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A torch generator on `device`, seeded by `stable_seed(*parts)`; what it draws depends on the kind of device."""
+    """Return a torch generator on `device`, seeded with `stable_seed(*parts)`.
+
+    CPU and CUDA generators draw different numbers from the same seed.
+    """
     import torch
 
     return torch.Generator(device).manual_seed(stable_seed(*parts))
@@ -37,7 +40,7 @@ def torch_generator(*parts: int | str, device: torch.device | str = "cpu") -> to
 
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
-    """Seed the global generators of Python, NumPy and torch inside; outside they go on undisturbed."""
+    """Seed the global generators of Python, NumPy and torch inside the block; afterwards restore their state."""
     import torch
 
     seed = stable_seed(*parts)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..config import DEFAULT_ENCODER, ChunksConfig, IrisConfig
-from ..corpus.data import DEPRESSION, Criterion
+from ..corpus.data import Criterion
+from ..corpus.redsm5 import DEPRESSION
 from ..errors import ConfigError
 from ..features.bags import ChunkBags
 from ..features.chunks import Chunks, chunk

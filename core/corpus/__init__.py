@@ -1,1 +1,1 @@
-"""Labelled posts: the corpus itself, the readers of each source, and the registry of sources."""
+"""Labelled posts: the corpus itself, a reader for each kind of source, and the registry of sources."""

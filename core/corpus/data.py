@@ -1,4 +1,4 @@
-"""A corpus: posts, criteria, and which post meets which criterion."""
+"""The corpus: posts, criteria, and labels that say which post meets which criterion."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import numpy.typing as npt
 from ..errors import DataError
 
 UNLABELLED = -1
-"""The label of a pair that nobody judged."""
+"""The label of a (post, criterion) pair that was not annotated."""
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """What a post may meet."""
+    """A criterion that a post may meet."""
 
     name: str
     text: str
-    """The criterion in words; learned queries start at its embedding."""
+    """The criterion in words; its embedding initialises learned queries."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The characters `start:end` of post number `post` show that it meets criterion number `criterion`."""
+    """A passage: characters `start:end` of post number `post` show that it meets criterion number `criterion`."""
 
     post: int
     criterion: int
@@ -35,27 +35,12 @@ class Evidence:
     end: int
 
 
-DEPRESSION: tuple[Criterion, ...] = (
-    Criterion("depressed_mood", "Depressed mood: feeling sad, empty, hopeless or tearful for most of the day."),
-    Criterion("anhedonia", "Loss of interest: nothing is fun any more, no pleasure in hobbies, friends or activities."),
-    Criterion("appetite_change", "Change of appetite or weight: hardly eating, overeating, losing or gaining weight."),
-    Criterion("sleep_issues", "Sleep problems: cannot fall asleep, wakes up at night, or sleeps far too much."),
-    Criterion("psychomotor", "Slowed down or restless: moving and speaking slowly, or pacing and unable to sit still."),
-    Criterion("fatigue", "Fatigue: tired and drained every day, no energy even for small tasks."),
-    Criterion("worthlessness", "Feeling worthless or guilty: self-hatred, being a failure, a burden, to blame."),
-    Criterion("cognitive_issues", "Trouble thinking: cannot concentrate, remember things or make decisions."),
-    Criterion("suicidal_thoughts", "Thoughts of death or suicide: wishing to be dead, plans or attempts to end it."),
-    Criterion("special_case", "Another sign that a clinician would note: a diagnosis, treatment, trauma or self-harm."),
-)
-"""The home case's ten criteria, A1 to A10."""
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Corpus:
-    """Posts, criteria and labels that fit together; checked once, then never changed.
+    """Posts, criteria and labels; validated on creation, then immutable.
 
     Raises:
-        DataError: with everything that does not fit.
+        DataError: with every inconsistency.
     """
 
     name: str
@@ -63,19 +48,19 @@ class Corpus:
     posts: tuple[str, ...]
     criteria: tuple[Criterion, ...]
     labels: npt.NDArray[np.int8]
-    """[posts, criteria]: 1 met, 0 not met, -1 nobody judged (`UNLABELLED`)."""
+    """int8 [posts, criteria]: 1 met, 0 not met, -1 not annotated (`UNLABELLED`)."""
     groups: tuple[str, ...]
-    """One per post; the posts of a group never straddle folds."""
+    """One per post; all posts of a group are in the same fold."""
     evidence: tuple[Evidence, ...] = ()
     notes: tuple[str, ...] = ()
-    """What the reader did to the data, in sentences."""
+    """Remarks on how the data was read, for people."""
 
     def __post_init__(self) -> None:
-        given = np.asarray(self.labels)
-        problems = _shape_problems(self, given) or _value_problems(self, given)
+        raw = np.asarray(self.labels)
+        problems = _shape_problems(self, raw) or _value_problems(self, raw)
         if problems:
             raise DataError(f"corpus {self.name!r}", problems)
-        labels = np.array(given, dtype=np.int8, order="C")  # our own copy, so that nobody else can write to it
+        labels = np.array(raw, dtype=np.int8, order="C")  # a copy, so that the caller cannot change it
         labels.setflags(write=False)
         object.__setattr__(self, "labels", labels)
 
@@ -83,26 +68,26 @@ class Corpus:
         return len(self.posts)
 
     def __repr__(self) -> str:
-        # Never the posts: representations end up in logs and tracebacks.
+        # Without the posts: representations end up in logs and tracebacks.
         return (
             f"Corpus({self.name!r}, {len(self)} posts, {len(self.criteria)} criteria, {len(set(self.groups))} groups)"
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of ids, texts, criteria, labels and groups; name, notes and evidence do not count."""
+        """Return the SHA-256 (hex) of ids, texts, criteria, labels and groups; name, notes and evidence are ignored."""
         digest = hashlib.sha256(b"corpus-1")
         names = [criterion.name for criterion in self.criteria]
         texts = [criterion.text for criterion in self.criteria]
         for strings in (self.post_ids, self.posts, names, texts, self.groups):
             _add_strings(digest, strings)
-        digest.update(self.labels.tobytes())  # its shape is fixed by the counts before it
+        digest.update(self.labels.tobytes())  # the counts already determine its shape
         return digest.hexdigest()
 
     def subset(self, index: npt.ArrayLike) -> Corpus:
         """Return the posts at `index` (ints [n], each at most once, or bools [posts]), in that order.
 
         Raises:
-            IndexError: when an index is not that of a post.
+            IndexError: an index is out of range, or a mask has the wrong shape.
         """
         chosen = np.asarray(index)
         if chosen.dtype == np.bool_:
@@ -113,43 +98,43 @@ class Corpus:
         if chosen.ndim != 1 or ((chosen < 0) | (chosen >= len(self))).any():
             raise IndexError(f"an index is not in 0..{len(self) - 1}")
         rows = chosen.tolist()
-        moved = {old: new for new, old in enumerate(rows)}
-        kept = (replace(item, post=moved[item.post]) for item in self.evidence if item.post in moved)
+        new_row = {old: new for new, old in enumerate(rows)}
+        evidence = (replace(item, post=new_row[item.post]) for item in self.evidence if item.post in new_row)
         return replace(
             self,
             post_ids=tuple(self.post_ids[row] for row in rows),
             posts=tuple(self.posts[row] for row in rows),
             labels=self.labels[chosen],
             groups=tuple(self.groups[row] for row in rows),
-            evidence=tuple(sorted(kept, key=lambda item: (item.post, item.criterion, item.start, item.end))),
+            evidence=tuple(sorted(evidence, key=lambda item: (item.post, item.criterion, item.start, item.end))),
         )
 
     @property
     def positives(self) -> npt.NDArray[np.int64]:
-        """Posts that meet each criterion, [criteria]."""
+        """Number of posts that meet each criterion, int64 [criteria]."""
         return np.asarray((self.labels == 1).sum(axis=0), dtype=np.int64)
 
     @property
     def prevalence(self) -> npt.NDArray[np.float64]:
-        """Share of the judged posts that meet each criterion, [criteria]; NaN where none was judged."""
-        judged = (self.labels != UNLABELLED).sum(axis=0)
+        """Share of the labelled posts that meet each criterion, float64 [criteria]; NaN where none is labelled."""
+        labelled = (self.labels != UNLABELLED).sum(axis=0)
         share = np.full(len(self.criteria), np.nan)
-        np.divide(self.positives, judged, out=share, where=judged > 0)
+        np.divide(self.positives, labelled, out=share, where=labelled > 0)
         return share
 
 
 def duplicates_across_groups(corpus: Corpus) -> list[tuple[int, int]]:
-    """Pairs (i, j), i < j, of posts with the same text in different groups: folds would leak through them.
+    """Return pairs (i, j), i < j, of posts with the same text in different groups: they would leak across folds.
 
-    Texts are compared without regard to case and whitespace. Every such post is in at least one pair.
+    The comparison ignores case and whitespace. Every such post is in at least one pair.
     """
-    alike: dict[str, list[int]] = {}
+    rows_by_text: dict[str, list[int]] = {}
     for row, post in enumerate(corpus.posts):
-        alike.setdefault(" ".join(post.split()).casefold(), []).append(row)
+        rows_by_text.setdefault(" ".join(post.split()).casefold(), []).append(row)
     pairs: set[tuple[int, int]] = set()
-    for rows in alike.values():
+    for rows in rows_by_text.values():
         first = rows[0]
-        # Two anchors are enough: every post differs in its group from one of them, and the pairs stay few.
+        # Two anchors suffice: the group of every post differs from that of one of them, and there are few pairs.
         other = next((row for row in rows if corpus.groups[row] != corpus.groups[first]), None)
         if other is None:
             continue
@@ -157,6 +142,17 @@ def duplicates_across_groups(corpus: Corpus) -> list[tuple[int, int]]:
             anchor = first if corpus.groups[row] != corpus.groups[first] else other
             pairs.add((min(row, anchor), max(row, anchor)))
     return sorted(pairs)
+
+
+def note_duplicates(corpus: Corpus) -> Corpus:
+    """Return the corpus, with a note if texts occur in more than one group (`duplicates_across_groups`)."""
+    pairs = duplicates_across_groups(corpus)
+    if not pairs:
+        return corpus
+    first, second = (corpus.post_ids[row] for row in pairs[0])
+    count = len({row for pair in pairs for row in pair})
+    note = f"{count} posts share their text with a post of another group (for example {first} and {second})"
+    return replace(corpus, notes=(*corpus.notes, note))
 
 
 def _shape_problems(corpus: Corpus, labels: npt.NDArray[Any]) -> list[str]:
@@ -194,10 +190,10 @@ def _repeated(names: Iterable[str]) -> list[str]:
 
 
 def _add_strings(digest: hashlib._Hash, strings: Sequence[str]) -> None:
-    """Count and lengths go in front, so that no two lists of strings feed the same bytes."""
+    """Add the strings, each preceded by its length, so that no two lists of strings add the same bytes."""
     digest.update(len(strings).to_bytes(8, "big"))
     for string in strings:
-        # Half a surrogate pair can come out of JSON or Parquet; it is no reason to fail.
+        # JSON and Parquet can contain lone surrogates.
         encoded = string.encode("utf-8", "surrogatepass")
         digest.update(len(encoded).to_bytes(8, "big"))
         digest.update(encoded)

@@ -1,8 +1,9 @@
-"""Made-up posts with planted evidence: no text of any person, the same on every platform.
+# ruff: noqa: E501 - the templates are data, one sentence per line
+"""Generated posts with planted evidence: no text by real people, and identical on every platform.
 
-A sentence is a small grammar: `{a|b|c}` is one of its alternatives. The only source of chance is
-`random.Random.random`, the one method whose sequence Python promises to keep, and no arithmetic goes through the
-platform's mathematics library.
+Sentences are small templates: `{a|b|c}` stands for one of its alternatives. All randomness comes from
+`random.Random.random`, the only method whose sequence Python guarantees across versions, and no calculation depends on
+the platform's mathematics library.
 """
 
 from __future__ import annotations
@@ -12,23 +13,27 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
+from annotated_types import Interval
 
-from .data import DEPRESSION, Corpus, Criterion, Evidence
+from .data import Corpus, Criterion, Evidence
+from .redsm5 import DEPRESSION
 
 
 @dataclass(frozen=True)
 class Topic:
-    """A criterion, how often it is met, what meets it, and what only looks like it."""
+    """A criterion, its prevalence, and templates for sentences that meet it or only seem to."""
 
     criterion: Criterion
     rate: float
     """Share of posts that meet it."""
     evidence: tuple[str, ...]
     decoys: tuple[str, ...]
-    """Denied, somebody else's, or long over: the words of the criterion without the fact."""
+    """Sentences that use the criterion's words without meeting it: denied, about someone else, or long past."""
 
 
 _TEXTS: tuple[tuple[int, tuple[str, ...], tuple[str, ...]], ...] = (
@@ -187,7 +192,7 @@ TOPICS: tuple[Topic, ...] = tuple(
     Topic(criterion, count / _HOME_POSTS, evidence, decoys)
     for criterion, (count, evidence, decoys) in zip((*DEPRESSION, *_MORE), _TEXTS, strict=True)
 )
-"""The home case's ten criteria with their rates, then two more."""
+"""The ten criteria of ReDSM5 with their prevalences there, then two more."""
 
 _LEADS = (
     "{Honestly|To be honest|If you ask me|As far as I can tell}, {and I have thought about this for a while|looking back}, ",
@@ -228,18 +233,53 @@ _FILLER = (
 )
 _ENDS = (".", ".", ".", ".", ".", ".", "!", "...")
 
-# Number of sentences at these shares of the posts, a straight line between them: a few posts are very long.
+# Quantiles of the number of sentences per post, with linear interpolation: a few posts are very long.
 _LENGTHS = ((0.0, 3.0), (0.25, 7.0), (0.5, 11.0), (0.75, 17.0), (0.9, 27.0), (0.97, 40.0), (1.0, 60.0))
 _MEAN_LENGTH = 14.145
 _DECOY_RATE = 0.06
 _SLOT = re.compile(r"\{([^}]*)\}")
 
 
-def generate(*, posts: int, criteria: int, seed: int, sentences_mean: float, min_positives: int) -> Corpus:
-    """Return a corpus of `posts` made-up posts; every label is backed by one to three sentences of evidence.
+@dataclass(frozen=True)
+class SyntheticSource:
+    """Generated posts with planted evidence, similar in size and prevalence to ReDSM5; for tests and benchmarks."""
 
-    Each criterion is met by exactly `max(round(rate * posts), min_positives)` posts, but by no more than half of
-    them, unless one rounded rate alone does. The same arguments give the same corpus.
+    source: Literal["synthetic"] = "synthetic"
+    posts: Annotated[int, Interval(ge=20, le=1_000_000)] = 1484
+    """Number of posts."""
+    criteria: Annotated[int, Interval(ge=1, le=len(TOPICS))] = 10
+    """Number of criteria."""
+    seed: int = 0
+    """Seed of the generator; the same settings give the same posts."""
+    sentences_mean: Annotated[float, Interval(ge=3, le=200)] = 14.0
+    """Mean number of sentences per post; lengths range from 3 to about four times this."""
+    min_positives: Annotated[int, Interval(ge=1)] = 10
+    """Minimum number of posts that meet each criterion (but at most half of the posts), so that small studies can be
+    split into folds."""
+
+    def load(self, base: Path) -> Corpus:  # noqa: ARG002 - all sources have the same interface
+        """Return the corpus; the same fields give the same corpus on every machine."""
+        return generate(
+            posts=self.posts,
+            criteria=self.criteria,
+            seed=self.seed,
+            sentences_mean=self.sentences_mean,
+            min_positives=self.min_positives,
+        )
+
+
+def generate(*, posts: int, criteria: int, seed: int, sentences_mean: float, min_positives: int) -> Corpus:
+    """Return a corpus of generated posts; one to three sentences of evidence support each positive label.
+
+    Each criterion is met by exactly `max(round(rate * posts), min(min_positives, posts // 2))` posts. The same
+    arguments give the same corpus.
+
+    Args:
+        posts: number of posts.
+        criteria: the first so many of `TOPICS`.
+        seed: of all random choices.
+        sentences_mean: mean number of sentences per post.
+        min_positives: minimum number of posts that meet each criterion.
     """
     assert 1 <= criteria <= len(TOPICS)
     rng = random.Random(seed)
@@ -260,12 +300,12 @@ def generate(*, posts: int, criteria: int, seed: int, sentences_mean: float, min
         labels=labels,
         groups=tuple(f"user-{user}" for user in users),
         evidence=tuple(evidence),
-        notes=(f"{posts} made-up posts by {len(set(users))} made-up users, seed {seed}",),
+        notes=(f"{posts} generated posts by {len(set(users))} generated users, seed {seed}",),
     )
 
 
 class _Grammar:
-    """Expands templates; each is taken apart once only."""
+    """Expands templates; each template is parsed only once."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -274,14 +314,14 @@ class _Grammar:
     def expand(self, template: str) -> str:
         parts = self._parsed.get(template)
         if parts is None:
-            # Splitting at a group alternates text, slot, text, slot, …, text.
+            # Splitting by a pattern with a group alternates text, slot, text, slot, …, text.
             pieces = _SLOT.split(template)
-            parts = [piece.split("|") if odd % 2 else [piece] for odd, piece in enumerate(pieces)]
+            parts = [piece.split("|") if index % 2 else [piece] for index, piece in enumerate(pieces)]
             self._parsed[template] = parts
         return "".join(part[0] if len(part) == 1 else _pick(self._rng, part) for part in parts)
 
     def sentence(self, core: str) -> str:
-        """Return a sentence around `core`, dressed up so that evidence is only a part of what it says."""
+        """Return a sentence around `core`; with its lead and tail, evidence is only a part of it."""
         lead = self.expand(_pick(self._rng, _LEADS)) if self._rng.random() < 0.73 else ""
         tail = self.expand(_pick(self._rng, _TAILS)) if self._rng.random() < 0.73 else ""
         text = lead + self.expand(core) + tail + _pick(self._rng, _ENDS)
@@ -293,7 +333,7 @@ def _pick(rng: random.Random, items: Sequence[str]) -> str:
 
 
 def _users(rng: random.Random, posts: int) -> list[int]:
-    """Return the number of the user behind each post: two users in three wrote one post, the others up to six."""
+    """Return the user number of each post: two users in three wrote one post, the others two to six."""
     users: list[int] = []
     user = 0
     while len(users) < posts:
@@ -304,7 +344,7 @@ def _users(rng: random.Random, posts: int) -> list[int]:
 
 
 def _labels(rng: random.Random, users: list[int], topics: Sequence[Topic], min_positives: int) -> npt.NDArray[np.int8]:
-    """Return labels [posts, criteria]: exact counts; users who suffer more meet more criteria."""
+    """Return labels [posts, criteria] with exact counts; users with a higher severity meet more criteria."""
     posts = len(users)
     severity = {user: 0.5 + 0.5 * rng.random() for user in dict.fromkeys(users)}
     labels = np.zeros((posts, len(topics)), dtype=np.int8)
@@ -323,7 +363,7 @@ def _post(
     labels: npt.NDArray[np.int8],
     sentences_mean: float,
 ) -> tuple[str, list[tuple[int, int, int]]]:
-    """Text of one post, and (criterion, start, end) of every sentence of evidence in it."""
+    """Return the text of one post, and (criterion, start, end) of every sentence of evidence in it."""
     planted: list[tuple[int | None, str]] = []
     for criterion, topic in enumerate(topics):
         if labels[criterion]:
@@ -347,14 +387,14 @@ def _post(
 
 
 def _shuffle(rng: random.Random, items: list[tuple[int | None, str]]) -> None:
-    # random.shuffle is not promised to stay as it is.
+    # Python does not guarantee that random.shuffle stays the same.
     for last in range(len(items) - 1, 0, -1):
         other = int(rng.random() * (last + 1))
         items[last], items[other] = items[other], items[last]
 
 
 def _length(share: float, mean: float) -> int:
-    """Sentences of a post that stands at `share` (0 to 1) of all posts by length."""
+    """Return the number of sentences at the quantile `share` (0 to 1) of all posts."""
     for (low, shortest), (high, longest) in pairwise(_LENGTHS):
         if share <= high:
             between = shortest + (longest - shortest) * (share - low) / (high - low)

@@ -1,62 +1,74 @@
-"""CSV, TSV and Parquet files become columns of text; every mistake is told with its row, never with a post's text."""
+"""Reading CSV, TSV and Parquet tables as text. Problems are reported by row and never quote a post's text."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ..errors import DataError, UserError
+from ..errors import DataError, UserError, nearest
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _PARQUET = (".parquet", ".pq")
-_LONGEST_POST = 2**30  # characters in a cell; the csv module's own limit of 131,072 is too short for records
+_LABELS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
+_MAX_CELL_LENGTH = 2**30  # characters; the csv module's default of 131,072 is too short for long records
 
-# The csv module has one field limit for the whole process.
+# The csv module's field size limit is global to the process.
 _csv_limit = Lock()
 
 
 @dataclass(frozen=True)
 class Row:
-    """One record: its cells by column, without those nobody asked for."""
+    """One record: the cells of the requested columns."""
 
     number: int
-    """As a spreadsheet counts: the header is row 1, a cell with line breaks is still one row."""
+    """As in a spreadsheet: the header is row 1, and a cell with line breaks does not add rows."""
     cells: dict[str, str] = field(repr=False)  # representations end up in logs and tracebacks
 
     def __getitem__(self, column: str) -> str:
+        """Return the cell without surrounding whitespace."""
         return self.cells[column].strip()
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The readable rows of a file, and what was wrong with the others."""
+    """The readable rows of a file, and the problems of the others."""
 
     path: Path
     columns: tuple[str, ...]
-    """Those asked for that the file has."""
+    """The requested columns that the file has."""
     rows: tuple[Row, ...]
     problems: tuple[str, ...]
 
 
-def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> Table:
+def read_table(
+    path: Path, required: Sequence[str], optional: Sequence[str] = (), *, folder: Path | None = None
+) -> Table:
     """Read the named columns of a .csv, .tsv (UTF-8, with header) or .parquet file; all cells are text.
 
-    Rows that cannot be read are left out and told in `Table.problems`, for the caller to add to its own.
+    Rows that cannot be read are skipped and reported in `Table.problems`, for the caller to add to its own.
+
+    Args:
+        path: the file.
+        required: columns that the file must have.
+        optional: columns that it may have.
+        folder: where a relative path starts; by default the current folder.
 
     Raises:
-        UserError: when there is no such file, or it may not be read, or its name ends otherwise.
-        DataError: when it has no header or lacks a column, or is not what its name says.
+        UserError: the file does not exist or may not be read, or its suffix is not supported.
+        DataError: it has no header, lacks a required column, or its content does not match its suffix.
     """
+    folder = folder or Path()
+    path = folder / path
     suffix = path.suffix.lower()
     if suffix not in _DELIMITERS and suffix not in _PARQUET:
         raise UserError(f"{path} ends in {suffix!r}; allowed are .csv, .tsv and .parquet")
-    content = _bytes(path)
+    content = _read_bytes(path, folder)
     if not content.strip():
         raise DataError(str(path), ["it is empty"])
     if suffix in _PARQUET:
@@ -64,22 +76,68 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
     return _csv(path, content, _DELIMITERS[suffix], required, optional)
 
 
-def shown(value: str, most_words: int = 3) -> str:
-    """Quote a value for a message, unless it could be a post's text."""
+def quote_value(value: str, max_words: int = 3) -> str:
+    """Quote a cell's value for a message; a value of more words could be a post's text, so only its length is given."""
     if not value:
         return "empty"
-    if len(value) <= 40 and len(value.split()) <= most_words:
+    if len(value) <= 40 and len(value.split()) <= max_words:
         return repr(value)
     return f"a text of {len(value)} characters"
 
 
-def _bytes(path: Path) -> bytes:
+def parse_label(row: Row, column: str, problems: list[str]) -> int | None:
+    """Return 0 or 1; None, with the problem added to `problems`, if the cell is neither."""
+    label = _LABELS.get(row[column].lower())
+    if label is None:
+        # One word at most: a longer value may be a post in the wrong column.
+        value = quote_value(row[column], max_words=1)
+        problems.append(f"row {row.number}: {column} is {value}; allowed are 0 and 1")
+    return label
+
+
+def find_passage(passage: str, post: str) -> tuple[int, int] | None:
+    """Return start and end of the passage in the post, or None; the two may differ in whitespace."""
+    words = passage.split()
+    if not words:
+        return None
+    start = post.find(passage)
+    if start >= 0:
+        return start, start + len(passage)
+    match = re.search(r"\s+".join(map(re.escape, words)), post)
+    return match.span() if match else None
+
+
+class FirstValues:
+    """The first value of every key; a later row with another value is a problem.
+
+    Args:
+        what: what the values are, with `{}` for the key: "the group of post {}".
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._values: dict[str, tuple[str, int]] = {}
+
+    def add(self, key: str, value: str, row: int, problems: list[str]) -> None:
+        """Remember the value if it is the key's first, otherwise compare it with the first."""
+        first, first_row = self._values.setdefault(key, (value, row))
+        if first != value:
+            problems.append(f"row {row}: {self._what.format(quote_value(key))} differs from row {first_row}")
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def __getitem__(self, key: str) -> str:
+        return self._values[key][0]
+
+
+def _read_bytes(path: Path, folder: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        beside = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-        close = get_close_matches(path.name, beside, n=1)
-        hint = f"did you mean {close[0]}?" if close else "relative paths start at the study file's folder"
+        siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = nearest(path.name, siblings)
+        hint = f"did you mean {close}?" if close else f"relative paths are resolved from {folder.absolute()}"
         raise UserError(f"file {path} does not exist; {hint}") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; name the file in it") from None
@@ -95,37 +153,37 @@ def _csv(path: Path, content: bytes, delimiter: str, required: Sequence[str], op
     if b"\x00" in content:
         raise DataError(str(path), ["it is not a text file; save the table as CSV in UTF-8"])
     problems: list[str] = []
-    # Bytes that are not UTF-8 become lone surrogates, so that they can be told by row, all of them.
+    # Bytes that are not UTF-8 become lone surrogates, so that all of them can be reported by row.
     records = _records(content.decode("utf-8-sig", "surrogateescape"), delimiter, problems)
     names = [name.strip() for name in records[0][1]] if records else []
     problems += _header_problems(names, required, optional, delimiter)
     if problems:
         raise DataError(str(path), problems)
-    wanted = {name: names.index(name) for name in (*required, *optional) if name in names}
+    columns = {name: names.index(name) for name in (*required, *optional) if name in names}
     rows = []
     for number, record in records[1:]:
         if len(record) != len(names):
             problems.append(f"row {number}: it has {len(record)} cells, but the header has {len(names)}")
             continue
-        cells = {name: record[at] for name, at in wanted.items()}
+        cells = {name: record[index] for name, index in columns.items()}
         broken = [name for name, cell in cells.items() if not _is_utf8(cell)]
         problems += [f"row {number}: column {name} is not UTF-8; save the file as UTF-8" for name in broken]
         if not broken:
             rows.append(Row(number, cells))
-    return Table(path, tuple(wanted), tuple(rows), tuple(problems))
+    return Table(path, tuple(columns), tuple(rows), tuple(problems))
 
 
 def _records(text: str, delimiter: str, problems: list[str]) -> list[tuple[int, list[str]]]:
-    """Row number and cells of every record; blank rows are counted but left out."""
+    """Return row number and cells of every record; blank rows are counted but skipped."""
     with _csv_limit:
-        before = csv.field_size_limit(_LONGEST_POST)
+        previous = csv.field_size_limit(_MAX_CELL_LENGTH)
         try:
-            return list(_parsed(text, delimiter, problems))
+            return list(_parse(text, delimiter, problems))
         finally:
-            csv.field_size_limit(before)
+            csv.field_size_limit(previous)
 
 
-def _parsed(text: str, delimiter: str, problems: list[str]) -> Iterator[tuple[int, list[str]]]:
+def _parse(text: str, delimiter: str, problems: list[str]) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     number = 0
     while True:
@@ -137,7 +195,7 @@ def _parsed(text: str, delimiter: str, problems: list[str]) -> Iterator[tuple[in
         except csv.Error:
             problems.append(
                 f"row {number}: a cell that starts with a quotation mark does not end with one "
-                "(a quotation mark inside a quoted cell is written twice); the rows after it were not read"
+                "(write a quotation mark inside a quoted cell twice); the rows after it were not read"
             )
             return
         if any(cell.strip() for cell in record):
@@ -149,13 +207,13 @@ def _header_problems(names: list[str], required: Sequence[str], optional: Sequen
     problems = [
         f"column {name} occurs {names.count(name)} times in the header" for name in known if names.count(name) > 1
     ]
-    there = ", ".join(shown(name) for name in names[:20]) or "none"
+    present = ", ".join(quote_value(name) for name in names[:20]) or "none"
     for name in required:
         if name in names:
             continue
-        close = get_close_matches(name, [shown(item).strip("'") for item in names if item not in known], n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        problems.append(f"column {name} is missing (columns there: {there}){hint}")
+        close = nearest(name, [quote_value(item).strip("'") for item in names if item not in known])
+        hint = f"; did you mean {close!r}?" if close else ""
+        problems.append(f"column {name} is missing (the file has: {present}){hint}")
     if len(names) == 1 and len(required) > 1:
         other = [char for char in ",;\t|" if char != delimiter and char in names[0]]
         problems += [f"its cells seem to be separated by {char!r}, not by {delimiter!r}" for char in other[:1]]
@@ -171,7 +229,7 @@ def _is_utf8(cell: str) -> bool:
 
 
 def _parquet(path: Path, content: bytes, required: Sequence[str], optional: Sequence[str]) -> Table:
-    # Imported where it is needed: it takes longer to load than most commands take to answer.
+    # Imported only when needed: it takes longer to load than most commands take to run.
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -181,22 +239,23 @@ def _parquet(path: Path, content: bytes, required: Sequence[str], optional: Sequ
         problems = _header_problems(names, required, optional, "")
         if problems:
             raise DataError(str(path), problems)
-        wanted = [name for name in (*required, *optional) if name in names]
-        table = file.read(columns=wanted)
-        columns = {name: table.column(name).to_pylist() for name in wanted}
+        columns = [name for name in (*required, *optional) if name in names]
+        table = file.read(columns=columns)
+        cells_of = {name: table.column(name).to_pylist() for name in columns}
     except (pa.ArrowException, OSError, UnicodeDecodeError):
-        # The cause may quote cells, so it is not passed on.
+        # The cause may quote cells, so it is not chained.
         raise DataError(str(path), ["it is not a readable Parquet file"]) from None
     rows = []
-    for number, cells in enumerate(zip(*columns.values(), strict=True), start=2):
-        nested = [name for name, cell in zip(wanted, cells, strict=True) if isinstance(cell, (bytes, list, dict))]
+    for number, values in enumerate(zip(*cells_of.values(), strict=True), start=2):
+        cells = dict(zip(columns, values, strict=True))
+        nested = [name for name, cell in cells.items() if isinstance(cell, (bytes, list, dict))]
         problems += [f"row {number}: column {name} does not hold text or numbers" for name in nested]
         if not nested:
-            rows.append(Row(number, {name: _text(cell) for name, cell in zip(wanted, cells, strict=True)}))
-    return Table(path, tuple(wanted), tuple(rows), tuple(problems))
+            rows.append(Row(number, {name: _text(cell) for name, cell in cells.items()}))
+    return Table(path, tuple(columns), tuple(rows), tuple(problems))
 
 
-def _text(cell: Any) -> str:  # noqa: ANN401 - whatever Parquet holds
-    if cell is None or cell != cell:  # only NaN differs from itself
+def _text(cell: Any) -> str:  # noqa: ANN401 - any value that Parquet can hold
+    if cell is None or cell != cell:  # only NaN is not equal to itself
         return ""
     return str(cell)

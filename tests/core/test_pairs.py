@@ -1,0 +1,168 @@
+"""The table of pairs: what a good one becomes, and what is reported about a bad one."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from csv_files import SECRET, write_csv
+
+from sparse_evidence.core.corpus.data import UNLABELLED, Evidence
+from sparse_evidence.core.corpus.pairs import PairsSource
+from sparse_evidence.core.errors import DataError, UserError
+
+HEADER = ("post_id", "post", "criterion", "label")
+
+
+def pairs(folder, *rows, header=HEADER):
+    write_csv(folder / "pairs.csv", header, *rows)
+    return PairsSource(path="pairs.csv").load(folder)
+
+
+def test_pairs_become_a_corpus_in_order_of_appearance(tmp_path):
+    corpus = pairs(
+        tmp_path,
+        ("p2", "Two,\nlines.", "b_first", "1"),
+        ("p1", "One.", "a", "0.0"),
+        ("p2", "Two,\nlines.", "a", "TRUE"),
+    )
+    assert corpus.name == "pairs"
+    assert corpus.post_ids == corpus.groups == ("p2", "p1")
+    assert corpus.posts == ("Two,\nlines.", "One.")
+    assert [(item.name, item.text) for item in corpus.criteria] == [("b_first", "b first"), ("a", "a")]
+    assert corpus.labels.tolist() == [[1, 1], [UNLABELLED, 0]]
+    assert corpus.notes == (
+        "1 of 4 pairs have no row and are unlabelled",
+        "there is no column group, so each post is its own group",
+    )
+
+
+def test_all_optional_columns(tmp_path):
+    header = (*HEADER, "criterion_text", "group", "evidence", "ignored")
+    corpus = pairs(
+        tmp_path,
+        ("p1", "So so sad.", "a", "1", "is sad", "u", "so sad", "?"),
+        ("p1", "So so sad.", "a", "1", "", "u", "So", "?"),
+        ("p2", "All\n fine.", "a", "0", "is sad", "u", "All fine.", "?"),
+        header=header,
+    )
+    assert corpus.criteria[0].text == "is sad"
+    assert corpus.groups == ("u", "u")
+    assert corpus.evidence == (Evidence(0, 0, 0, 2), Evidence(0, 0, 3, 9))
+    assert corpus.notes == (
+        "1 rows that repeat the label of an earlier row were merged with it",
+        "the evidence of 1 rows with label 0 was ignored",
+        "2 posts form 1 groups",
+    )
+
+
+def test_texts_that_occur_in_two_groups_are_noted(tmp_path):
+    corpus = pairs(tmp_path, ("p1", "Same.", "a", "1"), ("p2", "same. ", "a", "0"))
+    assert corpus.notes[-1] == "2 posts share their text with a post of another group (for example p1 and p2)"
+
+
+GOOD = ("p1", SECRET, "a", "1")
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([GOOD, ("p2", SECRET, "a", "maybe")], ["row 3: label is 'maybe'; allowed are 0 and 1"]),
+        ([GOOD, ("p2", SECRET, "a", "")], ["row 3: label is empty; allowed"]),
+        ([GOOD, ("p2", SECRET, "a", SECRET)], ["row 3: label is a text of 16 characters; allowed"]),
+        ([GOOD, ("p2", SECRET, "a", "2")], ["row 3: label is '2'"]),
+        ([GOOD, ("p2", " ", "a", "1")], ["row 3: post is empty"]),
+        ([GOOD, ("", SECRET, " ", "1")], ["row 3: post_id is empty", "row 3: criterion is empty"]),
+        ([GOOD, ("p1", "other", "b", "1")], ["row 3: the text of post 'p1' differs from row 2"]),
+        ([GOOD, ("p1", SECRET, "a", "0")], ["row 3: post 'p1' and criterion 'a' have label 0 here, but 1 in row 2"]),
+        ([GOOD, (), ("p2", f"a\n{SECRET}", "a", "1"), ("p3", "x", "a", "x")], ["row 5: label is 'x'"]),
+        ([GOOD, ("p2", SECRET, "a")], ["row 3: it has 3 cells, but the header has 4"]),
+        ([GOOD, ("p2", SECRET, "a", "1", "")], ["row 3: it has 5 cells, but the header has 4"]),
+        ([("p1", SECRET)], ["1 mistake: row 2: it has 2 cells"]),
+        ([], ["it has no rows below the header"]),
+        (
+            [("p1", SECRET, "a", "no"), ("p1", "x", "a", "1"), ("", "y", "a", "1"), ("p3",)],
+            ["4 mistakes", "row 2: label", "row 3: the text", "row 4: post_id", "row 5: it has 1 cells"],
+        ),
+    ],
+)
+def test_all_mistakes_are_reported_together_and_without_text(tmp_path, rows, expected):
+    with pytest.raises(DataError) as refused:
+        pairs(tmp_path, *rows)
+    assert str(refused.value).startswith(str(tmp_path / "pairs.csv"))
+    for fragment in expected:
+        assert fragment in str(refused.value)
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "expected"),
+    [
+        (("group",), [("u",), ("v",)], "row 3: the group of post 'p1' differs from row 2"),
+        (("group",), [("u",), ("",)], "row 3: group is empty"),
+        (("criterion_text",), [("is a",), ("is not a",)], "row 3: the text of criterion 'a' differs from row 2"),
+        (("evidence",), [("",), ("nowhere",)], "row 3: the evidence is not a passage of post 'p1'"),
+    ],
+)
+def test_mistakes_in_optional_columns(tmp_path, columns, rows, expected):
+    with pytest.raises(DataError) as refused:
+        pairs(tmp_path, *((*GOOD, *more) for more in rows), header=(*HEADER, *columns))
+    assert refused.value.problems == (expected,)
+
+
+def test_parquet_tables_give_the_same_corpus_as_csv(tmp_path):
+    rows = [("p1", "Long\n\npost, with comma.", "a", 1), ("p2", "Zwei.", "a", 0)]
+    columns = dict(zip(HEADER, map(list, zip(*rows, strict=True)), strict=True))
+    pq.write_table(pa.table({**columns, "label": [True, False]}), tmp_path / "pairs.parquet")
+    corpus = PairsSource(path="pairs.parquet").load(tmp_path)
+    assert corpus.fingerprint() == pairs(tmp_path, *rows).fingerprint()
+    assert corpus.labels.tolist() == [[1], [0]]
+
+
+def test_parquet_cells_without_a_value_are_reported(tmp_path):
+    columns = {"post_id": ["p1", "p2"], "post": ["x", None], "criterion": ["a", "a"], "label": [1.0, float("nan")]}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="row 3: post is empty; row 3: label is empty"):
+        PairsSource(path="t.parquet").load(tmp_path)
+
+
+def test_problems_of_the_table_and_of_the_pairs_are_reported_together(tmp_path):
+    with pytest.raises(DataError) as refused:
+        pairs(tmp_path, ("p1", "x", "a"), ("p2", "y", "a", "maybe"))
+    assert refused.value.problems == (
+        "row 2: it has 3 cells, but the header has 4",
+        "row 3: label is 'maybe'; allowed are 0 and 1",
+    )
+
+
+def test_the_order_of_rows_decides_only_the_order_of_posts_and_criteria(tmp_path):
+    rows = [
+        (f"p{post}", f"Post {post}.", f"c{column}", (post * column) % 2) for post in range(6) for column in range(3)
+    ]
+    one, other = pairs(tmp_path, *rows), pairs(tmp_path, *rows[::-1])
+    assert one.post_ids == other.post_ids[::-1]
+    np.testing.assert_array_equal(one.labels, other.labels[::-1, ::-1])
+    assert one.fingerprint() != other.fingerprint()
+
+
+def test_whitespace_around_ids_and_labels_is_ignored_but_kept_in_posts(tmp_path):
+    corpus = pairs(tmp_path, (" p1 ", " One. ", " a ", " 1 "), ("p1", " One. ", "b", "0"))
+    assert corpus.post_ids == ("p1",)
+    assert corpus.posts == (" One. ",)
+    assert [criterion.name for criterion in corpus.criteria] == ["a", "b"]
+
+
+def test_a_criterion_text_in_any_row_is_used(tmp_path):
+    header = (*HEADER, "criterion_text")
+    corpus = pairs(tmp_path, ("p1", "x", "a_b", "1", ""), ("p2", "y", "a_b", "0", "is ab"), header=header)
+    assert corpus.criteria[0].text == "is ab"
+
+
+def test_a_repeated_passage_is_one_piece_of_evidence(tmp_path):
+    header = (*HEADER, "evidence")
+    corpus = pairs(tmp_path, ("p1", "So sad.", "a", "1", "sad"), ("p1", "So sad.", "a", "1", "sad"), header=header)
+    assert corpus.evidence == (Evidence(0, 0, 3, 6),)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"t\.csv does not exist"):
+        PairsSource(path="t.csv").load(tmp_path)
