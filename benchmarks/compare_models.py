@@ -122,9 +122,9 @@ def trained(candidate: CandidateConfig, readable: Features, data: Data) -> tuple
         print(f"{candidate.model.name} epoch {len(curve)}: {curve[-1]:.3f}", file=sys.stderr)
         if best_index(curve) == len(curve) - 1:
             found = probabilities
-            kept = [copy.deepcopy(member.trainer.model.state_dict()) for member in members]
+            kept = [copy.deepcopy(member.model.state_dict()) for member in members]
     for member, state in zip(members, kept, strict=True):
-        member.trainer.model.load_state_dict(state)
+        member.model.load_state_dict(state)
     return members, found, best_index(curve) + 1
 
 
@@ -139,11 +139,11 @@ def compared(name: str, candidate: CandidateConfig, data: Data) -> Row:
         # cutting every sentence from every post is slow: only posts that count are read again
         counting = [posts[(data.corpus.labels[posts] == 1).any(1)] for posts in validation]
         readings = [
-            explain.read_text(member.trainer.model, text, config, data.chunks, posts)  # type: ignore[arg-type]
+            explain.read_text(member.model, text, config, data.chunks, posts)  # type: ignore[arg-type]
             for member, posts in zip(members, counting, strict=True)
         ]
     else:
-        readings = explain.read(members[0].trainer.model, data.embedded, validation)
+        readings = explain.read(members[0].model, data.embedded, validation)
     return Row(name, probabilities, explain.joined(readings), seconds, epoch)
 
 

@@ -72,7 +72,7 @@ def plain(given: Case) -> Callable[[], None]:
 def _epoch(stack: Stack, given: Case) -> None:
     stack.advance()
     logits, _ = stack.validate()
-    for fold, part in zip(stack.which, logits, strict=True):
+    for fold, part in zip(stack.fold_ids, logits, strict=True):
         score("average_precision", given.corpus.labels[given.folds.validation(fold)], part)
 
 

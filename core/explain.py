@@ -21,7 +21,7 @@ from .config import TokenConfig
 from .features.bags import Bag, ChunkBags
 from .features.chunks import Chunks
 from .features.retrieval import NOTHING, ChunkIndex, Hits
-from .models import TextCorpus, reader
+from .models import TextCorpus, make_inputs
 from .models.abmil import Abmil
 from .models.iris import Iris
 from .models.linear import Linear
@@ -169,7 +169,7 @@ def read_text(
         text = corpus.posts[post]
         texts += [text[: chunks.start[c]] + text[chunks.end[c] :] for c in own[own != NOTHING]]
     altered = TextCorpus(tuple(texts), corpus.criteria, corpus.encoder, corpus.labels)
-    inputs = reader(config, altered, model.bias.device)
+    inputs = make_inputs(config, altered, model.bias.device)
     order = np.argsort(inputs.lengths, kind="stable")
     model.eval()
     with torch.no_grad():

@@ -44,7 +44,7 @@ class ChunkBags:
         self.offsets = torch.tensor(offsets, device=device)
         self.lengths = np.diff(offsets)
         """int64 [posts]: chunks per post; batches are cut from posts of similar length."""
-        self.most = max(1, MOST_BYTES // (int(self.lengths.max()) * embeddings.shape[1] * embeddings.itemsize))
+        self.max_posts_per_pass = max(1, MOST_BYTES // (int(self.lengths.max()) * embeddings.shape[1] * embeddings.itemsize))
         """Posts that are in memory at once while training, of each fold."""
 
     def batch(self, posts: npt.NDArray[np.int64]) -> Bag:
@@ -70,7 +70,7 @@ class MeanBags:
     ) -> None:
         self.means = torch.from_numpy(mean_embeddings(embeddings, offsets)).to(device)
         self.lengths = np.ones(len(offsets) - 1, dtype=np.int64)
-        self.most = None
+        self.max_posts_per_pass = None
 
     def batch(self, posts: npt.NDArray[np.int64]) -> Tensor:
         """The means of `posts` int64 `[folds, width]`, as float32 `[folds, width, dim]`."""

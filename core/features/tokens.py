@@ -144,7 +144,7 @@ class TokenPosts:
         device: torch.device | str = "cpu",
     ) -> None:
         self.device = device
-        self.most = config.micro_batch
+        self.max_posts_per_pass = config.micro_batch
         self._vocabulary = vocabulary(encoder)
         self._posts = tokenised(encoder, tuple(posts))
         self._criteria = tokenised(encoder, tuple(criteria)) if config.reads == "pairs" else ()

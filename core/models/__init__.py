@@ -1,16 +1,15 @@
-"""The models, behind one interface: `build` gives a module and what it reads."""
+"""The models, behind one interface: `build_model` gives a module and what it reads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import (
     AbmilConfig,
@@ -24,36 +23,10 @@ from ..features.bags import ChunkBags, MeanBags
 from ..features.encoders import Encoder
 from ..features.tokens import TokenPosts
 from .abmil import Abmil
+from .base import Inputs, Model
 from .iris import Iris
 from .linear import Linear
 from .token import Token
-
-
-class Inputs(Protocol):
-    """What a model reads of the posts."""
-
-    lengths: npt.NDArray[np.int64]
-    """[posts]: how much there is to read of a post; batches are cut from posts of similar length."""
-
-    @property
-    def most(self) -> int | None:
-        """Posts that may be in memory at once while training; None = a whole batch."""
-
-    def batch(self, posts: npt.NDArray[np.int64]) -> Any:  # noqa: ANN401  (each model knows its own batches)
-        """What the model's `forward` takes for the posts `[folds, width]`."""
-
-
-class Model(Protocol):
-    """A module whose parameters all have a leading `folds` axis, or that holds a single fold."""
-
-    def forward(self, batch: Any) -> Tensor:  # noqa: ANN401
-        """Logits `[folds, width, criteria]`."""
-
-    def reseed(self, keys: Sequence[tuple[int | str, ...]]) -> None:
-        """Seed the randomness of each fold for the coming epoch."""
-
-    def penalty(self) -> Tensor:
-        """What the model adds to the loss of each fold, `[folds]`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +66,7 @@ def reads_text(config: ModelConfig) -> bool:
     return isinstance(config, TokenConfig)
 
 
-def folds_fuse(config: ModelConfig) -> bool:
+def fuses_folds(config: ModelConfig) -> bool:
     """Can several folds train as one batched model?"""
     return isinstance(config, EmbeddingModelConfig)
 
@@ -105,7 +78,7 @@ def prior_log_odds(labels: npt.NDArray[np.int8], train: Sequence[npt.NDArray[np.
     return torch.from_numpy(np.log(positive / (known - positive)).astype(np.float32))
 
 
-def build(
+def build_model(
     config: ModelConfig,
     corpus: Features,
     train: Sequence[npt.NDArray[np.int64]],
@@ -113,7 +86,7 @@ def build(
     folds: Sequence[int],
     seed: int,
     device: torch.device | str = "cpu",
-) -> tuple[nn.Module, Inputs]:
+) -> tuple[Model, Inputs]:
     """The model of `folds`, stacked, and what it reads.
 
     The module is a `Model`, the rest of what it is called with comes from its `Inputs`.
@@ -130,8 +103,8 @@ def build(
         ConfigError: the encoder cannot do what the configuration asks for.
     """
     prior = prior_log_odds(corpus.labels, train)
-    inputs = reader(config, corpus, device)
-    model: nn.Module
+    inputs = make_inputs(config, corpus, device)
+    model: Model
     match config, corpus:
         case IrisConfig(), EmbeddedCorpus():
             model = Iris(config, torch.from_numpy(corpus.criteria), prior, seed=seed, folds=folds)
@@ -147,7 +120,7 @@ def build(
     return model.to(device), inputs
 
 
-def reader(config: ModelConfig, corpus: Features, device: torch.device | str = "cpu") -> Inputs:
+def make_inputs(config: ModelConfig, corpus: Features, device: torch.device | str = "cpu") -> Inputs:
     """What the model reads of a corpus: that it trains on, or one that it is to predict.
 
     Embeddings are moved to a device once, whatever number of models read them there.

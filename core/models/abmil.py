@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from ..config import AbmilConfig
 from ..features.bags import Bag
 from ..seeding import torch_generator
+from .base import Model
 from .dropout import FoldDropout
 
 
-class Abmil(nn.Module):
+class Abmil(Model):
     """Chunk features → gated attention over all chunks → one logit per criterion.
 
     Args:

@@ -18,10 +18,11 @@ from torch.nn import functional
 from ..config import IrisConfig
 from ..features.bags import Bag
 from ..seeding import torch_generator
+from .base import Model
 from .dropout import FoldDropout
 
 
-class Iris(nn.Module):
+class Iris(Model):
     """Queries → top-k chunks of each post → attention over those → head → one logit per criterion.
 
     Args:

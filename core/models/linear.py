@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ..splits import Folds
+from .base import Model
 
 _CERTAIN = 1000.0
 """A logit whose probability is exactly 1, and with a minus exactly 0."""
 
 
-class Linear(nn.Module):
+class Linear(Model):
     """One logit per criterion from the mean embedding, trained like every other model.
 
     Args:

@@ -20,13 +20,14 @@ from ..errors import ConfigError
 from ..features.encoders import Encoder
 from ..features.tokens import TokenBatch
 from ..seeding import stable_seed
+from .base import Model
 from .dropout import FoldDropout
 
 SEQUENCES = 32
 """Sequences per pass through the encoder: they are sorted by length, so each pass pads to its own longest only."""
 
 
-class Token(nn.Module):
+class Token(Model):
     """Encoder → state of each window → logit of each window → pooled over the windows of a post.
 
     Args:
@@ -40,6 +41,8 @@ class Token(nn.Module):
         ConfigError: the extra `lora` is missing, or there are fewer layers than are to be frozen.
     """
 
+    stacked_folds = False
+
     def __init__(self, config: TokenConfig, encoder: Encoder, prior: Tensor, *, seed: int, fold: int) -> None:
         super().__init__()
         self.config = config
@@ -50,6 +53,7 @@ class Token(nn.Module):
         self.dropout = FoldDropout(config.dropout)
         self._seed: tuple[int | str, ...] = (seed, "dropout", fold, 0)
         self._passes = 0
+        self.warmup_epochs = config.head_epochs
         self._head_alone = config.head_epochs > 0
         # a frozen weight is known from its file: neither checkpoints nor a trained model hold it
         self.register_state_dict_post_hook(_drop_frozen)  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sparse_evidence.core.features.chunks import share_within
-from sparse_evidence.core.models import folds_fuse
+from sparse_evidence.core.models import fuses_folds
 
 from ..running.task import Progress, StudyTask, load_task
 from ..study import space
@@ -100,7 +100,7 @@ def probe_epoch(task: StudyTask) -> float:
     definition = task.definition
     candidate = space.suggest(definition, _default_trial(definition))
     count = task.folds.count
-    together = folds_fuse(candidate.model)  # else one fold is enough to know what the others take
+    together = fuses_folds(candidate.model)  # else one fold is enough to know what the others take
     cv = task.cross_validation(candidate, stages=(count,) if together else (1,) * count)
     took: list[float] = []
     started = time.perf_counter()

@@ -55,8 +55,8 @@ MOMENTS = {
     "between trials": ("hpo.running.claims:Claims.claim", 2, False, 0),
     "just claimed": ("hpo.running.objective:run", 1, False, 0),
     "between two suggestions": ("optuna.trial:Trial.suggest_float", 1, True, 0),
-    "in the first epoch": ("core.classic.trainer:Trainer._step", 2, False, 0),
-    "in a later epoch": ("core.classic.trainer:Trainer._step", 10, False, 0),
+    "in the first epoch": ("core.training.engine:Engine._step", 2, False, 0),
+    "in a later epoch": ("core.training.engine:Engine._step", 10, False, 0),
     "after an epoch, before its checkpoint": ("hpo.running.artifacts:Checkpoints.epoch_ended", 3, False, 1),
     "announced a checkpoint": ("hpo.running.claims:Claim.announce", 3, True, 1),
     "wrote a checkpoint that the claim does not know": ("hpo.running.claims:Claim.keep", 3, False, 1),
@@ -132,7 +132,7 @@ def test_a_checkpoint_that_cannot_be_used_costs_time_only(
 ) -> None:
     tiny(tmp_path)
     reached = tmp_path / "reached"
-    with crew(tmp_path, database, 1, before=Moment("core.classic.trainer:Trainer._step", reached, 10)) as (victim,):
+    with crew(tmp_path, database, 1, before=Moment("core.training.engine:Engine._step", reached, 10)) as (victim,):
         until(reached.exists)
         victim.kill()
     (checkpoint,) = artifacts(tmp_path)

@@ -126,5 +126,5 @@ def test_finds_the_one_chunk_that_counts():
     (logits,), _ = stack.validate()
     assert ((logits[:, 0] > 0) == labels[validation, 0]).mean() > 0.95
     positive = validation[labels[validation, 0] == 1]
-    weights, _ = stack.trainer.model.attend(stack.inputs.batch(positive[None]))
+    weights, _ = stack.model.attend(stack.inputs.batch(positive[None]))
     assert (weights[0, :, 0].argmax(-1).numpy() + offsets[positive] == places[positive]).mean() > 0.95

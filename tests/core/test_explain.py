@@ -62,7 +62,7 @@ def test_contribution_is_the_logit_less_the_logit_without_the_chunk(planted, tra
     corpus, _ = planted
     stack, _ = trained
     posts = [np.array([5, 17, 2]), np.array([40, 5])]
-    readings = explain.read(stack.trainer.model, corpus, posts)
+    readings = explain.read(stack.model, corpus, posts)
     for fold, reading in enumerate(readings):
         np.testing.assert_array_equal(reading.posts, posts[fold])
         np.testing.assert_allclose(reading.logits, stack.predict(posts)[fold], rtol=1e-4, atol=1e-4)
@@ -78,7 +78,7 @@ def test_contribution_is_the_logit_less_the_logit_without_the_chunk(planted, tra
 
 def without(stack, corpus, fold, rows):
     """Logits of a post that has these chunks alone."""
-    model = stack.trainer.model
+    model = stack.model
     if not len(rows):
         return model.bias[fold].detach().numpy()
     vectors, offsets = corpus.embeddings[rows], np.array([0, len(rows)])
@@ -92,14 +92,14 @@ def without(stack, corpus, fold, rows):
 
 def test_attention_adds_up_to_one(planted, trained):
     corpus, _ = planted
-    for reading in explain.read(trained[0].trainer.model, corpus, [np.arange(POSTS)] * 2):
+    for reading in explain.read(trained[0].model, corpus, [np.arange(POSTS)] * 2):
         np.testing.assert_allclose(reading.attention.sum(-1), 1.0, rtol=1e-4)
         assert (reading.attention.swapaxes(1, 2)[reading.chunks < 0] == 0).all()
 
 
 def test_ranking_names_every_chunk_once(planted, trained):
     corpus, _ = planted
-    reading = explain.read(trained[0].trainer.model, corpus, [np.arange(POSTS)] * 2)[0]
+    reading = explain.read(trained[0].model, corpus, [np.arange(POSTS)] * 2)[0]
     ranking = reading.ranking()
     for row in range(POSTS):
         for criterion in range(CRITERIA):
@@ -111,23 +111,23 @@ def test_ranking_names_every_chunk_once(planted, trained):
 def test_the_evidence_comes_first_in_posts_never_trained_on(planted, trained):
     corpus, evidence = planted
     stack, folds = trained
-    readings = explain.read(stack.trainer.model, corpus, [folds.validation(fold) for fold in range(2)])
+    readings = explain.read(stack.model, corpus, [folds.validation(fold) for fold in range(2)])
     reading = explain.joined(readings)
     np.testing.assert_array_equal(reading.posts, np.arange(POSTS))
     hits = explain.evidence_hits(reading, evidence, corpus.labels)
     assert len(hits.hit) == corpus.labels.sum()
-    assert hits.rate > (0.7 if isinstance(stack.trainer.model, Linear) else 0.9)
+    assert hits.rate > (0.7 if isinstance(stack.model, Linear) else 0.9)
     counts = np.diff(corpus.offsets)[np.nonzero(corpus.labels)[0]]
     assert hits.expected == pytest.approx(np.mean(1 / counts))
     assert hits.expected < 0.5
     by_attention = explain.evidence_hits(reading, evidence, corpus.labels, by="attention")
-    if not isinstance(stack.trainer.model, Linear):  # it looks at everything alike
+    if not isinstance(stack.model, Linear):  # it looks at everything alike
         assert by_attention.rate > hits.expected
 
 
 def test_no_pair_with_evidence_is_no_number(planted, trained):
     corpus, evidence = planted
-    reading = explain.read(trained[0].trainer.model, corpus, [np.arange(4)] * 2)[0]
+    reading = explain.read(trained[0].model, corpus, [np.arange(4)] * 2)[0]
     hits = explain.evidence_hits(reading, np.zeros_like(evidence), corpus.labels)
     assert np.isnan(hits.rate)
     assert np.isnan(hits.expected)

@@ -7,7 +7,7 @@ from corpora import planted, unit, with_post
 
 from sparse_evidence.core.config import IrisConfig, LinearConfig
 from sparse_evidence.core.features.bags import ChunkBags, MeanBags, mean_embeddings
-from sparse_evidence.core.models import build, prior_log_odds
+from sparse_evidence.core.models import build_model, prior_log_odds
 from sparse_evidence.core.models.dropout import FoldDropout
 from sparse_evidence.core.models.iris import kth_largest, overlap
 from sparse_evidence.core.models.linear import linear_baseline
@@ -21,7 +21,7 @@ POSTS = np.array([[0, 1, 2, 3, 4, 5]])
 
 def awake(config, corpus, folds=(0,), seed=0):
     """A model with no weight left at its start, where heads are zero and every logit is the prior."""
-    model, _ = build(config, corpus, [np.arange(len(corpus.labels))] * len(folds), folds=folds, seed=seed)
+    model, _ = build_model(config, corpus, [np.arange(len(corpus.labels))] * len(folds), folds=folds, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -198,8 +198,8 @@ def test_the_penalty_drives_queries_apart():
 def test_a_fold_starts_the_same_whoever_it_is_stacked_with():
     corpus = planted()
     train = [np.arange(40), np.arange(20, 60)]
-    together, _ = build(CONFIGS[0], corpus, train, folds=(0, 1), seed=3)
-    alone, _ = build(CONFIGS[0], corpus, train[1:], folds=(1,), seed=3)
+    together, _ = build_model(CONFIGS[0], corpus, train, folds=(0, 1), seed=3)
+    alone, _ = build_model(CONFIGS[0], corpus, train[1:], folds=(1,), seed=3)
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(value[0], together.state_dict()[name][1], rtol=0, atol=0)
     assert not torch.equal(together.queries[0], together.queries[1])

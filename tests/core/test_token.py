@@ -14,7 +14,7 @@ from sparse_evidence.core.errors import ConfigError
 from sparse_evidence.core.features.chunks import chunk
 from sparse_evidence.core.features.encoders import locate
 from sparse_evidence.core.features.tokens import TokenPosts, pieces, tokenised, vocabulary
-from sparse_evidence.core.models import TextCorpus, build
+from sparse_evidence.core.models import TextCorpus, build_model
 from sparse_evidence.core.models.token import Token, pool
 from sparse_evidence.core.splits import Folds
 from sparse_evidence.core.training.stack import FoldRow, FoldStack, make_stack
@@ -58,7 +58,7 @@ def candidate(training=None, **model):
 def untrained(corpus, config=None, **model):
     """A model whose head is not zero, in evaluation, and what it reads."""
     config = config or candidate(dropout=0.0, **model).model
-    made, inputs = build(config, corpus, [np.arange(POSTS)], folds=[0], seed=0)
+    made, inputs = build_model(config, corpus, [np.arange(POSTS)], folds=[0], seed=0)
     with torch.no_grad():
         made.head.normal_(generator=torch.Generator().manual_seed(1))
     return made.eval(), inputs
@@ -151,13 +151,13 @@ def test_pooling_of_windows(pooling):
 
 def test_frozen_layers_stay_and_are_not_saved(corpus):
     stack = FoldStack(corpus, FOLDS, [0], candidate(freeze_layers=1), seed=0)
-    before = {name: value.clone() for name, value in stack.trainer.model.named_parameters()}
+    before = {name: value.clone() for name, value in stack.model.named_parameters()}
     stack.advance()
-    changed = {n for n, value in stack.trainer.model.named_parameters() if not torch.equal(value, before[n])}
+    changed = {n for n, value in stack.model.named_parameters() if not torch.equal(value, before[n])}
     frozen = {name for name in before if "embeddings" in name or "layer.0." in name}
     assert frozen
     assert changed == set(before) - frozen
-    assert stack.trainer.model.state_dict().keys() == changed
+    assert stack.model.state_dict().keys() == changed
     other = FoldStack(corpus, FOLDS, [0], candidate(freeze_layers=1), seed=0)
     other.load_state_dict(copy.deepcopy(stack.state_dict()))
     np.testing.assert_array_equal(other.validate()[0][0], stack.validate()[0][0])
@@ -170,9 +170,9 @@ def test_the_head_learns_alone_at_first(corpus):
     assert stack.warmup_epochs == 1
     changed = []
     for _ in range(2):
-        before = {name: value.clone() for name, value in stack.trainer.model.named_parameters()}
+        before = {name: value.clone() for name, value in stack.model.named_parameters()}
         stack.advance()
-        now = dict(stack.trainer.model.named_parameters())
+        now = dict(stack.model.named_parameters())
         changed.append({name for name, value in before.items() if not torch.equal(value, now[name])})
         if len(changed) == 1:
             saved = unpack_state(pack_state(stack.state_dict()))
@@ -199,7 +199,7 @@ def test_memory_saving_does_not_change_the_gradient(corpus):
     found = []
     for settings in ({"micro_batch": 8}, {"micro_batch": 3}, {"micro_batch": 3, "gradient_checkpointing": True}):
         stack = FoldStack(corpus, FOLDS, [0], candidate({"learning_rate": 1e-3}, dropout=0.0, **settings), seed=0)
-        for module in stack.trainer.model.modules():
+        for module in stack.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
             if hasattr(module, "dropout_prob"):
@@ -214,7 +214,7 @@ def test_memory_saving_does_not_change_the_gradient(corpus):
 def test_folds_in_a_row_alone_and_resumed_agree_bit_for_bit(corpus):
     row = make_stack(corpus, FOLDS, [0, 1, 2], candidate(), seed=5)
     assert isinstance(row, FoldRow)
-    assert row.which == (0, 1, 2)
+    assert row.fold_ids == (0, 1, 2)
     torch.manual_seed(99)  # nobody else's randomness counts
     losses = [row.advance().train_loss for _ in range(2)]
     assert row.epoch == 2
@@ -239,7 +239,7 @@ def test_reduced_precision_is_close_and_sees_every_step(corpus):
     for precision in ("float32", "bfloat16"):
         stack = FoldStack(corpus, FOLDS, [0], candidate(precision=precision), seed=0)
         losses[precision] = [stack.advance().train_loss[0] for _ in range(4)]
-        assert {value.dtype for value in stack.trainer.model.parameters()} == {torch.float32}
+        assert {value.dtype for value in stack.model.parameters()} == {torch.float32}
     np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.03)
     assert losses["bfloat16"] != losses["float32"]
 
@@ -295,7 +295,7 @@ def test_lora_is_asked_for_in_a_sentence(corpus, monkeypatch):
 def test_lora_trains_and_saves_the_updates_alone(corpus):
     pytest.importorskip("peft")
     stack = FoldStack(corpus, FOLDS, [0], candidate(lora_rank=2), seed=0)
-    model = stack.trainer.model
+    model = stack.model
     assert all("lora_" in name or name in {"head", "bias"} for name in model.state_dict())
     before = model.state_dict(keep_vars=False)
     before = {name: value.clone() for name, value in before.items()}
