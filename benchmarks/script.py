@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from torch.utils.data import DataLoader
 
 from benchmarks import reference
-from sparse_evidence.core import losses
+from sparse_evidence.core.classic import losses
 from sparse_evidence.core.config import CandidateConfig, IrisConfig
 from sparse_evidence.core.metrics import score
 from sparse_evidence.core.models import EmbeddedCorpus, prior_log_odds

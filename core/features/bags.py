@@ -44,7 +44,9 @@ class ChunkBags:
         self.offsets = torch.tensor(offsets, device=device)
         self.lengths = np.diff(offsets)
         """int64 [posts]: chunks per post; batches are cut from posts of similar length."""
-        self.max_posts_per_pass = max(1, MOST_BYTES // (int(self.lengths.max()) * embeddings.shape[1] * embeddings.itemsize))
+        self.max_posts_per_pass = max(
+            1, MOST_BYTES // (int(self.lengths.max()) * embeddings.shape[1] * embeddings.itemsize)
+        )
         """Posts that are in memory at once while training, of each fold."""
 
     def batch(self, posts: npt.NDArray[np.int64]) -> Bag:

@@ -143,7 +143,9 @@ class CrossValidation:
         end = stage.stack.advance()
         logits, validation_loss = stage.stack.validate()
         scores = tuple(
-            metrics.score(self.metric.name, self.corpus.labels[self.folds.validation(fold)], _probabilities(fold_logits))
+            metrics.score(
+                self.metric.name, self.corpus.labels[self.folds.validation(fold)], _probabilities(fold_logits)
+            )
             for fold, fold_logits in zip(stage.stack.fold_ids, logits, strict=True)
         )
         means = [*stage.means, float(np.mean(scores))]

@@ -45,7 +45,7 @@ class PlainUpdate:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a scalar loss to the parameters' gradients."""
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        loss.backward()
 
     def step(self) -> bool:
         """Change the weights by the accumulated gradients."""

@@ -125,7 +125,9 @@ def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:  # noqa: 
 
 def _encode_dict(value: Mapping[Any, Any], path: str, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
     if not all(key is None or isinstance(key, (bool, int, str)) for key in value):
-        raise TypeError(f"the keys of a checkpoint must be strings, integers, booleans or None, which they are not at {path or '/'}")
+        raise TypeError(
+            f"the keys of a checkpoint must be strings, integers, booleans or None, which they are not at {path or '/'}"
+        )
     items = [(key, _encode(item, f"{path}/{key}", tensors)) for key, item in value.items()]
     if all(isinstance(key, str) and not key.startswith("$") for key in value):
         return dict(items)
