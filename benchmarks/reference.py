@@ -1,12 +1,12 @@
-"""IRIS and its training loop as one writes them first: the yardstick for speed, and the oracle for the fused model.
+"""IRIS and its training loop written plainly: the reference for speed, and the oracle for the fused model.
 
 Pairs (post, criterion) come from a DataLoader, every query gathers its top-k chunks, and the folds are trained one
-after the other. The function computed is the one of `core.models.iris`; nothing here is meant to be fast.
+after the other. The model computes the same function as `core.models.iris`; nothing here is meant to be fast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ def collate(pairs: list[Pair]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Pad to the longest: chunks [pairs, length, dim], present [pairs, length], criterion [pairs], label [pairs]."""
     chunks, criteria, labels = zip(*pairs, strict=True)
     padded = nn.utils.rnn.pad_sequence(list(chunks), batch_first=True)
-    lengths = torch.tensor([len(each) for each in chunks])
+    lengths = torch.tensor([len(post_chunks) for post_chunks in chunks])
     present = torch.arange(padded.shape[1]) < lengths[:, None]
     return padded, present, torch.tensor(criteria), torch.tensor(labels)
 
@@ -72,9 +72,9 @@ class PairIris(nn.Module):
         index = top.indices[..., None].expand(-1, -1, -1, chunks.shape[-1])
         retrieved = chunks[:, None].expand(-1, queries.shape[1], -1, -1).gather(2, index)  # [pairs, queries, k, dim]
         weights = torch.softmax(top.values / self.config.temperature, dim=-1)
-        read = self.value((weights[..., None] * retrieved).sum(2))  # [pairs, queries, hidden]
-        read = read + self.outer(torch.relu(self.inner(read)))
-        pooled = self.dropout(self.norm(read.mean(1)))
+        values = self.value((weights[..., None] * retrieved).sum(2))  # [pairs, queries, hidden]
+        values = values + self.outer(torch.relu(self.inner(values)))
+        pooled = self.dropout(self.norm(values.mean(1)))
         logits: Tensor = (pooled * self.head[criterion]).sum(-1) + self.bias[criterion]
         return logits
 
@@ -89,7 +89,7 @@ def train_epoch(
     model: PairIris,
     optimizer: torch.optim.Optimizer,
     loader: DataLoader[Pair],
-    loss_fn: nn.Module,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
     *,
     accumulation_steps: int = 1,
 ) -> float:

@@ -19,8 +19,8 @@ from optuna.trial import TrialState
 from torch.utils.data import DataLoader
 
 from benchmarks import reference
-from sparse_evidence.core.classic import losses
 from sparse_evidence.core.config import CandidateConfig, IrisConfig
+from sparse_evidence.core.losses import make_loss
 from sparse_evidence.core.metrics import score
 from sparse_evidence.core.models import EmbeddedCorpus, prior_log_odds
 from sparse_evidence.core.seeding import stable_seed
@@ -41,8 +41,11 @@ def train_fold(
     prior = prior_log_odds(corpus.labels, [train])[0]
     model = reference.PairIris(config, torch.from_numpy(corpus.criteria), prior)
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
-    overrides = {k: v for k, v in vars(candidate.loss).items() if k != "name" and v is not None}
-    loss_fn = losses.create_loss_function(candidate.loss.name, corpus.labels[train], **overrides)
+    elementwise = make_loss(candidate.loss, [torch.from_numpy(corpus.labels[train])])
+
+    def loss_fn(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return elementwise(logits, targets.clamp(min=0))[..., targets >= 0].mean()
+
     criteria = corpus.labels.shape[1]
     batch = training.batch_size * criteria
     loader = DataLoader(reference.Pairs(corpus, train.tolist()), batch, shuffle=True, collate_fn=reference.collate)
