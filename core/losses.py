@@ -130,7 +130,7 @@ def logit_adjusted_bce(logits: Tensor, targets: Tensor, *, log_odds: Parameter, 
     return bce(logits + tau * log_odds, targets)
 
 
-# ---- parameters that follow from the labels -----------------------------------------------------------------------
+# ---- parameters that follow from the labels ---------------------------------------------------------------------
 
 
 def class_counts(labels: Labels) -> tuple[int, int]:
@@ -197,7 +197,7 @@ def compute_log_odds(labels: Labels) -> Tensor:
     return log_odds if table.ndim > 1 else log_odds[0]
 
 
-# ---- the loss of a configuration ----------------------------------------------------------------------------------
+# ---- the loss of a configuration --------------------------------------------------------------------------------
 
 
 def make_loss(config: LossConfig, labels_per_fold: Sequence[Tensor]) -> Elementwise:

@@ -180,7 +180,8 @@ def _numbered(column: pd.Series[Any], order: Sequence[Any] | None, name: str) ->
         raise DataError(
             _WHERE,
             [
-                f"column {column.name!r} holds names, and a part of the rows does not define their numbers; give all of them in order as {name}="
+                f"column {column.name!r} holds names, and a part of the rows does not define their numbers; "
+                f"give all of them in order as {name}="
             ],
         )
     unknown = np.flatnonzero(numbers < 0)

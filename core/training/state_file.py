@@ -100,7 +100,7 @@ def _digest(plain: Any, tensors: Mapping[str, Tensor]) -> str:  # noqa: ANN401
     return digest.hexdigest()
 
 
-# ---- a state as JSON, with its tensors apart ----------------------------------------------------------------------
+# ---- a state as JSON, with its tensors apart --------------------------------------------------------------------
 # A value that JSON does not have is written as a dict with a single key that begins with "$".
 
 
