@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sparse_evidence.core import explain, metrics
+from sparse_evidence.core import evaluation, explain, metrics
 from sparse_evidence.core.config import (
     AbmilConfig,
     BCEConfig,
@@ -170,7 +170,7 @@ def line(row: Row, reference: Row, data: Data, repeats: int) -> str:
 
     def interval(statistic: Callable[[npt.NDArray[np.int64]], float], posts: npt.NDArray[np.int64], sign: str) -> str:
         groups = [data.corpus.groups[post] for post in posts]
-        low, high = metrics.bootstrap_interval(statistic, groups, repeats=repeats, seed=0)
+        low, high = evaluation.bootstrap_interval(statistic, groups, repeats=repeats, seed=0)
         return f"({low:{sign}.2f} to {high:{sign}.2f})"
 
     difference = f"{gain(rows):+.3f} {interval(lambda drawn: gain(rows[drawn]), rows, '+')}"

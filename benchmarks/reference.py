@@ -6,7 +6,7 @@ another. It computes the same function as `core.models.iris`; nothing in it is o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ def train_epoch(
     model: PairIris,
     optimizer: torch.optim.Optimizer,
     loader: DataLoader[Pair],
-    loss_fn: nn.Module,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
     *,
     accumulation_steps: int = 1,
 ) -> float:

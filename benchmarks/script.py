@@ -1,8 +1,8 @@
-"""The same search as a plain Optuna script, as an experienced user would write it: the reference for whole studies.
+"""The same search as a plain Optuna script, the way an experienced user writes one: the yardstick for whole studies.
 
-Embeddings are computed once and kept in a file, folds are grouped, trials are shared through Postgres, every epoch is
-reported, and MedianPruner decides. Folds are trained one after another with `benchmarks.reference`. The process that
-completes the last requested trial stops; the other one finishes its current trial.
+Embeddings are computed once and kept in a file, the folds are grouped, trials are shared through Postgres, every epoch
+is reported and MedianPruner decides. Folds are trained one after the other with `benchmarks.reference`. Whoever ends
+the last trial that was asked for stops; the other finishes the trial in hand.
 
     python -m benchmarks.script STUDY URL NAME TRIALS EMBEDDINGS.npz WORKER
 """
@@ -19,9 +19,9 @@ from optuna.trial import TrialState
 from torch.utils.data import DataLoader
 
 from benchmarks import reference
-from sparse_evidence.core import losses
 from sparse_evidence.core.config import CandidateConfig, IrisConfig
 from sparse_evidence.core.features.views import EmbeddedCorpus
+from sparse_evidence.core.losses import make_loss
 from sparse_evidence.core.metrics import score
 from sparse_evidence.core.models import prior_log_odds
 from sparse_evidence.core.seeding import stable_seed
@@ -34,7 +34,7 @@ from sparse_evidence.hpo.study.definition import StudyDefinition, load
 def train_fold(
     candidate: CandidateConfig, corpus: EmbeddedCorpus, folds: Folds, fold: int, trial: optuna.Trial, seed: int
 ) -> float:
-    """Train until the score of this fold has not improved for `patience` epochs; return the best score."""
+    """Train until the fold's own score has not improved for `patience` epochs; returns its best."""
     config, training = candidate.model, candidate.training
     assert isinstance(config, IrisConfig)
     train, validation = folds.train(fold), folds.validation(fold)
@@ -42,16 +42,19 @@ def train_fold(
     prior = prior_log_odds(corpus.labels, [train])[0]
     model = reference.PairIris(config, torch.from_numpy(corpus.criteria), prior)
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
-    overrides = {k: v for k, v in vars(candidate.loss).items() if k != "name" and v is not None}
-    loss_fn = losses.create_loss_function(candidate.loss.name, corpus.labels[train], **overrides)
+    elementwise = make_loss(candidate.loss, [torch.from_numpy(corpus.labels[train])])
+
+    def loss_fn(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return elementwise(logits, targets.clamp(min=0))[..., targets >= 0].mean()
+
     criteria = corpus.labels.shape[1]
     batch = training.batch_size * criteria
     loader = DataLoader(reference.Pairs(corpus, train.tolist()), batch, shuffle=True, collate_fn=reference.collate)
-    validation_loader = DataLoader(reference.Pairs(corpus, validation.tolist()), batch, collate_fn=reference.collate)
+    held = DataLoader(reference.Pairs(corpus, validation.tolist()), batch, collate_fn=reference.collate)
     best, since = -np.inf, 0
     for epoch in range(training.epochs):
         reference.train_epoch(model, optimizer, loader, loss_fn, accumulation_steps=training.accumulation_steps)
-        logits = reference.predict(model, validation_loader, criteria)
+        logits = reference.predict(model, held, criteria)
         value = score("average_precision", corpus.labels[validation], logits.numpy())
         trial.report(value, fold * training.epochs + epoch)
         if trial.should_prune():
@@ -63,14 +66,14 @@ def train_fold(
 
 
 def evaluate(trial: optuna.Trial, definition: StudyDefinition, corpus: EmbeddedCorpus, folds: Folds) -> float:
-    """Run one trial; return the mean of the folds' best scores."""
+    """One trial: the mean of the folds' best scores."""
     candidate = space.suggest(definition, trial)
     seed = definition.search.seed
     return float(np.mean([train_fold(candidate, corpus, folds, fold, trial, seed) for fold in range(folds.count)]))
 
 
 def main() -> None:
-    """Run trials of the shared study until it has enough."""
+    """Work on the shared study until it has enough trials."""
     path, url, name, trials, file, worker = sys.argv[1:]
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -162,77 +162,6 @@ def brier(labels: Labels, probabilities: Scores) -> Floats:
     return _ratio(np.where(labelled, (probabilities - labels) ** 2, 0).sum(axis=0), labelled.sum(axis=0))
 
 
-def expected_calibration_error(labels: Labels, probabilities: Scores, *, bins: int = 10) -> float:
-    """Return Σ_b (n_b / n) |mean p − mean y| over bins of equal mass, all pairs together: the calibration error.
-
-    Naeini, Cooper and Hauskrecht, AAAI 2015; equal mass as in Nguyen and O'Connor, EMNLP 2015. Equal probabilities
-    share a bin.
-
-    Args:
-        labels: [posts] or [posts, criteria].
-        probabilities: same shape.
-        bins: at most this many.
-
-    Returns:
-        The error, NaN where nothing is labelled.
-
-    Raises:
-        ValueError: shapes differ, or there is less than one bin.
-    """
-    if bins < 1:
-        raise ValueError(f"bins is {bins}, but must be at least 1")
-    y, p = _labelled(labels, probabilities)
-    if y.size == 0:
-        return math.nan
-    _, run, count = np.unique(p, return_inverse=True, return_counts=True)
-    middle = np.cumsum(count) - count / 2  # ranks in the middle of each run of equal probabilities
-    chosen = np.minimum((middle * bins / y.size).astype(np.int64), bins - 1)[run]
-    return float(np.abs(np.bincount(chosen, p - y, minlength=bins)).sum() / y.size)
-
-
-def fit_temperature(labels: Labels, logits: Scores) -> float:
-    """Return the T > 0 that minimises the mean negative log-likelihood of σ(z / T).
-
-    Temperature scaling (Guo, Pleiss, Sun and Weinberger, ICML 2017), by golden-section search (the likelihood has
-    one minimum in T) between 0.01 and 100; logits that separate the classes perfectly end at 0.01.
-
-    Args:
-        labels: [posts] or [posts, criteria].
-        logits: same shape.
-
-    Raises:
-        ValueError: shapes differ, nothing is labelled, or a logit is NaN or infinite.
-    """
-    y, z = _labelled(labels, logits)
-    if y.size == 0:
-        raise ValueError("nothing is labelled, so no temperature can be fitted")
-    if not np.isfinite(z).all():
-        raise ValueError("a logit is NaN or infinite, so no temperature can be fitted")
-    wrong_way = np.where(y == 1, -z, z)
-
-    def loss(log_temperature: float) -> float:
-        return float(np.logaddexp(0, wrong_way * math.exp(-log_temperature)).mean())
-
-    return math.exp(_golden_section(loss, math.log(0.01), math.log(100)))
-
-
-def _golden_section(function: Callable[[float], float], low: float, high: float, *, width: float = 1e-7) -> float:
-    """Return where a function with one minimum has it (Kiefer, Proceedings of the AMS 1953)."""
-    shrink = (math.sqrt(5) - 1) / 2
-    left, right = high - shrink * (high - low), low + shrink * (high - low)
-    at_left, at_right = function(left), function(right)
-    while high - low > width:
-        if at_left <= at_right:
-            high, right, at_right = right, left, at_left
-            left = high - shrink * (high - low)
-            at_left = function(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + shrink * (high - low)
-            at_right = function(right)
-    return (low + high) / 2
-
-
 # ---- decisions --------------------------------------------------------------------------------------------------
 
 
@@ -298,7 +227,7 @@ def f1(counts: Confusion) -> Floats:
 
 def macro_f1(counts: Confusion) -> float:
     """Return the mean F1 of the criteria that have a positive label; NaN if none has."""
-    return _mean_defined(f1(counts))
+    return mean_defined(f1(counts))
 
 
 def f1_from_logits(labels: Labels, logits: Scores, threshold: float = 0.5) -> float:
@@ -331,7 +260,7 @@ def best_threshold(labels: Labels, scores: Scores) -> float:
     Raises:
         ValueError: shapes differ, a score is NaN, or there is no positive.
     """
-    y, s = _labelled(labels, scores)
+    y, s = labelled_pairs(labels, scores)
     cuts = _cuts(y[:, None], s[:, None])
     positives = int(cuts.pos.sum())
     if positives == 0:
@@ -387,7 +316,7 @@ def score(metric: str, labels: Labels, scores: Scores) -> float:
         close = nearest(metric, METRICS)
         hint = f"did you mean '{close}'? " if close else ""
         raise ConfigError(f"'{metric}' is not a metric; {hint}allowed: {', '.join(METRICS)}")
-    return _mean_defined(METRICS[metric].function(labels, scores))
+    return mean_defined(METRICS[metric].function(labels, scores))
 
 
 # ---- reports and baselines --------------------------------------------------------------------------------------
@@ -420,12 +349,12 @@ def report(labels: Labels, probabilities: Scores, threshold: float, criteria: Se
     labels, probabilities = _same_shape(labels, probabilities)
     if len(criteria) != labels.shape[1]:
         raise ValueError(f"{len(criteria)} criteria are named, but the labels have {labels.shape[1]} columns")
-    y, p = _labelled(labels, probabilities)
-    pooled = {name: _defined(values[0]) for name, values in _all_metrics(y[:, None], p[:, None], threshold).items()}
-    pooled["macro_f1"] = _defined(macro_f1(confusion(labels, probabilities, threshold)))
+    y, p = labelled_pairs(labels, probabilities)
+    pooled = {name: none_if_nan(values[0]) for name, values in _all_metrics(y[:, None], p[:, None], threshold).items()}
+    pooled["macro_f1"] = none_if_nan(macro_f1(confusion(labels, probabilities, threshold)))
     columns = _all_metrics(labels, probabilities, threshold)
     per_criterion = {
-        criterion: {name: _defined(values[column]) for name, values in columns.items()}
+        criterion: {name: none_if_nan(values[column]) for name, values in columns.items()}
         for column, criterion in enumerate(criteria)
     }
     return Report(float(threshold), pooled, per_criterion)
@@ -491,94 +420,19 @@ def baselines(labels: Labels, fold_of_row: NDArray[np.integer]) -> dict[str, flo
     scores = np.zeros(labels.shape)
     for number in np.unique(fold):
         scores[fold == number] = criterion_only_scores(labels[fold != number], int((fold == number).sum()))
-    y, s = _labelled(labels, scores)
+    y, s = labelled_pairs(labels, scores)
     has_positive = bool((y == 1).any())
     prevalence = _ratio((labels == 1).sum(axis=0), (labels >= 0).sum(axis=0))
     criterion_only_f1 = f1(confusion(y, s, best_threshold(y, s)))[0] if has_positive else math.nan
     values = {
-        "mean_prevalence": _mean_defined(prevalence),
+        "mean_prevalence": mean_defined(prevalence),
         "criterion_only_auroc": auroc(y, s),
         "criterion_only_average_precision": average_precision(y, s),
         "criterion_only_f1": criterion_only_f1,
         "all_positive_f1": f1(confusion(y, np.ones(y.size), 0.5))[0],
         "all_negative_accuracy": accuracy(confusion(y, np.zeros(y.size), 0.5))[0],
     }
-    return {name: _defined(value) for name, value in values.items()}
-
-
-def bootstrap_interval(
-    statistic: Callable[[Index], float],
-    groups: Sequence[str],
-    *,
-    repeats: int = 1000,
-    seed: int,
-    level: float = 0.95,
-) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of a statistic, drawing whole groups with replacement.
-
-    Efron and Tibshirani, "An Introduction to the Bootstrap", 1993; whole groups, because posts of one group are not
-    independent (Field and Welsh, JRSS B 2007).
-
-    Args:
-        statistic: a function of int64 [rows], the rows drawn (some more than once), to a number; draws where it is
-            NaN are left out.
-        groups: the group of each row, [rows].
-        repeats: draws.
-        seed: of the draws.
-        level: share of the draws inside the interval.
-
-    Returns:
-        (low, high); NaN both if the statistic is defined in no draw.
-
-    Raises:
-        ValueError: fewer than two groups, or level or repeats out of range.
-    """
-    bounds = bootstrap_intervals(
-        lambda rows: np.array([statistic(rows)]), groups, repeats=repeats, seed=seed, level=level
-    )
-    return float(bounds[0, 0]), float(bounds[0, 1])
-
-
-def bootstrap_intervals(
-    statistics: Callable[[Index], Floats],
-    groups: Sequence[str],
-    *,
-    repeats: int = 1000,
-    seed: int,
-    level: float = 0.95,
-) -> Floats:
-    """Return `bootstrap_interval` of several statistics at once, on the same draws.
-
-    Args:
-        statistics: a function of int64 [rows], the rows drawn, to float64 [statistics].
-        groups: the group of each row, [rows].
-        repeats: draws.
-        seed: of the draws.
-        level: share of the draws inside an interval.
-
-    Returns:
-        float64 [statistics, 2], low and high; NaN where a statistic is defined in no draw.
-
-    Raises:
-        ValueError: fewer than two groups, or level or repeats out of range.
-    """
-    if not (0 < level < 1 and repeats >= 1):
-        raise ValueError(f"level must be between 0 and 1 and repeats at least 1, but are {level} and {repeats}")
-    numbers: dict[str, list[int]] = {}
-    for row, name in enumerate(groups):
-        numbers.setdefault(name, []).append(row)
-    if len(numbers) < 2:
-        raise ValueError(f"an interval over groups needs at least 2 groups, but there are {len(numbers)}")
-    rows = [np.array(members, dtype=np.int64) for members in numbers.values()]
-    generator = np.random.default_rng(seed)
-    drawn = generator.integers(len(rows), size=(repeats, len(rows)))
-    values = np.array([statistics(np.concatenate([rows[group] for group in draw])) for draw in drawn])
-    bounds = np.full((values.shape[1], 2), np.nan)
-    for column, found in enumerate(values.T):
-        defined = found[~np.isnan(found)]
-        if defined.size:
-            bounds[column] = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return bounds
+    return {name: none_if_nan(value) for name, value in values.items()}
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------------
@@ -592,7 +446,7 @@ def _same_shape(labels: Labels, scores: Scores) -> tuple[Labels, Floats]:
     return (labels, values) if labels.ndim == 2 else (labels[:, None], values[:, None])
 
 
-def _labelled(labels: Labels, scores: Scores) -> tuple[Labels, Floats]:
+def labelled_pairs(labels: Labels, scores: Scores) -> tuple[Labels, Floats]:
     """Return the labelled pairs, both [pairs]."""
     labels, values = _same_shape(labels, scores)
     labelled = labels >= 0
@@ -607,10 +461,12 @@ def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> Floats:
     return ratio
 
 
-def _mean_defined(values: Floats) -> float:
+def mean_defined(values: Floats) -> float:
+    """Return the mean of the values that are not NaN; NaN if there are none."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if defined.size else math.nan
 
 
-def _defined(value: float) -> float | None:
+def none_if_nan(value: float) -> float | None:
+    """Return a value as a float, and None for NaN."""
     return None if math.isnan(value) else float(value)

@@ -1,4 +1,4 @@
-"""Folds and loaders over a user's own data frame: one row a (post, criterion) pair and its label, 1, 0 or -1."""
+"""Folds and loaders over a user's data frame: each row is a (post, criterion) pair with its label, 1, 0 or -1."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ..splits import kfold
 
 Rows = npt.NDArray[np.int64]
 Collate = Callable[[dict[str, list[Any]]], Mapping[str, Any]]
-"""The columns of a batch's rows, as lists by name, to the model's keyword arguments."""
+"""From the columns of a batch's rows, as lists by name, to the model's keyword arguments."""
 
 _WHERE = "the data frame"
-_SHOWN = 3  # examples in a message
+_EXAMPLES = 3  # in a message
 
 
 def create_kfold_splits(
@@ -36,19 +36,19 @@ def create_kfold_splits(
     """Yield the training and the validation rows of each fold, for `df.iloc`.
 
     All rows of a group stay together, and every fold gets its share of every criterion's positives and negatives
-    (`core.splits.kfold`). A frame without a criterion column has one criterion; without a post column every row is a
-    post of its own. Everything is checked when the function is called, before the first fold is asked for.
+    (`core.splits.kfold`). A frame without a criterion column has one criterion; without a post column every row is
+    a different post. Everything is checked when the function is called, before the first fold is requested.
 
     Raises:
         DataError: a column is missing, a label is none of 1, 0 and -1, or a post has two labels for a criterion or is
-            in two groups; all at once.
+            in two groups. The message lists all these mistakes.
         SplitError: there are too few groups, or too few positives or negatives of a criterion.
     """
     _refuse_missing(df, label_column, group_column)
-    post, posts = _numbers(df, post_column) if post_column in df else (np.arange(len(df)), len(df))
+    post, posts = _post_numbers(df, post_column) if post_column in df else (np.arange(len(df)), len(df))
     criterion = df[criterion_column].astype(str) if criterion_column in df else pd.Series(label_column, index=df.index)
     column, names = pd.factorize(criterion.to_numpy())
-    labels, groups = _labels(df, label_column), df[group_column].astype(str).to_numpy()
+    labels, groups = _checked_labels(df, label_column), df[group_column].astype(str).to_numpy()
     problems = _contradictions(post, column, labels, groups)
     if problems:
         raise DataError(_WHERE, problems)
@@ -80,42 +80,42 @@ def create_dataloader(
     Args:
         df: the rows, such as `df.iloc[train]` of a fold.
         batch_size: rows per batch.
-        post_ids: all posts in the order in which the model knows them. Numbers need no such list, nor does a
-            categorical column, which knows its own order.
-        criteria: all criteria, likewise.
-        collate: what the model is to be called with. By default it is post and criterion numbers, "posts" and
-            "criteria", int64 `[batch]`; for a model that reads text, something like
+        post_ids: all posts in the model's order. A column of numbers needs no such list, nor does a categorical column,
+            which defines an order.
+        criteria: all criteria in the model's order, likewise.
+        collate: makes the model's arguments from the rows of a batch. Default: post and criterion numbers, "posts" and
+            "criteria", int64 `[batch]`. For a model that takes text, something like
             `lambda rows: tokenizer(rows["criterion"], rows["post"], padding=True, return_tensors="pt")`.
-        post_column: where the posts' ids are.
-        criterion_column: where the criteria are.
-        label_column: where the labels are: 1, 0, or -1 for not labelled.
-        shuffle: in another order every epoch; the trainer seeds the order from its own seed and the epoch.
-        seed: of the order in a loop without the trainer.
+        post_column: the column of post ids.
+        criterion_column: the column of criteria.
+        label_column: the column of labels: 1, 0, or -1 for not labelled.
+        shuffle: a new order in every epoch; the trainer seeds it with its seed and the epoch.
+        seed: seed of the order in a loop without the trainer.
         num_workers: processes that collate ahead.
 
     Raises:
         DataError: a column is missing, a label is none of 1, 0 and -1, or an id is not in its list.
     """
     _refuse_missing(df, label_column)
-    labels = torch.from_numpy(_labels(df, label_column).astype(np.float32))
+    labels = torch.from_numpy(_checked_labels(df, label_column).astype(np.float32))
     if collate is None:
         _refuse_missing(df, post_column, criterion_column)
         numbers = {
-            "posts": torch.from_numpy(_known(df[post_column], post_ids, "post_ids")),
-            "criteria": torch.from_numpy(_known(df[criterion_column], criteria, "criteria")),
+            "posts": torch.from_numpy(_numbered(df[post_column], post_ids, "post_ids")),
+            "criteria": torch.from_numpy(_numbered(df[criterion_column], criteria, "criteria")),
         }
 
     def gather(rows: list[int]) -> dict[str, Any]:
-        here = torch.tensor(rows, dtype=torch.int64)
+        index = torch.tensor(rows, dtype=torch.int64)
         if collate is not None:
-            part = df.iloc[rows]
-            inputs: Mapping[str, Any] = collate({str(name): part[name].tolist() for name in part.columns})
+            batch = df.iloc[rows]
+            inputs: Mapping[str, Any] = collate({str(name): batch[name].tolist() for name in batch.columns})
         else:
-            inputs = {name: column[here] for name, column in numbers.items()}
-        return {**inputs, "labels": labels[here]}
+            inputs = {name: column[index] for name, column in numbers.items()}
+        return {**inputs, "labels": labels[index]}
 
     return DataLoader(
-        range(len(df)),  # type: ignore[arg-type]  # a range is all that a map-style data set has to be
+        range(len(df)),  # type: ignore[arg-type]  # a range has all that a map-style data set needs
         batch_size=batch_size,
         shuffle=shuffle,
         collate_fn=gather,
@@ -136,20 +136,20 @@ def _refuse_missing(df: pd.DataFrame, *columns: str) -> None:
 
 
 def _empty_rows(df: pd.DataFrame, column: str) -> list[int]:
-    return [int(row) for row in np.flatnonzero(df[column].isna())[:_SHOWN]]
+    return [int(row) for row in np.flatnonzero(df[column].isna())[:_EXAMPLES]]
 
 
-def _labels(df: pd.DataFrame, column: str) -> npt.NDArray[np.int8]:
+def _checked_labels(df: pd.DataFrame, column: str) -> npt.NDArray[np.int8]:
     values = pd.to_numeric(df[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    wrong = np.flatnonzero(~np.isin(values, (-1, 0, 1)))
-    if wrong.size:
-        shown = ", ".join(f"{df[column].iloc[row]!r} in row {row}" for row in wrong[:_SHOWN])
-        raise DataError(_WHERE, [f"{wrong.size} of column {column!r} are none of 1, 0 and -1: {shown}"])
+    invalid = np.flatnonzero(~np.isin(values, (-1, 0, 1)))
+    if invalid.size:
+        shown = ", ".join(f"{df[column].iloc[row]!r} in row {row}" for row in invalid[:_EXAMPLES])
+        raise DataError(_WHERE, [f"{invalid.size} of column {column!r} are none of 1, 0 and -1: {shown}"])
     return values.astype(np.int8)
 
 
-def _numbers(df: pd.DataFrame, column: str) -> tuple[Rows, int]:
-    """Number a column's values by first appearance: of each row, and how many there are."""
+def _post_numbers(df: pd.DataFrame, column: str) -> tuple[Rows, int]:
+    """The post of each row, numbered by first appearance, and the number of posts."""
     codes, values = pd.factorize(df[column].astype(str).to_numpy())
     return codes.astype(np.int64), len(values)
 
@@ -160,17 +160,17 @@ def _contradictions(post: Rows, criterion: Rows, labels: npt.NDArray[np.int8], g
     two_labels = frame.groupby(["post", "criterion"])["label"].transform("nunique") > 1
     two_groups = frame.groupby("post")["group"].transform("nunique") > 1
     return [
-        f"{what} {frame.loc[wrong, 'post'].nunique()} posts, first in row {int(np.argmax(wrong.to_numpy()))}"
-        for what, wrong in (("two labels for one criterion in", two_labels), ("two groups for each of", two_groups))
-        if wrong.any()
+        f"{problem} {frame.loc[rows, 'post'].nunique()} posts, first in row {int(np.argmax(rows.to_numpy()))}"
+        for problem, rows in (("two labels for one criterion in", two_labels), ("two groups for each of", two_groups))
+        if rows.any()
     ]
 
 
-def _known(column: pd.Series[Any], order: Sequence[Any] | None, name: str) -> Rows:
+def _numbered(column: pd.Series[Any], order: Sequence[Any] | None, name: str) -> Rows:
     """The number of each row's value in `order`."""
     if order is not None:
         if not pd.Index(order).is_unique:
-            raise DataError(_WHERE, [f"{name} has a name twice, so its order does not tell which number it has"])
+            raise DataError(_WHERE, [f"{name} lists a name twice, so its number is ambiguous; list every name once"])
         numbers = pd.Index(order).get_indexer(column)
     elif isinstance(column.dtype, pd.CategoricalDtype):
         numbers = column.cat.codes.to_numpy()
@@ -179,7 +179,10 @@ def _known(column: pd.Series[Any], order: Sequence[Any] | None, name: str) -> Ro
     else:
         raise DataError(
             _WHERE,
-            [f"column {column.name!r} holds names, and only all rows together say which number each has; give {name}="],
+            [
+                f"column {column.name!r} holds names, and a part of the rows does not define their numbers; "
+                f"give all of them in order as {name}="
+            ],
         )
     unknown = np.flatnonzero(numbers < 0)
     if unknown.size:

@@ -1,4 +1,4 @@
-"""IRIS for people who train one model by hand: it scores (post, criterion) pairs, and says what it retrieved."""
+"""IRIS for a training by hand: scores (post, criterion) pairs, and shows the chunks that it retrieved."""
 
 from __future__ import annotations
 
@@ -24,27 +24,28 @@ from ..models.iris import Iris
 
 
 class IRISForCriterionMatching(nn.Module):
-    """Does a post meet a criterion? `core.models.iris.Iris` with one fold; no arithmetic of its own.
+    """Does a post meet a criterion? A `core.models.iris.Iris` with one fold, and the same arithmetic.
 
-    First `build_retriever`, then call it with post and criterion numbers. A batch of the `Trainer` is therefore
+    Call `build_retriever` first, then the model with post and criterion numbers. A batch of the `Trainer` is therefore
     `{"posts": int64 [batch], "criteria": int64 [batch], "labels": float [batch]}`.
 
     Args:
         num_queries: learned queries per criterion.
-        k_retrieved: chunks that a query reads of each post.
-        embedding_dim: width of the encoder's embeddings, checked; None takes what the encoder has.
+        k_retrieved: chunks that a query retrieves from each post.
+        embedding_dim: expected width of the encoder's embeddings; default: not checked.
         temperature: of the softmax over the retrieved chunks' cosine similarities.
         encoder_name: a sentence-transformers name or a local folder; frozen.
-        criteria: names and texts, or texts; the queries start at their embeddings. The home case's ten by default.
+        criteria: names and texts, or texts; the queries start at their embeddings. Default: the ten of
+            RedSM5.
         prior: share of positives that an untrained model predicts; one number, or one per criterion.
         hidden: width of the head.
         dropout: of the head.
-        query_noise: queries start at the criterion's embedding plus a random vector of this length.
-        diversity_weight: weight of `penalty`, which `core.classic.trainer.Trainer` adds to the loss.
-        seed: of the initial weights.
+        query_noise: length of the random vector that is added to a criterion's embedding to start a query.
+        diversity_weight: weight of `penalty`, which `core.classic.Trainer` adds to the loss.
+        seed: seed of the initial weights.
 
     Raises:
-        ConfigError: `embedding_dim` is not the encoder's, or a number is outside what is allowed.
+        ConfigError: `embedding_dim` is not the encoder's, or a number is out of range.
         EncoderError: the encoder is not found.
     """
 
@@ -65,7 +66,7 @@ class IRISForCriterionMatching(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check(num_queries=num_queries, k_retrieved=k_retrieved, temperature=temperature, hidden=hidden)
+        _check_positive(num_queries=num_queries, k_retrieved=k_retrieved, temperature=temperature, hidden=hidden)
         config = IrisConfig(
             encoder=encoder_name,
             num_queries=num_queries,
@@ -82,7 +83,7 @@ class IRISForCriterionMatching(nn.Module):
         if embedding_dim not in {None, starts.shape[1]}:
             raise ConfigError(
                 f"embedding_dim is {embedding_dim}, but the embeddings of {self.encoder.name} have {starts.shape[1]} "
-                f"dimensions; give {starts.shape[1]}, or leave it out"
+                f"dimensions; give {starts.shape[1]}, or omit it"
             )
         self.iris = Iris(config, starts, _log_odds(prior, len(texts)), seed=seed, folds=[0])
         self.retriever: ChunkIndex | None = None
@@ -92,27 +93,26 @@ class IRISForCriterionMatching(nn.Module):
     def build_retriever(
         self, posts: Sequence[str], batch_size: int | None = None, *, use_gpu: bool = False
     ) -> ChunkIndex:
-        """Cut all posts into sentences, embed them (each once ever, they are cached) and index them.
+        """Cut all posts into sentences, embed these (they are cached) and index them.
 
-        All posts may be in it, also those that validate: a post is only ever compared with its own chunks, and the
-        index holds no labels.
+        The posts may include validation posts: a post is only ever compared with its own chunks, and the index holds no
+        labels.
 
         Args:
-            posts: texts; from now on a post is known by its place in this list.
-            batch_size: most texts per pass through the encoder; left out, as many as its token budget holds.
+            posts: texts; a post's number is its position in this list.
+            batch_size: maximum number of texts per pass through the encoder; default: as many as its token budget
+                holds.
             use_gpu: embed on the GPU, and keep the index there if the installed FAISS can.
 
         Returns:
-            The index, which is also kept as `retriever`.
+            The index, which is also the attribute `retriever`.
 
         Raises:
-            DataError: naming the posts that have no text.
-            ConfigError: a GPU is asked for, but there is none.
+            DataError: some posts have no text; the message names them.
+            ConfigError: `use_gpu` is true, but there is no GPU.
         """
         if use_gpu and not torch.cuda.is_available():
-            raise ConfigError(
-                "use_gpu is true, but torch finds no GPU; leave it out, or give torch.cuda.is_available()"
-            )
+            raise ConfigError("use_gpu is true, but torch finds no GPU; omit it, or give torch.cuda.is_available()")
         self.chunks = chunk(posts, ChunksConfig())
         device = "cuda" if use_gpu else "cpu"
         vectors = embed(self.chunks.texts, self.encoder, device=device, batch_size=batch_size).vectors
@@ -125,23 +125,28 @@ class IRISForCriterionMatching(nn.Module):
 
         Without `criteria`: logits `[batch, criteria]` of every criterion for each post.
         """
-        rows, back = torch.unique(posts, return_inverse=True)
-        logits: Tensor = self.iris(self._bags_here().batch(rows.cpu().numpy()[None]))[0]
-        return logits[back] if criteria is None else logits[back, criteria]
+        distinct, inverse = torch.unique(posts, return_inverse=True)
+        logits: Tensor = self.iris(self.bags.batch(distinct.cpu().numpy()[None]))[0]
+        return logits[inverse] if criteria is None else logits[inverse, criteria]
 
     @property
     def queries(self) -> npt.NDArray[np.float32]:
-        """The queries as they search, unit vectors float32 `[criteria, num_queries, dim]`."""
+        """The queries as unit vectors, float32 `[criteria, num_queries, dim]`."""
         return functional.normalize(self.iris.queries[0].detach(), dim=-1).cpu().numpy()
 
     def penalty(self) -> Tensor:
         """Diversity penalty, a scalar: `diversity_weight` · mean over criteria of ‖Q̂Q̂ᵀ − I‖²."""
         return self.iris.penalty()[0]
 
-    def _bags_here(self) -> ChunkBags:
-        """The embeddings, on the device of the model."""
+    @property
+    def bags(self) -> ChunkBags:
+        """The chunk embeddings of all posts, on the device of the model: the inputs of `iris`.
+
+        Raises:
+            ConfigError: `build_retriever` has not been called.
+        """
         if self.retriever is None:
-            raise ConfigError("there is nothing to retrieve from yet; call build_retriever(posts) first")
+            raise ConfigError("there are no posts to retrieve from yet; call build_retriever(posts) first")
         device = self.iris.bias.device
         if self._bags is None or self._bags.embeddings.device != device:
             self._bags = ChunkBags(self.retriever.embeddings, self.retriever.offsets, device)
@@ -149,14 +154,14 @@ class IRISForCriterionMatching(nn.Module):
 
 
 def _log_odds(prior: float | Sequence[float], criteria: int) -> Tensor:
-    """The prior as log-odds, float32 `[1, criteria]`."""
+    """A prior as log-odds, float32 `[1, criteria]`."""
     shares = [prior] * criteria if isinstance(prior, (int, float)) else list(prior)
     if len(shares) != criteria or not all(0 < share < 1 for share in shares):
         raise ConfigError(f"prior is {prior}; give a share above 0 and below 1, or one for each of {criteria} criteria")
     return torch.tensor([[math.log(share / (1 - share)) for share in shares]])
 
 
-def _check(**positive: float) -> None:
-    wrong = [f"{name} is {value}" for name, value in positive.items() if not value > 0]
-    if wrong:
-        raise ConfigError(f"{', '.join(wrong)}; give {'a number' if len(wrong) == 1 else 'numbers'} above 0")
+def _check_positive(**arguments: float) -> None:
+    errors = [f"{name} is {value}" for name, value in arguments.items() if not value > 0]
+    if errors:
+        raise ConfigError(f"{', '.join(errors)}; give {'a number' if len(errors) == 1 else 'numbers'} above 0")

@@ -1,22 +1,17 @@
-"""The training loop of the project: one model, one epoch at a time, with two faces.
+"""Training one model by hand: validation, early stopping, half precision, checkpoints and progress bars.
 
-`advance` trains one epoch and says what is known when it has ended: the stream that cross-validation stands on.
-`train` is a loop over the same `advance` for people who train one model by hand, with validation, early stopping,
-checkpoints and a progress bar. The trainer knows nothing of folds, files of data or studies. A loss may have any
-shape: a single model's loss is a scalar, the loss of folds stacked into one model is a vector with one entry per
-fold, and the arithmetic is the same.
-
-Every epoch seeds the global generators (and the loader's own) from (seed, epoch) and restores them afterwards, so a
-run that was interrupted after any epoch goes on to the same bits, in whatever process.
+The loop itself is `core.training.engine.Engine`, the same that cross-validation uses. A `Trainer` adds what a user who
+trains a single model wants around it. A run that was interrupted after any epoch continues from its checkpoint bit for
+bit as if it had never stopped, in whatever process.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,12 +20,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
-from ..errors import CheckpointError, ConfigError, NonFiniteLossError, OutOfMemoryError
+from ..errors import CheckpointError, ConfigError, NonFiniteLossError
+from ..models.base import enable_gradient_checkpointing
 from ..seeding import seeded, stable_seed
-from ..training.batches import Batch, as_batch, logits_of
+from ..training.batches import as_batch
+from ..training.engine import Engine, EpochEnd, LossFunction, named_memory_errors
 from ..training.state_file import load_state, save_state
 from ..training.stopping import best_index, is_stale
 
@@ -39,14 +36,7 @@ MetricFunction = Callable[[npt.NDArray[Any], npt.NDArray[np.float32]], float]
 
 _AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _LOSSES = ("train_loss", "val_loss")
-
-
-@dataclass(frozen=True)
-class EpochEnd:
-    """What is known when an epoch has ended: epochs finished so far, and the mean training loss of each fold."""
-
-    epoch: int
-    train_loss: tuple[float, ...]
+_ACCURACIES = ("train_acc", "val_acc")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,51 +48,46 @@ class Evaluated:
     logits: npt.NDArray[np.float32]
     labels: npt.NDArray[Any]
     metric: float | None
-
-
-def linear_warmup(optimizer: Optimizer, steps: int) -> LambdaLR:
-    """A schedule that raises the learning rate linearly over the first `steps` optimizer steps, then keeps it."""
-    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (steps + 1)))
-
-
-def _as_it_is(inputs: Any) -> Any:  # noqa: ANN401
-    return inputs
+    accuracy: float
+    """Share of the labelled items whose predicted class (positive from logit 0 on) is their label."""
 
 
 class Trainer:
     """Trains a model epoch by epoch.
 
     Args:
-        model: called with a batch's inputs, returns logits (`core.training.batches` has the protocol).
+        model: called with a batch's inputs, returns logits (see `core.training.batches`).
         optimizer: over the model's parameters.
         loss_fn: (logits in float32, targets) to the *mean* loss over the batch's labelled items, of any shape.
-        device: where model, loss and batches are moved; by default where the model is.
+        device: the device of model, loss and batches; default: the model's.
         gradient_accumulation_steps: batches per optimizer step. The gradient of a step is that of the mean over all
-            items of its batches, so it equals one large batch, also in a last, shorter window.
+            items of its batches, so it equals the gradient of one large batch, also in a last, shorter window.
         use_amp: forward passes under autocast.
         amp_dtype: "bfloat16", or "float16" with gradient scaling.
-        max_grad_norm: largest gradient norm; 0 or None switches clipping off.
-        penalty: added to the loss once per optimizer step, of the loss's shape; by default the model's own `penalty`
-            method if it has one.
+        max_grad_norm: largest gradient norm; 0 or None = no clipping.
+        penalty: added to the loss once per optimizer step, of the loss's shape; default: the model's `penalty` method
+            if it has one.
         scheduler: any torch schedule. `ReduceLROnPlateau` follows the monitored value of `train`.
         scheduler_interval: whether it advances after every optimizer "step" or "epoch".
         early_stopping_patience: `train` ends when the monitored value has not improved for this many epochs.
-        early_stopping_metric: what is monitored: "train_loss", "val_loss" ("loss" for short) or the metric's name. By
-            default the metric if there is one, else the validation loss, else the training loss.
-        checkpoint_dir: where `train` keeps checkpoints.
+        early_stopping_metric: the monitored value: "train_loss", "val_loss" ("loss" for short), "train_acc", "val_acc"
+            or the metric's name. Default: the metric if there is one, else the validation loss, else the training loss.
+        checkpoint_dir: folder for the checkpoints of `train`.
         save: the "best" epoch only, as best.safetensors, or "every" epoch, as epoch-0001.safetensors and so on.
-        gradient_checkpointing: ask the model (a Hugging Face transformer) to recompute instead of keeping activations.
-        read: makes the model's inputs of a batch's, each time the model is called; what is large is then in memory for
-            one batch at a time, not for a whole window.
+        gradient_checkpointing: make the model (a Hugging Face transformer) recompute activations instead of keeping
+            them.
         seed: of dropout and of the order of the batches.
-        progress: show bars; by default only when standard error is a terminal.
+        progress: show progress bars; default: only if standard error is a terminal.
+
+    Raises:
+        ConfigError: an argument is out of range, or the model does not support gradient checkpointing.
     """
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        loss_fn: Callable[[Tensor, Tensor], Tensor],
+        loss_fn: LossFunction,
         *,
         device: torch.device | str | None = None,
         gradient_accumulation_steps: int = 1,
@@ -117,123 +102,126 @@ class Trainer:
         checkpoint_dir: Path | str | None = None,
         save: Literal["best", "every"] = "best",
         gradient_checkpointing: bool = False,
-        read: Callable[[Any], Any] = _as_it_is,
         seed: int = 0,
         progress: bool | None = None,
     ) -> None:
-        _check("gradient_accumulation_steps", gradient_accumulation_steps, 1)
-        _check("early_stopping_patience", early_stopping_patience, 1)
-        _choose("amp_dtype", amp_dtype, _AMP_DTYPES)
-        _choose("scheduler_interval", scheduler_interval, ("step", "epoch"))
-        _choose("save", save, ("best", "every"))
+        _check_minimum("gradient_accumulation_steps", gradient_accumulation_steps, 1)
+        _check_minimum("early_stopping_patience", early_stopping_patience, 1)
+        _check_choice("amp_dtype", amp_dtype, _AMP_DTYPES)
+        _check_choice("scheduler_interval", scheduler_interval, ("step", "epoch"))
+        _check_choice("save", save, ("best", "every"))
         self.model = model
         self.optimizer = optimizer
         self.loss_fn = loss_fn
         self.device = torch.device(device) if device is not None else _device_of(model)
-        self.gradient_accumulation_steps = gradient_accumulation_steps
         self.amp_dtype = _AMP_DTYPES[amp_dtype] if use_amp else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)
-        self.max_grad_norm = max_grad_norm or 0.0
-        self.penalty = penalty if penalty is not None else getattr(model, "penalty", None)
         self.scheduler = scheduler
         self.scheduler_interval = "epoch" if isinstance(scheduler, ReduceLROnPlateau) else scheduler_interval
         self.early_stopping_patience = early_stopping_patience
         self.early_stopping_metric = early_stopping_metric
         self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
         self.save = save
-        self.read = read
         self.seed = seed
         self.progress = progress
-        self.epoch = 0
         self.history: dict[str, list[float]] = {}
         self._monitor = ("train_loss", False)  # name, higher is better
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._totals = _Totals(self.device)  # of the epoch in training
         if gradient_checkpointing:
-            _enable_gradient_checkpointing(model)
+            enable_gradient_checkpointing(model)
         model.to(self.device)
         if isinstance(loss_fn, nn.Module):  # its class weights are tensors, too
             loss_fn.to(self.device)
+        self.engine = Engine(
+            model,
+            optimizer,
+            self._training_loss,
+            device=self.device,
+            accumulation_steps=gradient_accumulation_steps,
+            penalty=penalty if penalty is not None else getattr(model, "penalty", None),
+            scheduler=scheduler if self.scheduler_interval == "step" else None,
+            autocast=self._autocast,
+            update=_ScaledUpdate(optimizer, self.scaler, max_grad_norm or 0.0),
+            seed=seed,
+        )
 
-    # ---- the stream ---------------------------------------------------------------------------------------------
+    # ---- one epoch ----------------------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self.engine.epoch
 
     def advance(self, batches: Iterable[Any]) -> EpochEnd:
         """Train one epoch over `batches`.
 
         Raises:
-            NonFiniteLossError: the loss became NaN or infinite; the model is then of no use.
-            OutOfMemoryError: model and batch do not fit.
+            NonFiniteLossError: the loss became NaN or infinite; the model is useless from then on.
+            OutOfMemoryError: the model and a batch do not fit into memory.
         """
-        self.model.train()
-        with seeded(self.seed, "epoch", self.epoch), _memory_errors_named():
-            _reseed_loader(batches, stable_seed(self.seed, "loader", self.epoch), self.epoch)
-            mean = self._epoch(batches)
-        losses = tuple(mean.reshape(-1).tolist())  # the epoch's only wait for the device
-        if not all(map(_finite, losses)):
-            raise NonFiniteLossError
-        self.epoch += 1
+        self._totals = _Totals(self.device)
+        with closing(self._training_batches(batches)) as items:
+            end = self.engine.advance(items)
         if self.scheduler_interval == "epoch" and not isinstance(self.scheduler, ReduceLROnPlateau | None):
             self.scheduler.step()
-        return EpochEnd(self.epoch, losses)
+        return end
 
-    def _epoch(self, batches: Iterable[Any]) -> Tensor:
-        """Go through the batches once; returns their mean loss."""
-        total, weight = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        steps = 0
-        with self._bar(batches, f"epoch {self.epoch + 1}") as bar:
-            items = (as_batch(item, self.device) for item in bar)
-            for window in windows(items, self.gradient_accumulation_steps):
-                window_weight = torch.stack([batch.weight for batch in window]).sum(0)
-                mean = self._step(window, window_weight)
-                total = total + mean * window_weight
-                weight = weight + window_weight
-                steps += 1
-                if not bar.disable:
-                    bar.set_postfix(train_loss=f"{float((total / weight.clamp(min=1)).mean()):.4f}", refresh=False)
-        if steps == 0:
-            raise ValueError("the loader has no batches: it is empty, or an iterator that was used up before")
-        return total / weight.clamp(min=1)
-
-    def _step(self, window: Sequence[Batch], window_weight: Tensor) -> Tensor:
-        """One optimizer step over the window; returns its mean loss, without the penalty."""
-        self.optimizer.zero_grad(set_to_none=True)
-        mean = torch.zeros_like(window_weight, dtype=torch.float32)
-        for batch in window:
-            share = batch.weight / window_weight.clamp(min=1)
-            loss = self.loss_fn(self._logits(batch), batch.targets) * share
-            mean += loss.detach()
-            if self.penalty is not None and batch is window[-1]:
-                loss = loss + self.penalty()
-            self.scaler.scale(loss.sum()).backward()
-        self._update()
-        return mean
-
-    def _update(self) -> None:
-        """Clip, step the optimizer, and the schedule with it."""
-        if self.max_grad_norm > 0:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self._parameters, self.max_grad_norm)
-        scale = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        skipped = self.scaler.get_scale() < scale  # float16 overflowed: the scale was halved, nothing was learned
-        if self.scheduler is not None and self.scheduler_interval == "step" and not skipped:
-            self.scheduler.step()
-
-    def _logits(self, batch: Batch) -> Tensor:
-        with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-            logits = logits_of(self.model, self.read(batch.inputs))
-        if logits.shape == (*batch.targets.shape, 1):  # one logit a row, as a transformer with one label has it
-            logits = logits.squeeze(-1)
-        return logits.float()  # a loss in half precision would lose what a rare positive has to say
+    def train_epoch(self, loader: Iterable[Any]) -> float:
+        """Train one epoch; returns its mean loss."""
+        (loss,) = self.advance(loader).train_loss
+        return loss
 
     @torch.no_grad()
-    def predict(self, inputs: Any) -> Tensor:  # noqa: ANN401
-        """Logits of one batch of inputs (on the trainer's device), without dropout and without gradients."""
-        self.model.eval()
-        with _memory_errors_named(), torch.autocast(self.device.type, self.amp_dtype, enabled=bool(self.amp_dtype)):
-            return logits_of(self.model, self.read(inputs)).float()
+    def evaluate(self, loader: Iterable[Any], metric_fn: MetricFunction | None = None) -> Evaluated:
+        """Mean loss, logits, accuracy and the metric on a loader's items, without dropout and without gradients.
 
-    # ---- by hand ------------------------------------------------------------------------------------------------
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite.
+            OutOfMemoryError: the model and a batch do not fit into memory.
+        """
+        self.model.eval()
+        total = weight = 0.0
+        logits: list[Tensor] = []
+        labels: list[Tensor] = []
+        with seeded(self.seed, "evaluation"), named_memory_errors():
+            for batch in (as_batch(item, self.device) for item in loader):
+                logits.append(self.engine.logits(batch))
+                labels.append(batch.targets)
+                total += float(self.loss_fn(logits[-1], labels[-1]) * batch.weight)
+                weight += float(batch.weight)
+        if not logits:
+            raise ValueError("the loader has no batches: it is empty, or an iterator that was used up before")
+        if not math.isfinite(total):
+            raise NonFiniteLossError
+        all_logits, all_labels = torch.cat(logits), torch.cat(labels)
+        totals = _Totals(self.device)
+        totals.count(all_logits, all_labels)
+        z, y = all_logits.cpu().numpy(), all_labels.cpu().numpy()
+        metric = None if metric_fn is None else float(metric_fn(y, z))
+        return Evaluated(total / max(weight, 1.0), z, y, metric, totals.accuracy())
+
+    def predict(self, inputs: Any) -> Tensor:  # noqa: ANN401
+        """Float32 logits of one batch of inputs (on the trainer's device), without dropout and without gradients."""
+        return self.engine.predict(inputs)
+
+    def _training_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        loss = self.loss_fn(logits, targets)
+        self._totals.count(logits.detach(), targets, loss.detach())
+        return loss
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None)
+
+    def _training_batches(self, loader: Iterable[Any]) -> Generator[Any]:
+        """The loader's items in this epoch's order, with a progress bar."""
+        _reseed_loader(loader, stable_seed(self.seed, "loader", self.epoch), self.epoch)
+        with self._bar(loader, f"epoch {self.epoch + 1}") as bar:
+            for item in bar:
+                yield item
+                if not bar.disable:
+                    bar.set_postfix(train_loss=f"{self._totals.mean_loss():.4f}", refresh=False)
+
+    # ---- many epochs --------------------------------------------------------------------------------------------
 
     def train(
         self,
@@ -247,71 +235,40 @@ class Trainer:
     ) -> dict[str, list[float]]:
         """Train until `num_epochs` are done or the monitored value has stopped improving.
 
-        The model is left as it is after the last epoch; `load_checkpoint(best_checkpoint)` takes it back to its best.
+        The model is left as it is after the last epoch; `load_checkpoint(best_checkpoint)` restores its best epoch.
 
         Args:
-            train_loader: what is trained on, once an epoch.
-            val_loader: what is evaluated after every epoch.
-            num_epochs: in all, those before a checkpoint that was loaded included.
+            train_loader: the training items, gone through once per epoch.
+            val_loader: the items that are evaluated after every epoch.
+            num_epochs: total number, including those before a checkpoint that was loaded.
             metric_fn: (labels, logits) of all validation items to a number.
-            metric_name: what the metric is called in the history.
-            higher_is_better: the direction of the metric; losses are always better when lower.
+            metric_name: the metric's name in the history.
+            higher_is_better: the direction of the metric; lower losses and higher accuracies are always better.
 
         Returns:
-            By name, one value an epoch: "train_loss", "val_loss" and the metric as far as they are measured, and
-            "learning_rate".
+            By name, one value per epoch: "train_loss", "train_acc" and "learning_rate"; with a `val_loader` also
+            "val_loss", "val_acc" and the metric. An accuracy is the share (0 to 1) of the labelled items whose
+            predicted class (positive from logit 0 on) is their label; NaN if it is not defined.
 
         Raises:
-            ConfigError: the monitored name is not measured, or a metric has nothing to be measured on.
+            ConfigError: the monitored name is not measured, or the metric has no items to be measured on.
             NonFiniteLossError: the loss became NaN or infinite.
-            OutOfMemoryError: model and batch do not fit.
+            OutOfMemoryError: the model and a batch do not fit into memory.
         """
         metric = None if metric_fn is None else metric_name
         self._monitor = self._monitored(metric, higher_is_better, validates=val_loader is not None)
         with self._bar(None, "training", total=num_epochs, initial=self.epoch) as bar:
             while self.epoch < num_epochs and not self._stale():
-                measured = {"train_loss": self.train_epoch(train_loader)}
+                measured = {"train_loss": self.train_epoch(train_loader), "train_acc": self._totals.accuracy()}
                 if val_loader is not None:
-                    found = self.evaluate(val_loader, metric_fn)
-                    measured["val_loss"] = found.loss
-                    if found.metric is not None:
-                        measured[metric_name] = found.metric
+                    evaluated = self.evaluate(val_loader, metric_fn)
+                    measured |= {"val_loss": evaluated.loss, "val_acc": evaluated.accuracy}
+                    if evaluated.metric is not None:
+                        measured[metric_name] = evaluated.metric
                 self._record(measured)
                 bar.update()
                 bar.set_postfix({name: f"{value:.4f}" for name, value in measured.items()})
         return copy.deepcopy(self.history)
-
-    def train_epoch(self, loader: Iterable[Any]) -> float:
-        """Train one epoch; returns its mean loss."""
-        (loss,) = self.advance(loader).train_loss
-        return loss
-
-    @torch.no_grad()
-    def evaluate(self, loader: Iterable[Any], metric_fn: MetricFunction | None = None) -> Evaluated:
-        """Mean loss, logits and the metric on a loader's items, without dropout and without gradients.
-
-        Raises:
-            NonFiniteLossError: the loss is NaN or infinite.
-            OutOfMemoryError: model and batch do not fit.
-        """
-        self.model.eval()
-        total = weight = 0.0
-        logits: list[Tensor] = []
-        labels: list[Tensor] = []
-        with seeded(self.seed, "evaluation"), _memory_errors_named():
-            for batch in (as_batch(item, self.device) for item in loader):
-                logits.append(self._logits(batch))
-                labels.append(batch.targets)
-                total += float(self.loss_fn(logits[-1], labels[-1]) * batch.weight)
-                weight += float(batch.weight)
-        if not logits:
-            raise ValueError("the loader has no batches: it is empty, or an iterator that was used up before")
-        if not _finite(total):
-            raise NonFiniteLossError
-        said, true = torch.cat(logits).cpu().numpy(), torch.cat(labels).cpu().numpy()
-        return Evaluated(
-            total / max(weight, 1.0), said, true, None if metric_fn is None else float(metric_fn(true, said))
-        )
 
     @property
     def best_epoch(self) -> int:
@@ -322,7 +279,7 @@ class Trainer:
 
     @property
     def best_checkpoint(self) -> Path | None:
-        """Where the best epoch's checkpoint is, if checkpoints are kept."""
+        """The best epoch's checkpoint, if checkpoints are kept."""
         if self.checkpoint_dir is None or not self.best_epoch:
             return None
         return self.checkpoint_dir / self._checkpoint_name(self.best_epoch)
@@ -331,21 +288,25 @@ class Trainer:
         return "best.safetensors" if self.save == "best" else f"epoch-{epoch:04d}.safetensors"
 
     def _monitored(self, metric: str | None, higher_is_better: bool, *, validates: bool) -> tuple[str, bool]:
-        """What is monitored, and whether higher is better."""
-        if metric is not None and (not validates or metric in _LOSSES or metric == "learning_rate"):
+        """The monitored name, and whether higher is better."""
+        if metric is not None and (not validates or metric in {*_LOSSES, *_ACCURACIES, "learning_rate"}):
             raise ConfigError(
-                f"the metric '{metric}' needs a val_loader to be measured on, and a name other than a loss's"
+                f"the metric '{metric}' needs a val_loader to be measured on, and a name other than that of a loss, an "
+                "accuracy or the learning rate"
             )
-        measured = [*_LOSSES[: 1 + validates], *([] if metric is None else [metric])]
-        name = self.early_stopping_metric or measured[-1]
-        name = measured[int(validates)] if name == "loss" else name
+        kinds = 1 + validates
+        losses, metrics = _LOSSES[:kinds], () if metric is None else (metric,)
+        default = (*losses, *metrics)[-1]
+        name = self.early_stopping_metric or default
+        name = losses[-1] if name == "loss" else name
+        measured = [*losses, *_ACCURACIES[:kinds], *metrics]
         if name not in measured:
             raise ConfigError(f"early_stopping_metric is '{name}', but what is measured is {', '.join(measured)}")
         if self.history and self.history.keys() != {*measured, "learning_rate"}:
             raise ConfigError(
-                f"this run has measured {', '.join(self.history)} so far; go on with the same metric and loaders"
+                f"this run has measured {', '.join(self.history)} so far; continue with the same metric and loaders"
             )
-        return name, higher_is_better and name not in _LOSSES
+        return name, name in _ACCURACIES or (higher_is_better and name not in _LOSSES)
 
     def _stale(self) -> bool:
         name, higher = self._monitor
@@ -354,7 +315,7 @@ class Trainer:
         return patience is not None and is_stale(values, patience, higher_is_better=higher)
 
     def _record(self, measured: Mapping[str, float]) -> None:
-        """Add an epoch to the history, let a plateau schedule see it, keep a checkpoint."""
+        """Add an epoch to the history, advance a plateau schedule, save a checkpoint."""
         rate = float(self.optimizer.param_groups[0]["lr"])
         for name, value in {**measured, "learning_rate": rate}.items():
             self.history.setdefault(name, []).append(value)
@@ -364,24 +325,22 @@ class Trainer:
             self.save_checkpoint(self.checkpoint_dir / self._checkpoint_name(self.epoch))
 
     def _bar(self, batches: Iterable[Any] | None, title: str, **options: int) -> tqdm[Any]:
-        """A progress bar; silent unless asked for, or by default unless standard error is a terminal."""
+        """A progress bar, silent if `progress` says so, and by default if standard error is no terminal."""
         silent = None if self.progress is None else not self.progress
         return tqdm(batches, desc=title, disable=silent, leave=batches is None, **options)
 
-    # ---- states -------------------------------------------------------------------------------------------------
+    # ---- checkpoints --------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """A snapshot of everything `load_state_dict` needs to go on as if nothing had happened.
+        """A snapshot between two epochs, from which `load_state_dict` continues bit for bit.
 
-        There is no state of random generators in it: each epoch seeds its own.
+        It holds no state of random generators: every epoch seeds them.
         """
         return copy.deepcopy(self._state())
 
     def _state(self) -> dict[str, Any]:
         return {
-            "epoch": self.epoch,
-            "model": dict(self.model.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
+            **self.engine.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "history": self.history,
@@ -389,10 +348,8 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`."""
-        self.epoch = state["epoch"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Continue from a state of `state_dict`."""
+        self.engine.load_state_dict(state)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
@@ -400,14 +357,14 @@ class Trainer:
         self._monitor = state["monitor"]
 
     def save_checkpoint(self, path: Path | str) -> None:
-        """Write everything that a resumed run needs to one file, at once or not at all."""
+        """Write the complete state to one file, atomically."""
         save_state(path, self._state())
 
     def load_checkpoint(self, path: Path | str) -> None:
-        """Go on from what `save_checkpoint` wrote, in this process or another, to the same bits.
+        """Continue from a file of `save_checkpoint`, in this process or another, bit for bit.
 
         Raises:
-            CheckpointError: there is no such file, it is damaged, or it is of another model or optimizer.
+            CheckpointError: the file is missing, damaged, or of another model, optimizer or schedule.
         """
         state = load_state(path)
         try:
@@ -418,23 +375,66 @@ class Trainer:
             ) from error
 
 
-def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    """Cut `batches` into lists of `size`; the last may be shorter."""
-    iterator = iter(batches)
-    while window := list(islice(iterator, size)):
-        yield window
+class _ScaledUpdate:
+    """An update with gradient scaling (for float16) and clipping by the norm of all gradients together."""
+
+    def __init__(self, optimizer: Optimizer, scaler: torch.amp.GradScaler, max_norm: float) -> None:
+        self._optimizer = optimizer
+        self._scaler = scaler
+        self._max_norm = max_norm
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the scaled gradient of a scalar loss to the parameters' gradients."""
+        self._scaler.scale(loss).backward()
+
+    def step(self) -> bool:
+        """Unscale, clip, step; False if float16 overflowed: the scale was halved, and the weights did not change."""
+        if self._max_norm > 0:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
+        scale = self._scaler.get_scale()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        return self._scaler.get_scale() >= scale
 
 
-def _finite(value: float) -> bool:
-    return value - value == 0.0
+class _Totals:
+    """Sums over the labelled items of an epoch; they stay on the device until a mean is requested."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._loss = torch.zeros((), device=device)
+        self._items = torch.zeros((), device=device)
+        self._correct: Tensor | None = torch.zeros((), device=device)
+
+    @torch.no_grad()
+    def count(self, logits: Tensor, targets: Tensor, loss: Tensor | None = None) -> None:
+        """Add a batch. Logits that do not have the targets' shape (several classes) have no accuracy."""
+        labelled = targets >= 0
+        items = labelled.sum()
+        self._items = self._items + items
+        if loss is not None:
+            self._loss = self._loss + loss.mean() * items
+        if logits.shape != targets.shape:
+            self._correct = None
+        if self._correct is not None:
+            self._correct = self._correct + ((logits >= 0).to(targets.dtype) == targets).sum()
+
+    def mean_loss(self) -> float:
+        """Mean loss; 0 without labelled items."""
+        return float(self._loss / self._items.clamp(min=1))
+
+    def accuracy(self) -> float:
+        """Share of correct classes; NaN without labelled items, or if it is not defined."""
+        return math.nan if self._correct is None else float(self._correct / self._items)
 
 
-def _check(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise ConfigError(f"{name} is {value!r}, but must be {least} or more")
+def _check_minimum(name: str, value: int | None, minimum: int) -> None:
+    if value is not None and value < minimum:
+        raise ConfigError(f"{name} is {value!r}, but must be {minimum} or more")
 
 
-def _choose(name: str, value: str, allowed: Collection[str]) -> None:
+def _check_choice(name: str, value: str, allowed: Collection[str]) -> None:
     if value not in allowed:
         raise ConfigError(f"{name} is {value!r}, but must be {' or '.join(allowed)}")
 
@@ -444,34 +444,13 @@ def _device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-def _enable_gradient_checkpointing(model: nn.Module) -> None:
-    # transformers renames it in version 6
-    enable = getattr(model, "activation_checkpointing_enable", getattr(model, "gradient_checkpointing_enable", None))
-    if enable is None:
-        raise ConfigError(f"gradient_checkpointing is on, but {type(model).__name__} cannot do it; transformers can")
-    enable()
-
-
 def _reseed_loader(loader: Any, seed: int, epoch: int) -> None:  # noqa: ANN401
-    """Make the order of a loader's batches follow from the epoch, also where it has generators of its own."""
+    """Make the order of a loader's batches follow from the epoch, even if it has its own generators."""
     sampler = getattr(loader, "sampler", None)
-    for holder in (loader, sampler, getattr(loader, "batch_sampler", None)):
-        generator = getattr(holder, "generator", None)
+    for owner in (loader, sampler, getattr(loader, "batch_sampler", None)):
+        generator = getattr(owner, "generator", None)
         if isinstance(generator, torch.Generator):
             generator.manual_seed(seed)
-    set_epoch = getattr(sampler, "set_epoch", None)  # torch's DistributedSampler, and who follows its manner
+    set_epoch = getattr(sampler, "set_epoch", None)  # torch's DistributedSampler, and samplers with its interface
     if set_epoch is not None:
         set_epoch(epoch)
-
-
-@contextmanager
-def _memory_errors_named() -> Iterator[None]:
-    """Whatever the device calls it, running out of memory is an `OutOfMemoryError`."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # torch's CPU allocator has no error class of its own
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-            reason = str(error).partition("\n")[0]
-            raise OutOfMemoryError(f"{OutOfMemoryError.__doc__} ({reason})") from error
-        raise

@@ -1,10 +1,11 @@
-"""What a loader may yield, and how a model is called with it.
+"""The batches a loader may yield, and how a model is called with them.
 
 A batch is one of
-- a `Batch`, which says everything;
-- a mapping with "labels": everything else in it are the model's keyword arguments (what a tokenizer's collator makes);
-- a pair (inputs, labels): the model's argument, or its keyword arguments if `inputs` is a mapping; of a longer tuple
-  or list the last are the labels and all before are the model's arguments in order.
+- a `Batch`, which names everything;
+- a mapping with "labels": everything else in it are the model's keyword arguments (the output of a tokenizer's
+  collator);
+- a pair (inputs, labels): the model's argument, or its keyword arguments if `inputs` is a mapping; in a longer tuple
+  or list the last item are the labels, and all items before it are the model's arguments in order.
 
 Labels below 0 mean "not labelled" and do not count. A model returns logits, or a mapping that holds them under
 "logits" (as every Hugging Face model does).
@@ -12,8 +13,9 @@ Labels below 0 mean "not labelled" and do not count. A model returns logits, or 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One batch: what the model reads, what it should say, and how much it counts.
+    """One batch: the model's inputs, the targets, and how much the batch counts.
 
     `inputs` are the keyword arguments of the model if a dict, its arguments if a tuple, else its one argument.
     `weight` is the number of labelled items behind the batch's mean loss, with the shape of the loss.
@@ -34,10 +36,10 @@ class Batch:
 
 
 def as_batch(item: Any, device: torch.device) -> Batch:  # noqa: ANN401
-    """Read what a loader yielded, and move it to where the model is.
+    """Convert an item of a loader to a `Batch` on the model's device.
 
     Raises:
-        TypeError: it is none of the three kinds.
+        TypeError: the item is none of the three kinds.
     """
     match item:
         case Batch():
@@ -47,8 +49,8 @@ def as_batch(item: Any, device: torch.device) -> Batch:  # noqa: ANN401
             labels = item["labels"]
         case [inputs, labels]:
             inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
-        case [*several, labels] if several:
-            inputs = tuple(several)
+        case [*arguments, labels] if arguments:
+            inputs = tuple(arguments)
         case _:
             raise TypeError(
                 f"the loader yielded a {type(item).__name__}, but must yield a Batch, a dict with 'labels', or a pair "
@@ -58,14 +60,21 @@ def as_batch(item: Any, device: torch.device) -> Batch:  # noqa: ANN401
     return Batch(to_device(inputs, device), targets, (targets >= 0).sum().to(torch.float32))
 
 
+def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Cut `batches` into lists of `size`; the last may be shorter."""
+    iterator = iter(batches)
+    while window := list(islice(iterator, size)):
+        yield window
+
+
 def to_device(value: Any, device: torch.device) -> Any:  # noqa: ANN401
-    """Move the tensors in dicts, lists and tuples to a device; whatever else there is stays as it is."""
+    """Move the tensors in dicts, lists and tuples to a device; everything else is returned unchanged."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if type(value) is dict:
-        return {name: to_device(part, device) for name, part in value.items()}
+        return {name: to_device(item, device) for name, item in value.items()}
     if type(value) in {list, tuple}:
-        return type(value)(to_device(part, device) for part in value)
+        return type(value)(to_device(item, device) for item in value)
     return value
 
 
@@ -73,7 +82,7 @@ def logits_of(model: nn.Module, inputs: Any) -> Tensor:  # noqa: ANN401
     """Call a model with a batch's `inputs`.
 
     Raises:
-        TypeError: it returns something else than logits.
+        TypeError: the model returns something other than logits.
     """
     if type(inputs) is dict:
         output = model(**inputs)

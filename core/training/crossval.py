@@ -1,14 +1,14 @@
-"""All folds of a cross-validation, stage by stage, as a stream of frozen events.
+"""A cross-validation as a stream of frozen events, stage by stage.
 
-The folds of a stage advance epoch by epoch together, and their mean score is the early-stopping signal. Who consumes
-the stream decides what follows from an event: stop, prune, report, draw. There is one epoch for all: the one whose
-mean over *all* folds is best, and every number of the summary is of that epoch.
+The folds of a stage advance epoch by epoch together, and their mean score is the early-stopping signal. The consumer of
+the stream decides what an event leads to: stop, prune, report, draw. All folds share one best epoch, the one with the
+best mean over *all* folds, and every number of the summary is taken at that epoch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,13 @@ from .. import metrics
 from ..config import CandidateConfig
 from ..features.views import Features
 from ..splits import Folds
-from .stack import Stack, make_stack
+from .stack import FoldLogits, Stack, make_stack
 from .stopping import best_index, is_stale, projected_best
 
 
 @dataclass(frozen=True)
 class CvEpoch:
-    """The end of one epoch of one stage. Tuples have one entry per fold of the stage."""
+    """The result of one epoch of one stage. Tuples have one entry per fold of the stage."""
 
     stage: int
     folds: tuple[int, ...]
@@ -35,7 +35,7 @@ class CvEpoch:
     validation_loss: tuple[float, ...]
     scores: tuple[float, ...]
     stage_ended: bool
-    """This was the epoch after which the stage stopped (never set while catching up)."""
+    """True for the epoch after which the stage stopped; never while a stopped stage catches up."""
 
     @property
     def mean(self) -> float:
@@ -45,7 +45,7 @@ class CvEpoch:
 
 @dataclass(frozen=True, eq=False)
 class CvSummary:
-    """A finished cross-validation, everything at its best epoch."""
+    """A finished cross-validation; every number is taken at its best epoch."""
 
     value: float
     """Mean over the folds of the mean over the criteria."""
@@ -58,21 +58,23 @@ class CvSummary:
     """The one threshold that maximises F1 on the pooled out-of-fold predictions."""
     report: metrics.Report
     probabilities: npt.NDArray[np.float32]
-    """Out-of-fold probabilities `[posts, criteria]`; NaN for posts of no fold."""
+    """Out-of-fold probabilities `[posts, criteria]`; NaN for posts in no fold."""
 
 
-class _Stage:
-    """One stage: a stack of folds and the curve it has drawn so far."""
+class Stage:
+    """One stage: a stack of folds, and its epochs so far."""
 
     def __init__(self, number: int, stack: Stack) -> None:
         self.number = number
         self.stack = stack
         self.curve: list[CvEpoch] = []
-        self.logits: list[list[npt.NDArray[np.float32]]] = []  # per epoch, per fold: [posts, criteria]
+        self.logits: list[FoldLogits] = []
+        """Validation logits of every epoch."""
         self.ended = False
 
     @property
     def means(self) -> list[float]:
+        """Mean score of every epoch."""
         return [event.mean for event in self.curve]
 
 
@@ -80,15 +82,15 @@ class CrossValidation:
     """State of one candidate's cross-validation.
 
     Args:
-        corpus: what the model reads, and labels.
+        corpus: the inputs of the model, and labels.
         folds: the folds of the study.
-        candidate: what is trained.
-        stages: numbers of folds trained in lock-step, in order; they add up to the folds.
+        candidate: model, training and loss.
+        stages: numbers of folds that train in lock-step, stage after stage; they add up to the number of folds.
         metric: a name in `metrics.METRICS`.
         criteria: the criteria's names, for the report.
         seed: seed of weights, batches and dropout.
-        device: where it trains.
-        fuse: train the folds of a stage as one batched model where the model allows it.
+        device: the device of the training.
+        fuse: train the folds of a stage as one batched model if the model allows it.
     """
 
     def __init__(
@@ -111,16 +113,16 @@ class CrossValidation:
         self.metric = metrics.METRICS[metric]
         self.criteria = tuple(criteria)
         ends = np.cumsum(stages)
-        self._stages = [
-            _Stage(
+        self.stages = tuple(
+            Stage(
                 number,
                 make_stack(corpus, folds, range(end - size, end), candidate, seed=seed, device=device, fuse=fuse),
             )
             for number, (size, end) in enumerate(zip(stages, map(int, ends), strict=True))
-        ]
+        )
 
     def epochs(self) -> Generator[CvEpoch]:
-        """The epochs that are still to come, each computed when it is asked for.
+        """The remaining epochs, each computed when it is requested.
 
         Raises:
             NonFiniteLossError: a fold diverged.
@@ -128,21 +130,23 @@ class CrossValidation:
         while (stage := self._next()) is not None:
             yield self._advance(stage)
 
-    def _next(self) -> _Stage | None:
-        """Whose turn it is follows from the curves alone, so a resumed run goes on where it was."""
-        for stage in self._stages:
+    def _next(self) -> Stage | None:
+        """The stage that trains next; None at the end. It follows from the curves alone, so a resumed run continues."""
+        for stage in self.stages:
             if not stage.ended:
                 return stage
-        # One epoch for all: folds that ran fewer epochs catch up, so that the mean curve is complete.
-        longest = max(len(stage.curve) for stage in self._stages)
-        return next((stage for stage in self._stages if len(stage.curve) < longest), None)
+        # All folds share one best epoch: stages that stopped earlier catch up, so that the mean curve is complete.
+        longest = max(len(stage.curve) for stage in self.stages)
+        return next((stage for stage in self.stages if len(stage.curve) < longest), None)
 
-    def _advance(self, stage: _Stage) -> CvEpoch:
+    def _advance(self, stage: Stage) -> CvEpoch:
         end = stage.stack.advance()
         logits, validation_loss = stage.stack.validate()
         scores = tuple(
-            metrics.score(self.metric.name, self.corpus.labels[self.folds.validation(fold)], _sigmoid(part))
-            for fold, part in zip(stage.stack.fold_ids, logits, strict=True)
+            metrics.score(
+                self.metric.name, self.corpus.labels[self.folds.validation(fold)], _probabilities(fold_logits)
+            )
+            for fold, fold_logits in zip(stage.stack.fold_ids, logits, strict=True)
         )
         means = [*stage.means, float(np.mean(scores))]
         stops = not stage.ended and (
@@ -159,25 +163,25 @@ class CrossValidation:
 
     @property
     def folds_begun(self) -> int:
-        """Folds of the stages that have trained an epoch."""
-        return sum(len(stage.stack.fold_ids) for stage in self._stages if stage.curve)
+        """Number of folds in the stages that have trained at least one epoch."""
+        return sum(len(stage.stack.fold_ids) for stage in self.stages if stage.curve)
 
     def value_so_far(self) -> float:
-        """Mean score of the folds begun, each at the best epoch of its own stage."""
-        return self._mean_of([self._best(stage) for stage in self._stages if stage.curve])
+        """Mean score of the folds begun, each at the best epoch of its stage."""
+        return self._mean_of([self._best(stage) for stage in self.stages if stage.curve])
 
     def projected_value(self) -> float:
-        """What `value_so_far` may become by the end of the stage in training: see `stopping.projected_best`.
+        """`value_so_far` extrapolated to the end of the stage in training; see `stopping.projected_best`.
 
-        Once the stage has stopped it is the value itself.
+        Once the stage has stopped, it equals `value_so_far`.
         """
-        begun = [stage for stage in self._stages if stage.curve]
+        begun = [stage for stage in self.stages if stage.curve]
         return self._mean_of([self._best(stage) if stage.ended else self._projected_best(stage) for stage in begun])
 
-    def _best(self, stage: _Stage) -> float:
+    def _best(self, stage: Stage) -> float:
         return stage.means[best_index(stage.means, higher_is_better=self.metric.higher_is_better)]
 
-    def _projected_best(self, stage: _Stage) -> float:
+    def _projected_best(self, stage: Stage) -> float:
         return projected_best(
             stage.means,
             self.training.patience,
@@ -187,16 +191,16 @@ class CrossValidation:
         )
 
     def _mean_of(self, values: Sequence[float]) -> float:
-        """Mean over the folds of the first stages, from a value of each stage."""
-        return float(np.average(values, weights=[len(stage.stack.fold_ids) for stage in self._stages[: len(values)]]))
+        """Mean over the folds of the first stages, from one value per stage."""
+        return float(np.average(values, weights=[len(stage.stack.fold_ids) for stage in self.stages[: len(values)]]))
 
     def curves(self) -> dict[str, list[list[float]]]:
-        """Everything that was measured, by name: `[folds][epochs]`."""
+        """Scores and losses of every epoch, by name: `[folds][epochs]`."""
         return {
             name: [
-                [getattr(event, name)[place] for event in stage.curve]
-                for stage in self._stages
-                for place in range(len(stage.stack.fold_ids))
+                [getattr(event, name)[position] for event in stage.curve]
+                for stage in self.stages
+                for position in range(len(stage.stack.fold_ids))
             ]
             for name in ("scores", "train_loss", "validation_loss")
         }
@@ -208,9 +212,9 @@ class CrossValidation:
         means = curve.mean(0).tolist()
         best = best_index(means, higher_is_better=self.metric.higher_is_better)
         probabilities = np.full(self.corpus.labels.shape, np.nan, dtype=np.float32)
-        for stage in self._stages:
+        for stage in self.stages:
             for fold, logits in zip(stage.stack.fold_ids, stage.logits[best], strict=True):
-                probabilities[self.folds.validation(fold)] = _sigmoid(logits)
+                probabilities[self.folds.validation(fold)] = _probabilities(logits)
         scored = self.folds.assignment >= 0
         labels = self.corpus.labels[scored]
         threshold = metrics.best_threshold(labels, probabilities[scored])
@@ -226,27 +230,52 @@ class CrossValidation:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on to the same bits; taken between two epochs."""
+        """A snapshot between two epochs, from which `load_state_dict` continues bit for bit."""
         return {
             "stages": [
                 {
                     "stack": stage.stack.state_dict(),
-                    "curve": [asdict(event) for event in stage.curve],
+                    "curve": [_event_state(event) for event in stage.curve],
                     "logits": [list(epoch) for epoch in stage.logits],
                     "ended": stage.ended,
                 }
-                for stage in self._stages
+                for stage in self.stages
             ]
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`."""
-        for stage, saved in zip(self._stages, state["stages"], strict=True):
+        """Continue from a state of `state_dict`."""
+        for stage, saved in zip(self.stages, state["stages"], strict=True):
             stage.stack.load_state_dict(saved["stack"])
-            stage.curve = [CvEpoch(**event) for event in saved["curve"]]
+            stage.curve = [_event_of(event) for event in saved["curve"]]
             stage.logits = [list(epoch) for epoch in saved["logits"]]
             stage.ended = saved["ended"]
 
 
-def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _event_state(event: CvEpoch) -> dict[str, Any]:
+    """An event in the form of a checkpoint. The names belong to the file format, whatever the fields are called."""
+    return {
+        "stage": event.stage,
+        "folds": event.folds,
+        "epoch": event.epoch,
+        "train_loss": event.train_loss,
+        "validation_loss": event.validation_loss,
+        "scores": event.scores,
+        "stage_ended": event.stage_ended,
+    }
+
+
+def _event_of(state: Mapping[str, Any]) -> CvEpoch:
+    return CvEpoch(
+        stage=state["stage"],
+        folds=state["folds"],
+        epoch=state["epoch"],
+        train_loss=state["train_loss"],
+        validation_loss=state["validation_loss"],
+        scores=state["scores"],
+        stage_ended=state["stage_ended"],
+    )
+
+
+def _probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.asarray(torch.sigmoid(torch.from_numpy(logits)).numpy(), dtype=np.float32)

@@ -1,29 +1,101 @@
-"""AdamW for folds stacked into one model: all weights of a fold are a row of one matrix."""
+"""The optimizers of a training, the warm-up schedule, and the update that a training step ends with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..config import TrainingConfig
+from ..models.base import Model
+
+
+def make_optimizer(model: Model, training: TrainingConfig) -> Optimizer:
+    """The optimizer of a model, which clips its gradients itself; every stacked fold has its own gradient norm."""
+    rate, decay, limit = training.learning_rate, training.weight_decay, training.clip_norm
+    if model.stacked_folds:
+        return FoldAdamW(model.parameters(), rate, weight_decay=decay, max_norm=limit)
+    return ClippedAdamW(model.parameter_groups(rate), weight_decay=decay, max_norm=limit)
+
+
+def linear_warmup(optimizer: Optimizer, steps: int) -> LambdaLR:
+    """A schedule that raises the learning rate linearly over the first `steps` optimizer steps, then keeps it."""
+    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (steps + 1)))
+
+
+class Update(Protocol):
+    """How a loss becomes gradients, and gradients become a step of the optimizer."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a scalar loss to the parameters' gradients."""
+
+    def step(self) -> bool:
+        """Change the weights by the accumulated gradients; False if this step was skipped."""
+
+
+class PlainUpdate:
+    """Backpropagation and `optimizer.step()`, nothing else."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a scalar loss to the parameters' gradients."""
+        loss.backward()
+
+    def step(self) -> bool:
+        """Change the weights by the accumulated gradients."""
+        self.optimizer.step()
+        return True
+
+
+class ClippedAdamW(AdamW):
+    """torch's AdamW, which clips the norm of all its gradients before every step.
+
+    Args:
+        params: parameters or groups of parameters.
+        lr: learning rate of groups that have none.
+        weight_decay: a step multiplies every weight by 1 − learning rate · weight decay.
+        max_norm: largest gradient norm of all parameters together; 0 = no clipping.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        *,
+        weight_decay: float = 0.01,
+        max_norm: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr, weight_decay=weight_decay)
+        self.max_norm = max_norm
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002 (torch's signature)
+        """Clip the gradients, then step."""
+        if self.max_norm > 0:
+            parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.max_norm)
+        super().step()
 
 
 class FoldAdamW(Optimizer):
     """AdamW (Loshchilov and Hutter, ICLR 2019) over `[folds, ...]` parameters; every fold is clipped by its own norm.
 
     The parameters become views of one matrix `[folds, weights]`, so that a step is a handful of operations on the whole
-    stack, however many parameters it has. It comes to the numbers of `torch.optim.AdamW`, and spares every worker a
-    second: torch's own optimizers import its compiler when they are made.
+    stack, however many parameters there are. The results are those of `torch.optim.AdamW`. Every worker starts a second
+    earlier than with torch's own optimizers, which import torch's compiler when they are created.
 
     Args:
         parameters: `[folds, ...]` each, on their device.
         lr: learning rate.
         betas: decay of the two moments.
-        eps: added to the root of the second moment.
-        weight_decay: share of the learning rate that a weight loses in a step.
-        max_norm: largest gradient norm of a fold; 0 switches clipping off.
+        eps: added to the square root of the second moment.
+        weight_decay: a step multiplies every weight by 1 − learning rate · weight decay.
+        max_norm: largest gradient norm of a fold; 0 = no clipping.
     """
 
     def __init__(
@@ -37,10 +109,10 @@ class FoldAdamW(Optimizer):
         max_norm: float = 0.0,
     ) -> None:
         self._parameters = list(parameters)
-        self._weights = self._rows(each.detach() for each in self._parameters)
-        parts = self._weights.split([each[0].numel() for each in self._parameters], 1)
-        for each, part in zip(self._parameters, parts, strict=True):
-            each.data = part.view(each.shape)
+        self._weights = self._rows(parameter.detach() for parameter in self._parameters)
+        columns = self._weights.split([parameter[0].numel() for parameter in self._parameters], 1)
+        for parameter, view in zip(self._parameters, columns, strict=True):
+            parameter.data = view.view(parameter.shape)
         self._first, self._second = torch.zeros_like(self._weights), torch.zeros_like(self._weights)
         self._steps = 0
         settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "max_norm": max_norm}
@@ -49,32 +121,32 @@ class FoldAdamW(Optimizer):
     @staticmethod
     def _rows(tensors: Iterable[Tensor]) -> Tensor:
         """`[folds, ...]` tensors side by side as `[folds, weights]`."""
-        return torch.cat([each.flatten(1) for each in tensors], dim=1)
+        return torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Take the one group there is; torch's own method imports its compiler."""
+        """Add the only group; torch's own method would import its compiler."""
         self.param_groups.append({**self.defaults, **param_group})
 
     def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: ARG002 (torch's signature)
-        """Forget the gradients."""
-        for each in self._parameters:
-            each.grad = None
+        """Drop the gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002 (torch's signature)
-        """One step of every fold. A parameter without a gradient has one of zero."""
+        """One step of every fold. A parameter without a gradient counts as one with a gradient of zero."""
         (group,) = self.param_groups
-        (slow, slower), rate = group["betas"], group["lr"]
-        gradient = self._rows(torch.zeros_like(each) if each.grad is None else each.grad for each in self._parameters)
+        (beta1, beta2), rate = group["betas"], group["lr"]
+        gradient = self._rows(torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters)
         if group["max_norm"] > 0:
             norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
             gradient.mul_((group["max_norm"] / norm.clamp(min=1e-12)).clamp(max=1.0))
         self._steps += 1
-        self._first.lerp_(gradient, 1 - slow)
-        self._second.mul_(slower).addcmul_(gradient, gradient, value=1 - slower)
-        root = self._second.sqrt().div_((1 - slower**self._steps) ** 0.5).add_(group["eps"])
+        self._first.lerp_(gradient, 1 - beta1)
+        self._second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        root = self._second.sqrt().div_((1 - beta2**self._steps) ** 0.5).add_(group["eps"])
         self._weights.mul_(1 - rate * group["weight_decay"])
-        self._weights.addcdiv_(self._first, root, value=-rate / (1 - slow**self._steps))
+        self._weights.addcdiv_(self._first, root, value=-rate / (1 - beta1**self._steps))
 
     def state_dict(self) -> dict[str, Any]:
         """Moments `[folds, weights]`, the number of steps, and the settings."""
@@ -83,13 +155,13 @@ class FoldAdamW(Optimizer):
         return {"first": self._first, "second": self._second, "steps": self._steps, "settings": settings}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`.
+        """Continue from a state of `state_dict`.
 
         Raises:
-            ValueError: it is of other parameters.
+            ValueError: the state belongs to parameters of another shape.
         """
-        for own, saved in ((self._first, state_dict["first"]), (self._second, state_dict["second"])):
-            _copy(saved, own)
+        _copy(state_dict["first"], self._first)
+        _copy(state_dict["second"], self._second)
         self._steps = state_dict["steps"]
         self.param_groups[0].update(state_dict["settings"])
 

@@ -1,8 +1,8 @@
-"""States of training as one file: tensors as safetensors, everything else as JSON in the header; no pickle.
+"""The file format of a training state: tensors as safetensors, everything else as JSON in the header; no pickle.
 
-A state is nested dicts, lists and tuples of tensors, NumPy arrays, numbers, strings, booleans and None; it comes back
-as it was, to the bit. The JSON stands in the file's own metadata, so that one rename makes the whole checkpoint appear
-at once, and `head -c` shows it. A SHA-256 over the JSON and every tensor is checked whenever a state is read.
+A state is nested dicts, lists and tuples of tensors, NumPy arrays, numbers, strings, booleans and None, and round-trips
+exactly. The JSON is part of the file's metadata, so a checkpoint is a single file that a rename creates atomically, and
+`head -c` shows it. A SHA-256 over the JSON and every tensor is checked whenever a state is loaded.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON heade
 
 
 def save_state(path: Path | str, state: Mapping[str, Any]) -> None:
-    """Write `state` to `path`, at once or not at all, readable by its owner only.
+    """Write `state` to `path` atomically, readable by its owner only.
 
     Raises:
-        TypeError: something in the state cannot be stored; its place is named.
+        TypeError: the state holds something that cannot be stored; the message names its path.
         OSError: the file cannot be written.
     """
     path = Path(path)
@@ -41,10 +41,10 @@ def save_state(path: Path | str, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path | str) -> dict[str, Any]:
-    """Read what `save_state` wrote, with all tensors on the CPU.
+    """Load a file of `save_state`, with all tensors on the CPU.
 
     Raises:
-        CheckpointError: there is no such file, or it is damaged or no checkpoint.
+        CheckpointError: the file is missing, damaged or no checkpoint.
     """
     try:
         content = Path(path).read_bytes()
@@ -57,12 +57,12 @@ def pack_state(state: Mapping[str, Any]) -> bytes:
     """The content of a checkpoint file.
 
     Raises:
-        TypeError: something in the state cannot be stored; its place is named.
+        TypeError: the state holds something that cannot be stored; the message names its path.
     """
     tensors: dict[str, Tensor] = {}
     plain = _encode(dict(state), "", tensors)
     envelope = {"format": _FORMAT, "sha256": _digest(plain, tensors), "state": plain}
-    # under one key, as safetensors writes several in a random order
+    # under a single key: safetensors writes several keys in random order
     return safetensors.torch.save(tensors, {_KEY: json.dumps(envelope, allow_nan=False)})
 
 
@@ -71,10 +71,10 @@ def unpack_state(content: bytes, name: str = "the checkpoint") -> dict[str, Any]
 
     Args:
         content: from `pack_state`.
-        name: what it is called in an error.
+        name: the checkpoint's name in error messages.
 
     Raises:
-        CheckpointError: it is damaged or no checkpoint.
+        CheckpointError: the content is damaged or no checkpoint.
     """
     try:
         tensors = safetensors.torch.load(content)
@@ -84,7 +84,7 @@ def unpack_state(content: bytes, name: str = "the checkpoint") -> dict[str, Any]
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{name} is damaged or no checkpoint of this project ({error})") from error
     if not isinstance(envelope, dict) or envelope.get("format") != _FORMAT:
-        raise CheckpointError(f"{name} is no checkpoint of this project, or of another version of it")
+        raise CheckpointError(f"{name} is no checkpoint of this project, or was written by another version of it")
     if envelope.get("sha256") != _digest(envelope.get("state"), tensors):
         raise CheckpointError(f"{name} is damaged (its SHA-256 differs); use an earlier one")
     state = _decode(envelope["state"], tensors)
@@ -100,15 +100,15 @@ def _digest(plain: Any, tensors: Mapping[str, Tensor]) -> str:  # noqa: ANN401
     return digest.hexdigest()
 
 
-# ---- a state as JSON with tensors taken out ---------------------------------------------------------------------
-# What JSON cannot say is a dict with one key that begins with "$".
+# ---- a state as JSON, with its tensors apart --------------------------------------------------------------------
+# A value that JSON does not have is written as a dict with a single key that begins with "$".
 
 
-def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
+def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
     if isinstance(value, Tensor):
-        return {"$tensor": _put(value, place, tensors)}
+        return {"$tensor": _put(value, path, tensors)}
     if isinstance(value, np.ndarray):
-        return {"$array": _put(_from_numpy(value, place), place, tensors)}
+        return {"$array": _put(_from_numpy(value, path), path, tensors)}
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, (bool, int, str)):
@@ -116,17 +116,19 @@ def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:  # noqa:
     if isinstance(value, float):
         return value if math.isfinite(value) else {"$float": str(value)}
     if isinstance(value, (list, tuple)):
-        items = [_encode(item, f"{place}/{index}", tensors) for index, item in enumerate(value)]
+        items = [_encode(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
         return items if isinstance(value, list) else {"$tuple": items}
     if isinstance(value, Mapping):
-        return _encode_dict(value, place, tensors)
-    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}, as there is at {place or '/'}")
+        return _encode_dict(value, path, tensors)
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__} (at {path or '/'})")
 
 
-def _encode_dict(value: Mapping[Any, Any], place: str, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
+def _encode_dict(value: Mapping[Any, Any], path: str, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
     if not all(key is None or isinstance(key, (bool, int, str)) for key in value):
-        raise TypeError(f"a checkpoint's keys are strings, integers, booleans or None, but not so at {place or '/'}")
-    items = [(key, _encode(item, f"{place}/{key}", tensors)) for key, item in value.items()]
+        raise TypeError(
+            f"the keys of a checkpoint must be strings, integers, booleans or None, which they are not at {path or '/'}"
+        )
+    items = [(key, _encode(item, f"{path}/{key}", tensors)) for key, item in value.items()]
     if all(isinstance(key, str) and not key.startswith("$") for key in value):
         return dict(items)
     return {"$dict": [list(item) for item in items]}
@@ -151,17 +153,17 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
     return {key: _decode(item, tensors) for key, item in value.items()}
 
 
-def _put(tensor: Tensor, place: str, tensors: dict[str, Tensor]) -> str:
-    """Keep a copy of a tensor under the name of its place in the state."""
-    name = place
+def _put(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> str:
+    """Add a copy of a tensor to `tensors` under its path in the state; returns the name."""
+    name = path
     while name in tensors:  # {"a/b": …} and {"a": {"b": …}}
         name += "'"
     tensors[name] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     return name
 
 
-def _from_numpy(array: np.ndarray[Any, Any], place: str) -> Tensor:
+def _from_numpy(array: np.ndarray[Any, Any], path: str) -> Tensor:
     try:
         return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))  # a copy, so read-only is fine
     except TypeError as error:
-        raise TypeError(f"a checkpoint cannot hold the array of {array.dtype} at {place or '/'}") from error
+        raise TypeError(f"a checkpoint cannot hold an array of {array.dtype} (at {path or '/'})") from error

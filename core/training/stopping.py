@@ -1,4 +1,4 @@
-"""When a curve has stopped improving, where it was best, and where it is heading."""
+"""Early stopping: when a curve is stale, where it was best, and which best value it is heading for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def is_stale(means: Sequence[float], patience: int, *, higher_is_better: bool = True) -> bool:
-    """Has the curve not improved on its best for `patience` epochs?"""
+    """True if the best value of the curve is at least `patience` epochs old."""
     if not means:
         return False
     return len(means) - 1 - best_index(means, higher_is_better=higher_is_better) >= patience
@@ -24,20 +24,21 @@ def best_index(means: Sequence[float], *, higher_is_better: bool = True) -> int:
 def projected_best(
     means: Sequence[float], patience: int, *, longest: int, warmup: int = 0, higher_is_better: bool = True
 ) -> float:
-    """What the curve's best would be after `patience` more epochs at the pace of the last half of `patience`.
+    """Extrapolate the curve's best value linearly over the next `patience` epochs.
 
-    Learning curves flatten once learning has begun in earnest, and a straight line flatters such a curve. One that has
-    stood still for half the patience has its best as its prospect.
+    The slope is that of the best value so far over the last `patience / 2` epochs (rounded up). Learning curves flatten
+    out, so the line is an optimistic estimate. A curve that has not improved within those epochs has slope 0, and its
+    projection is its best value.
 
     Args:
-        means: the curve so far, one value an epoch.
-        patience: epochs that an improvement is waited for.
-        longest: epochs at most; the line ends there, too.
-        warmup: epochs at the beginning that say nothing of the pace, because learning was held back.
+        means: the curve so far, one value per epoch.
+        patience: epochs without improvement after which the curve is stale.
+        longest: the maximum number of epochs; the line ends there at the latest.
+        warmup: epochs at the beginning whose slope does not count, because a warm-up slowed learning down.
         higher_is_better: the metric's direction.
 
     Returns:
-        The value; infinitely good while the curve is too short to have a pace.
+        The projected value; infinitely good while the curve is too short to have a slope.
     """
     window = math.ceil(patience / 2)
     if len(means) <= warmup + window:

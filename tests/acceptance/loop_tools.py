@@ -145,7 +145,7 @@ def running_workers(folder: Path, url: str, count: int, *arguments: str, **optio
 
 EPOCH = "sparse_evidence.core.training.stack:FoldStack.advance"
 """Trains all folds of a stage for one epoch."""
-STEP = "sparse_evidence.core.classic.trainer:Trainer._step"
+STEP = "sparse_evidence.core.training.engine:Engine._step"
 """One step of the optimizer."""
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint holds what it was given, to the bit; what is damaged, foreign or half written is refused."""
+"""State files round-trip exactly; damaged, foreign or incomplete files are refused."""
 
 import json
 import math
@@ -53,9 +53,9 @@ def same(left, right):
         assert [type(key) for key in left] == [type(key) for key in right]
 
 
-def test_a_state_comes_back_as_it_was(tmp_path):
-    save_state(tmp_path / "there" / "it.safetensors", STATE)
-    found = load_state(tmp_path / "there" / "it.safetensors")
+def test_a_state_round_trips_exactly(tmp_path):
+    save_state(tmp_path / "folder" / "it.safetensors", STATE)
+    found = load_state(tmp_path / "folder" / "it.safetensors")
     expected = {**STATE, "parameter": STATE["parameter"].detach(), "foreign": np.arange(3.0)}
     same(found, expected)
     same(found["state"], STATE["state"])
@@ -81,26 +81,26 @@ values = st.recursive(
 
 @given(st.dictionaries(st.text(), values))
 @settings(max_examples=30, deadline=None)
-def test_any_plain_state_comes_back(state):
+def test_any_plain_state_round_trips_exactly(state):
     same(unpack_state(pack_state(state)), state)
 
 
-def test_the_same_state_is_the_same_bytes():
+def test_equal_states_are_equal_bytes():
     assert pack_state(STATE) == pack_state(STATE)
 
 
 @pytest.mark.parametrize(
-    ("state", "place"),
+    ("state", "message"),
     [
-        ({"a": [0, {"b": object()}]}, "object, as there is at /a/1/b"),
-        ({"a": {1.5: 0}}, "not so at /a"),
-        ({"a": {(1, 2): 0}}, "not so at /a"),
-        ({"a": np.array(["text"])}, "array of <U4 at /a"),
-        ({"a": {1, 2}}, "set, as there is at /a"),
+        ({"a": [0, {"b": object()}]}, r"object \(at /a/1/b\)"),
+        ({"a": {1.5: 0}}, "must be strings, .* which they are not at /a"),
+        ({"a": {(1, 2): 0}}, "must be strings, .* which they are not at /a"),
+        ({"a": np.array(["text"])}, r"array of <U4 \(at /a\)"),
+        ({"a": {1, 2}}, r"set \(at /a\)"),
     ],
 )
-def test_what_cannot_be_stored_is_named(state, place, tmp_path):
-    with pytest.raises(TypeError, match=place):
+def test_values_that_cannot_be_stored_are_named(state, message, tmp_path):
+    with pytest.raises(TypeError, match=message):
         save_state(tmp_path / "it", state)
     assert list(tmp_path.iterdir()) == []
 
@@ -108,23 +108,23 @@ def test_what_cannot_be_stored_is_named(state, place, tmp_path):
 # ---- damaged, foreign, half written -----------------------------------------------------------------------------
 
 
-def test_every_single_byte_is_guarded():
-    """Any byte changed: refused, or (padding, JSON white space) the very same state."""
+def test_damage_to_any_byte_is_detected():
+    """A file with any byte changed is refused, or (padding, JSON white space) gives the same state."""
     state = {"epoch": 3, "weights": torch.arange(4.0), "rate": 0.1}
     content = pack_state(state)
-    for place in range(len(content)):
+    for offset in range(len(content)):
         damaged = bytearray(content)
-        damaged[place] ^= 0x04
+        damaged[offset] ^= 0x04
         try:
-            found = unpack_state(bytes(damaged))
+            state_of_damaged = unpack_state(bytes(damaged))
         except CheckpointError:
             continue
-        same(found, state)
+        same(state_of_damaged, state)
 
 
-@pytest.mark.parametrize("kept", [0, 5, 100, -1])
-def test_a_file_cut_short_is_refused(kept, tmp_path):
-    (tmp_path / "it").write_bytes(pack_state(STATE)[:kept])
+@pytest.mark.parametrize("size", [0, 5, 100, -1])
+def test_a_truncated_file_is_refused(size, tmp_path):
+    (tmp_path / "it").write_bytes(pack_state(STATE)[:size])
     with pytest.raises(CheckpointError, match="it is damaged"):
         load_state(tmp_path / "it")
 
@@ -143,7 +143,7 @@ def test_foreign_files_are_refused(tmp_path):
 
 
 def test_it_is_safetensors_with_json(tmp_path):
-    """Features by anyone's tools, without this project."""
+    """Readable by other tools, without this project."""
     from safetensors import safe_open
 
     save_state(tmp_path / "it", {"epoch": 3, "model": {"weight": TIED}})
@@ -163,8 +163,8 @@ def test_only_the_owner_can_read(tmp_path):
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
 
 
-def test_a_writer_that_dies_leaves_the_last_one(tmp_path):
-    """Killed while it writes again and again: what is there is always whole."""
+def test_a_killed_writer_leaves_the_last_complete_file(tmp_path):
+    """The writer is killed while it overwrites the file repeatedly; the file is complete at any time."""
     path = tmp_path / "it"
     save_state(path, {"round": -1, "w": torch.zeros(1)})
     code = (

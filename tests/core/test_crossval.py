@@ -1,4 +1,4 @@
-"""Folds in lock-step, in stages, interrupted or not: one stream of events, one epoch for all."""
+"""Cross-validation: folds in lock-step and in stages, interrupted or not, give one stream of events."""
 
 import dataclasses
 import math
@@ -70,17 +70,17 @@ def test_when_a_curve_is_stale(means, patience, higher, stale):
         ([-math.inf, NAN, 0.0], True, 2),
     ],
 )
-def test_which_epoch_is_best(means, higher, best):
+def test_best_index(means, higher, best):
     assert best_index(means, higher_is_better=higher) == best
 
 
 @pytest.mark.parametrize(
     ("means", "patience", "longest", "higher", "expected"),
     [
-        # the pace of the last two epochs, for four more
+        # the slope of the last two epochs, for four more
         ([0.1, 0.2, 0.3], 4, 99, True, 0.3 + 4 * 0.1),
         ([0.0, 0.2, 0.3, 0.3], 4, 99, True, 0.3 + 4 * 0.05),
-        ([0.3, 0.1, 0.2, 0.2], 4, 99, True, 0.3),  # nothing new is best: it stands still
+        ([0.3, 0.1, 0.2, 0.2], 4, 99, True, 0.3),  # no new best: slope 0
         ([0.5, 0.4, 0.3], 4, 99, False, 0.3 - 4 * 0.1),
         # no further than the last epoch
         ([0.1, 0.2, 0.3], 4, 5, True, 0.3 + 2 * 0.1),
@@ -88,35 +88,35 @@ def test_which_epoch_is_best(means, higher, best):
         # an odd patience looks back over the larger half
         ([0.1, 0.2, 0.4, 0.4], 5, 99, True, 0.4 + 5 * 0.1),
         ([0.1, 0.2], 1, 99, True, 0.3),
-        # too short to have a pace
+        # too short to have a slope
         ([0.1, 0.2], 4, 99, True, math.inf),
         ([0.1], 1, 99, False, -math.inf),
-        # what is undefined has no pace, and is none's best
+        # undefined values have no slope, and are never best
         ([NAN, 0.1, 0.2], 4, 99, True, NAN),
         ([0.1, NAN, 0.2], 4, 99, True, 0.2 + 4 * 0.05),
     ],
 )
-def test_where_a_curve_is_heading(means, patience, longest, higher, expected):
-    found = projected_best(means, patience, longest=longest, higher_is_better=higher)
-    assert found == pytest.approx(expected, nan_ok=True)
+def test_projected_best(means, patience, longest, higher, expected):
+    value = projected_best(means, patience, longest=longest, higher_is_better=higher)
+    assert value == pytest.approx(expected, nan_ok=True)
 
 
-def test_a_warm_up_says_nothing_of_the_pace():
+def test_warm_up_epochs_do_not_count_for_the_projection():
     means = [0.1, 0.1, 0.1, 0.1]
     assert [projected_best(means[:end], 2, longest=9, warmup=2) for end in (2, 3, 4)] == [math.inf, math.inf, 0.1]
     patient = replace(CONFIG, training=replace(CONFIG.training, epochs=9, patience=6, warmup_steps=9))
     cv = crossval((3,), patient)
-    held_back = cv._stages[0].stack.warmup_epochs
-    assert held_back > 1
+    warmup = cv.stages[0].stack.warmup_epochs
+    assert warmup > 1
     events = [(event.epoch, cv.projected_value()) for event in cv.epochs() if not event.stage_ended]
-    assert [epoch for epoch, ahead in events if math.isinf(ahead)] == list(range(1, held_back + 4))
-    assert len(events) > held_back + 3
+    assert [epoch for epoch, ahead in events if math.isinf(ahead)] == list(range(1, warmup + 4))
+    assert len(events) > warmup + 3
 
 
 # ---- the stream -------------------------------------------------------------------------------------------------
 
 
-def test_stages_follow_one_another_and_catch_up():
+def test_stages_run_in_order_and_then_catch_up():
     cv = crossval((1, 1, 1))
     events = list(cv.epochs())
     first_pass = [event.stage for event in events[: 1 + max(i for i, e in enumerate(events) if e.stage_ended)]]
@@ -124,7 +124,7 @@ def test_stages_follow_one_another_and_catch_up():
     assert [event.stage for event in events if event.stage_ended] == [0, 1, 2]
     lengths = {stage: sum(event.stage == stage for event in events) for stage in range(3)}
     at_stop = {event.stage: event.epoch for event in events if event.stage_ended}
-    assert len(set(at_stop.values())) > 1  # some did stop earlier: there was something to catch up
+    assert len(set(at_stop.values())) > 1  # one stopped earlier and had to catch up
     assert set(lengths.values()) == {max(at_stop.values())}
     for stage in range(3):
         assert [event.epoch for event in events if event.stage == stage] == list(range(1, lengths[stage] + 1))
@@ -135,7 +135,7 @@ def test_stages_follow_one_another_and_catch_up():
 @pytest.mark.parametrize(
     "model", [IRIS, AbmilConfig(hidden=8, attention_hidden=4), LinearConfig()], ids=lambda m: m.name
 )
-def test_fused_folds_are_plain_folds(model):
+def test_fused_folds_equal_folds_in_a_row(model):
     """Losses and scores of every epoch, and so every decision: when a stage stops, which epoch is best."""
     config = replace(CONFIG, model=model, training=replace(CONFIG.training, epochs=20))
     fused, plain = (crossval((1, 2), config, planted(unlabelled=0.1), fuse=fuse) for fuse in (True, False))
@@ -150,7 +150,7 @@ def test_fused_folds_are_plain_folds(model):
     assert fused.summary().threshold == pytest.approx(plain.summary().threshold, abs=1e-4)
 
 
-def test_a_stage_stops_by_its_own_mean():
+def test_a_stage_stops_when_its_mean_is_stale():
     events = list(crossval((1, 2)).epochs())
     for stage in (0, 1):
         means = [event.mean for event in events if event.stage == stage]
@@ -159,7 +159,7 @@ def test_a_stage_stops_by_its_own_mean():
         assert not any(is_stale(means[:epoch], 2) for epoch in range(stop))
 
 
-def test_epochs_are_bounded():
+def test_a_stage_stops_at_the_maximum_number_of_epochs():
     events = list(crossval((3,), replace(CONFIG, training=replace(CONFIG.training, epochs=2, patience=99))).epochs())
     assert [(event.epoch, event.stage_ended) for event in events] == [(1, False), (2, True)]
 
@@ -171,7 +171,7 @@ def test_events_are_frozen_numbers():
         assert [type(value) for value in getattr(event, name)] == [float, float]
     with pytest.raises(dataclasses.FrozenInstanceError):
         event.epoch = 7
-    assert event == event.__class__(**dataclasses.asdict(event))
+    assert event == dataclasses.replace(event)
 
 
 def test_scores_are_the_metric_on_the_validation_posts():
@@ -182,22 +182,22 @@ def test_scores_are_the_metric_on_the_validation_posts():
     best = events[summary.best_epoch - 1]
     for fold in range(3):
         rows = cv.folds.validation(fold)
-        again = metrics.score("average_precision", corpus.labels[rows], summary.probabilities[rows])
-        assert best.scores[fold] == pytest.approx(again, abs=1e-6) == pytest.approx(summary.folds[fold], abs=1e-6)
+        expected = metrics.score("average_precision", corpus.labels[rows], summary.probabilities[rows])
+        assert best.scores[fold] == pytest.approx(expected, abs=1e-6) == pytest.approx(summary.folds[fold], abs=1e-6)
 
 
-def test_reports_of_a_stage_are_of_its_own_best_epoch():
+def test_value_so_far_takes_each_stage_at_its_best_epoch():
     cv = crossval((1, 2))
     assert cv.folds_begun == 0
     reports = [(cv.folds_begun, cv.value_so_far()) for event in cv.epochs() if event.stage_ended]
     means = {stage: [e.mean for e in crossval_events(stage)] for stage in (0, 1)}
     assert reports[0] == (1, pytest.approx(max(means[0])))
-    # the first stage catches up later; its report may only grow by that
+    # the first stage catches up later, which can only raise its value
     assert reports[1][0] == 3
     assert reports[1][1] == pytest.approx((max(means[0]) + 2 * max(means[1])) / 3)
 
 
-def test_a_prospect_is_that_of_the_stage_in_training():
+def test_projected_value_extrapolates_the_stage_in_training():
     cv = crossval((1, 2))
     means: dict[int, list[float]] = {0: [], 1: []}
     for event in cv.epochs():
@@ -223,12 +223,12 @@ def crossval_events(stage):
     return events[: 1 + next(i for i, event in enumerate(events) if event.stage_ended)]
 
 
-# ---- however it is cut, it is the same --------------------------------------------------------------------------
+# ---- stages, interruptions --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stages", [(1, 1, 1), (2, 1), (1, 2)])
-def test_stages_do_not_change_a_fold(stages):
-    """With nothing to stop early, every fold draws the same curve in whatever stage it is."""
+def test_the_curve_of_a_fold_does_not_depend_on_its_stage(stages):
+    """Without early stopping, every fold has the same curve in whatever stage it trains."""
     patient = replace(CONFIG, training=replace(CONFIG.training, epochs=4, patience=99))
     together, cut = crossval((3,), patient), crossval(stages, patient)
     list(together.epochs())
@@ -239,8 +239,8 @@ def test_stages_do_not_change_a_fold(stages):
     assert together.summary().best_epoch == cut.summary().best_epoch
 
 
-def test_resumed_after_any_epoch_is_undisturbed():
-    """A new object after every single epoch, through a checkpoint file: the same events, the same bits."""
+def test_resuming_after_any_epoch_is_bit_identical():
+    """A new object after every epoch, through the checkpoint format: the same events, bit for bit."""
     undisturbed = crossval((1, 1, 1))
     whole = list(undisturbed.epochs())
     assert len(whole) > sum(event.stage_ended for event in whole) * 2
@@ -266,17 +266,17 @@ def test_resumed_after_any_epoch_is_undisturbed():
     np.testing.assert_array_equal(left.probabilities, right.probabilities)
 
 
-def test_a_loaded_state_gives_events_back():
+def test_a_loaded_state_restores_the_events():
     cv = crossval((3,))
     event = next(cv.epochs())
     other = crossval((3,))
     other.load_state_dict(cv.state_dict())
-    (restored,) = other._stages[0].curve
+    (restored,) = other.stages[0].curve
     assert isinstance(restored, CvEpoch)
     assert restored == event
 
 
-def test_the_same_seed_gives_the_same_and_another_does_not():
+def test_equal_seeds_repeat_and_other_seeds_differ():
     runs = [list(crossval((3,), seed=seed).epochs()) for seed in (0, 0, 1)]
     assert runs[0] == runs[1] != runs[2]
 
@@ -285,7 +285,7 @@ def test_the_same_seed_gives_the_same_and_another_does_not():
 
 
 @pytest.mark.parametrize("metric", ["average_precision", "brier"])
-def test_the_summary_is_of_the_best_epoch_of_the_mean_curve(metric):
+def test_the_summary_is_taken_at_the_best_epoch_of_the_mean_curve(metric):
     cv = crossval((1, 2), metric=metric)
     list(cv.epochs())
     summary = cv.summary()
@@ -310,8 +310,8 @@ def test_out_of_fold_predictions_cover_exactly_the_folds():
     assert summary.report.pooled["positives"] == (labels == 1).sum()
 
 
-def test_locked_posts_change_nothing():
-    """The hold-out is in the corpus's arrays; no number may depend on it."""
+def test_held_out_posts_do_not_affect_any_number():
+    """The arrays of the corpus contain the hold-out; no number may depend on it."""
     corpus = planted()
     locked = uneven(corpus).assignment < 0
     assert locked.sum() == 4
@@ -326,8 +326,8 @@ def test_locked_posts_change_nothing():
     np.testing.assert_array_equal(runs[0].summary().probabilities, runs[1].summary().probabilities)
 
 
-def test_a_metric_that_is_undefined_does_not_stop_the_folds():
-    """A fold of unlabelled posts has no score; the others go on and its NaN is kept, not made 0."""
+def test_an_undefined_score_stays_nan_and_stops_no_fold():
+    """A fold of unlabelled posts has no score; the others continue, and its NaN does not become 0."""
     corpus = planted()
     folds = uneven(corpus)
     labels = corpus.labels.copy()
@@ -338,3 +338,22 @@ def test_a_metric_that_is_undefined_does_not_stop_the_folds():
     assert math.isnan(event.scores[0])
     assert math.isnan(event.mean)
     assert all(0 < score <= 1 for score in event.scores[1:])
+
+
+def test_the_names_in_a_checkpoint_are_part_of_its_format():
+    """Checkpoints of running trials are read by these names, whatever the fields of an event are called."""
+    cv = crossval((3,))
+    event = next(cv.epochs())
+    (stage,) = cv.state_dict()["stages"]
+    assert stage.keys() == {"stack", "curve", "logits", "ended"}
+    assert stage["curve"] == [
+        {
+            "stage": 0,
+            "folds": (0, 1, 2),
+            "epoch": 1,
+            "train_loss": event.train_loss,
+            "validation_loss": event.validation_loss,
+            "scores": event.scores,
+            "stage_ended": False,
+        }
+    ]

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sparse_evidence.core.classic.frames import create_dataloader, create_kfold_splits
+from sparse_evidence.core.classic import create_dataloader, create_kfold_splits
 from sparse_evidence.core.errors import DataError, SplitError
 from sparse_evidence.core.seeding import numpy_generator
 
@@ -13,7 +13,7 @@ CRITERIA = ("mood", "sleep", "appetite")
 
 
 def frame(posts=100, authors=40, seed=0):
-    """Every post with every criterion, rows in no order, an index that is no row number."""
+    """Every post with every criterion, rows in random order, with an index that is not the row number."""
     source = numpy_generator(seed, "frame")
     rows = [
         {
@@ -45,7 +45,7 @@ def test_groups_stay_together_and_every_row_is_validated_once(group):
     assert sorted(seen) == list(range(len(df)))
 
 
-def test_every_criterion_is_balanced():
+def test_folds_are_balanced_for_every_criterion():
     df = frame(posts=200)
     for _, validation in create_kfold_splits(df):
         part = df.iloc[validation]
@@ -62,41 +62,41 @@ def test_splits_do_not_depend_on_the_order_of_the_columns_or_the_index():
         np.testing.assert_array_equal(one[1], other[1])
 
 
-def test_the_seed_matters():
+def test_folds_follow_from_the_seed():
     df = frame()
     folds = [[tuple(val) for _, val in create_kfold_splits(df, seed=seed)] for seed in (0, 0, 1)]
     assert folds[0] == folds[1] != folds[2]
 
 
-def test_names_can_be_others_and_columns_absent():
+def test_columns_may_have_other_names_or_be_absent():
     df = frame()
     renamed = df.rename(columns={"post_id": "id", "criterion": "symptom", "label": "y"})
-    found = create_kfold_splits(
+    splits = create_kfold_splits(
         renamed, 3, "id", post_column="id", criterion_column="symptom", label_column="y", seed=2
     )
-    for one, other in zip(found, create_kfold_splits(df, 3, seed=2), strict=True):
+    for one, other in zip(splits, create_kfold_splits(df, 3, seed=2), strict=True):
         np.testing.assert_array_equal(one[0], other[0])
     single = df[df.criterion == "mood"].drop(columns=["criterion", "post_id"])
     assert len(list(create_kfold_splits(single, 3, "author"))) == 3
 
 
-def test_unlabelled_pairs_are_dealt_too():
+def test_unlabelled_pairs_are_validated_too():
     df = frame()
     df.loc[df.index[::7], "label"] = -1
     seen = np.concatenate([validation for _, validation in create_kfold_splits(df)])
     assert len(seen) == len(df)
 
 
-def test_mistakes_are_said_at_once_and_before_the_first_fold():
+def test_all_mistakes_are_reported_before_the_first_fold():
     df = frame()
     with pytest.raises(DataError, match=r"no column 'label'.*no column 'thread'") as refused:
         create_kfold_splits(df.drop(columns="label"), group_column="thread")
     assert len(refused.value.problems) == 2
-    wrong = df.copy()
-    wrong["label"] = wrong["label"].astype(object)
-    wrong.iloc[3, wrong.columns.get_loc("label")] = "maybe"
+    invalid = df.copy()
+    invalid["label"] = invalid["label"].astype(object)
+    invalid.iloc[3, invalid.columns.get_loc("label")] = "maybe"
     with pytest.raises(DataError, match="1 of column 'label' are none of 1, 0 and -1: 'maybe' in row 3"):
-        create_kfold_splits(wrong)
+        create_kfold_splits(invalid)
     gap = df.copy()
     gap.iloc[5, gap.columns.get_loc("author")] = None
     with pytest.raises(DataError, match="'author' is empty in row 5"):
@@ -109,9 +109,9 @@ def test_contradictions_are_refused():
     other["label"] = 1 - other["label"]
     with pytest.raises(DataError, match="two labels for one criterion in 100 posts, first in row 0"):
         create_kfold_splits(pd.concat([df, other]))
-    assert len(list(create_kfold_splits(pd.concat([df, df])))) == 5  # said twice is no contradiction
+    assert len(list(create_kfold_splits(pd.concat([df, df])))) == 5  # repeated rows are no contradiction
     moved = df.copy()
-    moved.iloc[0, moved.columns.get_loc("author")] = "somebody else"
+    moved.iloc[0, moved.columns.get_loc("author")] = "another author"
     with pytest.raises(DataError, match="two groups for each of 1 posts, first in row"):
         create_kfold_splits(moved, group_column="author")
     assert len(list(create_kfold_splits(moved))) == 5
@@ -129,7 +129,7 @@ def test_too_few_positives_are_refused():
 
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.filterwarnings("default:.*fork.*"))])
-def test_batches_hold_the_rows(shuffle, workers):
+def test_batches_contain_the_rows(shuffle, workers):
     df = frame()
     ids = [f"p{post}" for post in range(100)]
     loader = create_dataloader(df, 32, post_ids=ids, criteria=CRITERIA, shuffle=shuffle, num_workers=workers)
@@ -140,23 +140,23 @@ def test_batches_hold_the_rows(shuffle, workers):
     )
     assert (posts.dtype, criteria.dtype, labels.dtype) == (torch.int64, torch.int64, torch.float32)
     expected = [(ids.index(row.post_id), CRITERIA.index(row.criterion), row.label) for row in df.itertuples()]
-    found = list(zip(posts.tolist(), criteria.tolist(), labels.tolist(), strict=True))
-    assert (found == expected) is not shuffle
-    assert sorted(found) == sorted(expected)
+    triples = list(zip(posts.tolist(), criteria.tolist(), labels.tolist(), strict=True))
+    assert (triples == expected) is not shuffle
+    assert sorted(triples) == sorted(expected)
 
 
-def test_a_part_of_a_frame_keeps_its_numbers():
-    """Numbering the validation rows by themselves would give posts the numbers of others."""
+def test_a_part_of_a_frame_keeps_the_numbers_of_its_posts():
+    """Numbering only the validation rows would give posts the numbers of other posts."""
     df = frame().astype({"post_id": "category", "criterion": "category"})
     _, validation = next(create_kfold_splits(df))
     part = df.iloc[validation]
     (batch,) = create_dataloader(part, 1000)
     assert [df.post_id.cat.categories[int(number)] for number in batch["posts"]] == part.post_id.tolist()
-    with pytest.raises(DataError, match=r"'post_id' holds names, .* give post_ids="):
+    with pytest.raises(DataError, match=r"'post_id' holds names, .* give all of them in order as post_ids="):
         create_dataloader(frame().iloc[validation], 32)
 
 
-def test_numbers_are_taken_as_they_are():
+def test_numeric_columns_are_used_unchanged():
     df = pd.DataFrame({"post_id": [7, 3], "criterion": [1, 0], "label": [True, False]})
     (batch,) = create_dataloader(df, 8)
     assert {name: values.tolist() for name, values in batch.items()} == {
@@ -166,15 +166,15 @@ def test_numbers_are_taken_as_they_are():
     }
 
 
-def test_text_goes_through_the_users_own_function():
+def test_collate_makes_the_inputs_from_text():
     df = frame(posts=10)
     loader = create_dataloader(
         df,
         4,
-        collate=lambda rows: {"read": [f"{c}: {p}" for c, p in zip(rows["criterion"], rows["post"], strict=True)]},
+        collate=lambda rows: {"texts": [f"{c}: {p}" for c, p in zip(rows["criterion"], rows["post"], strict=True)]},
     )
     batch = next(iter(loader))
-    assert batch["read"] == [f"{row.criterion}: {row.post}" for row in df.iloc[:4].itertuples()]
+    assert batch["texts"] == [f"{row.criterion}: {row.post}" for row in df.iloc[:4].itertuples()]
     assert batch["labels"].tolist() == df.label.iloc[:4].tolist()
 
 
@@ -182,5 +182,5 @@ def test_unknown_and_repeated_names_are_refused():
     df = frame(posts=10)
     with pytest.raises(DataError, match=r"'p.' in row .* of 'post_id' is not in post_ids"):
         create_dataloader(df, 4, post_ids=["p1"], criteria=CRITERIA)
-    with pytest.raises(DataError, match="criteria has a name twice"):
+    with pytest.raises(DataError, match="criteria lists a name twice"):
         create_dataloader(df, 4, post_ids=[f"p{n}" for n in range(10)], criteria=["mood", *CRITERIA])

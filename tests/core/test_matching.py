@@ -1,15 +1,14 @@
-"""IRIS by hand: the same numbers as the stacked model, retrieval that never leaves the post, mistakes in sentences."""
+"""IRIS by hand: the numbers of the stacked model, retrieval within a post, error messages."""
 
 import numpy as np
 import pytest
 import torch
 
 from sparse_evidence.core import explain
-from sparse_evidence.core.classic.matching import IRISForCriterionMatching
+from sparse_evidence.core.classic import FocalLoss, IRISForCriterionMatching
 from sparse_evidence.core.config import IrisConfig
 from sparse_evidence.core.corpus.data import Criterion
 from sparse_evidence.core.errors import ConfigError, DataError
-from sparse_evidence.core.losses import FocalLoss
 from sparse_evidence.core.models.iris import Iris
 
 POSTS = [
@@ -30,20 +29,20 @@ def model():
     return model.eval()
 
 
-def test_pairs_are_entries_of_the_whole_table(model):
+def test_logits_of_pairs_are_entries_of_the_full_table(model):
     table = model(torch.arange(4))
     assert table.shape == (4, 3)
     posts, criteria = torch.tensor([3, 0, 3, 1]), torch.tensor([0, 2, 1, 1])
     torch.testing.assert_close(model(posts, criteria), table[posts, criteria])
 
 
-def test_it_is_the_stacked_model_with_one_fold(model):
+def test_it_equals_the_stacked_model_with_one_fold(model):
     config = IrisConfig(num_queries=2, k_retrieved=2, hidden=16, temperature=0.2)
-    starts = torch.from_numpy(model.queries)  # already moved by noise, but a set of queries like any other
+    starts = torch.from_numpy(model.queries)  # noise has moved them, but any queries will do
     assert starts.shape == (3, 2, 384)
     other = Iris(config, torch.ones(3, 384), torch.zeros(1, 3), seed=0, folds=[0]).eval()
     other.load_state_dict(model.iris.state_dict())
-    torch.testing.assert_close(other(model._bags_here().batch(np.arange(4)[None]))[0], model(torch.arange(4)))
+    torch.testing.assert_close(other(model.bags.batch(np.arange(4)[None]))[0], model(torch.arange(4)))
 
 
 def test_an_untrained_model_predicts_the_prior():
@@ -52,20 +51,18 @@ def test_an_untrained_model_predicts_the_prior():
     torch.testing.assert_close(torch.sigmoid(fresh(torch.arange(4)))[2], torch.tensor([0.1, 0.2, 0.3]))
 
 
-def test_the_index_finds_what_the_model_reads(model):
-    weights, _ = model.iris.attend(
-        model._bags_here().batch(np.arange(4)[None])
-    )  # [1, posts, criteria * queries, length]
+def test_the_index_finds_the_chunks_that_the_model_attends_to(model):
+    weights, _ = model.iris.attend(model.bags.batch(np.arange(4)[None]))  # [1, posts, criteria * queries, length]
     hits = model.retriever.within(model.queries.reshape(-1, 384), np.arange(4), 2)
     for post in range(4):
         for query in range(6):
-            read = np.flatnonzero(weights[0, post, query].detach() > 0) + model.retriever.offsets[post]
-            assert set(read) == set(hits.chunks[post, query][hits.present[post, query]])
+            attended = np.flatnonzero(weights[0, post, query].detach() > 0) + model.retriever.offsets[post]
+            assert set(attended) == set(hits.chunks[post, query][hits.present[post, query]])
     killed = model.retriever.search(model.queries[0, :1], 1).chunks[0, 0]
     assert model.chunks.texts[killed] == "Two children were killed."
 
 
-def test_other_posts_do_not_matter_and_the_post_does(model):
+def test_logits_depend_on_the_post_and_not_on_other_posts(model):
     before = model(torch.tensor([1]))
     assert (model(torch.tensor([0])) - before).abs().max() > 1e-3
     model.build_retriever([POSTS[1], "Something else entirely. And more of it."])
@@ -73,7 +70,7 @@ def test_other_posts_do_not_matter_and_the_post_does(model):
     model.build_retriever(POSTS)
 
 
-def test_every_parameter_learns_and_the_penalty_counts():
+def test_every_parameter_learns_and_the_penalty_shrinks():
     model = IRISForCriterionMatching(2, 2, criteria=CRITERIA, diversity_weight=0.5, query_noise=0.1)
     model.build_retriever(POSTS)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
@@ -103,24 +100,24 @@ def test_every_parameter_learns_and_the_penalty_counts():
         ({"prior": [0.5, 0.5]}, "or one for each of 3 criteria"),
     ],
 )
-def test_what_cannot_be_is_refused(arguments, message):
+def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         IRISForCriterionMatching(**{"criteria": CRITERIA, **arguments})
 
 
-def test_its_index_is_enough_for_an_explanation(model):
-    (attribution,) = explain.attribute(model.iris, model.retriever, [np.array([1, 2])])
-    np.testing.assert_allclose(attribution.logits, model(torch.tensor([1, 2])).detach(), rtol=1e-4, atol=1e-5)
-    assert attribution.chunks[1].tolist() == [11, -1, -1, -1, -1, -1]
+def test_the_index_suffices_for_an_explanation(model):
+    (reading,) = explain.attribute(model.iris, model.retriever, [np.array([1, 2])])
+    np.testing.assert_allclose(reading.logits, model(torch.tensor([1, 2])).detach(), rtol=1e-4, atol=1e-5)
+    assert reading.chunks[1].tolist() == [11, -1, -1, -1, -1, -1]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_told(model):
+def test_a_missing_gpu_is_reported(model):
     with pytest.raises(ConfigError, match="torch finds no GPU"):
         model.build_retriever(POSTS, use_gpu=True)
 
 
-def test_no_retriever_and_empty_posts_are_told():
+def test_a_missing_retriever_and_empty_posts_are_reported():
     model = IRISForCriterionMatching(criteria=CRITERIA)
     with pytest.raises(ConfigError, match="call build_retriever"):
         model(torch.tensor([0]))

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
@@ -367,83 +367,3 @@ def test_a_report_has_the_values_of_the_single_metrics(table, threshold):
 def test_a_report_needs_a_name_for_every_criterion():
     with pytest.raises(ValueError, match="2 criteria are named, but the labels have 1 columns"):
         metrics.report(np.zeros((3, 1), np.int8), np.zeros((3, 1)), 0.5, ["a", "b"])
-
-
-# ---- calibration, intervals -------------------------------------------------------------------------------------
-
-
-def test_calibration_error():
-    labels = np.array([0, 0, 0, 1] * 25, np.int8)
-    assert metrics.expected_calibration_error(labels, np.full(100, 0.25)) == pytest.approx(0)
-    assert metrics.expected_calibration_error(labels, np.full(100, 0.65)) == pytest.approx(0.4)
-    assert metrics.expected_calibration_error(labels, labels.astype(float)) == 0
-    assert math.isnan(metrics.expected_calibration_error(np.array([-1]), np.array([0.5])))
-
-
-@given(predictions(), st.integers(1, 12))
-def test_calibration_error_is_between_its_bounds(table, bins):
-    labels, probabilities = table
-    known = labels >= 0
-    assume(known.any())
-    found = metrics.expected_calibration_error(labels, probabilities, bins=bins)
-    gap = probabilities[known] - labels[known]
-    assert abs(gap.mean()) - 1e-12 <= found <= np.abs(gap).mean() + 1e-12
-    assert metrics.expected_calibration_error(labels[::-1], probabilities[::-1], bins=bins) == pytest.approx(found)
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_a_known_temperature_is_found(temperature):
-    source = np.random.default_rng(0)
-    logits = source.normal(0, 2, (4000, 5))
-    labels = (source.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(np.int8)
-    assert metrics.fit_temperature(labels, logits * temperature) == pytest.approx(temperature, rel=0.05)
-
-
-def test_a_temperature_is_a_minimum_and_bounded():
-    labels, logits = np.array([1, 0, 0, 1, -1]), np.array([2.0, -1.0, 1.0, 0.5, 9.0])
-    best = metrics.fit_temperature(labels, logits)
-
-    def loss(temperature):
-        return np.logaddexp(0, np.where(labels == 1, -logits, logits)[:4] / temperature).mean()
-
-    assert loss(best) <= min(loss(best * 1.001), loss(best / 1.001))
-    assert metrics.fit_temperature(np.array([1, 0]), np.array([5.0, -5.0])) == pytest.approx(0.01)
-    with pytest.raises(ValueError, match="nothing is labelled"):
-        metrics.fit_temperature(np.array([-1]), np.array([1.0]))
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        metrics.fit_temperature(np.array([1]), np.array([np.inf]))
-
-
-def test_intervals_draw_whole_groups():
-    groups = [f"g{number // 4}" for number in range(40)]
-    drawn = []
-
-    def statistic(rows):
-        drawn.append(rows)
-        return float(rows.mean())
-
-    first = metrics.bootstrap_interval(statistic, groups, repeats=50, seed=1)
-    for rows in drawn:
-        assert len(rows) == 40
-        assert (np.bincount(rows, minlength=40).reshape(10, 4) == np.bincount(rows, minlength=40)[::4, None]).all()
-    assert metrics.bootstrap_interval(statistic, groups, repeats=50, seed=1) == first
-    assert first[0] < 19.5 < first[1]
-
-
-@settings(max_examples=20)
-@given(st.integers(0, 1000))
-def test_intervals_of_independent_rows_match_the_normal(seed):
-    values = np.random.default_rng(seed).normal(size=400)
-    low, high = metrics.bootstrap_interval(
-        lambda rows: float(values[rows].mean()), [str(row) for row in range(400)], repeats=400, seed=seed
-    )
-    expected = 2 * 1.96 * values.std() / 20
-    assert high - low == pytest.approx(expected, rel=0.25)
-
-
-def test_intervals_leave_out_what_is_not_defined():
-    assert all(map(math.isnan, metrics.bootstrap_interval(lambda _: math.nan, ["a", "b"], repeats=5, seed=0)))
-    with pytest.raises(ValueError, match="at least 2 groups"):
-        metrics.bootstrap_interval(lambda _: 1.0, ["a", "a"], seed=0)
-    with pytest.raises(ValueError, match="level"):
-        metrics.bootstrap_interval(lambda _: 1.0, ["a", "b"], seed=0, level=95)

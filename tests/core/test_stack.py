@@ -1,4 +1,4 @@
-"""Folds in one stack know nothing of each other, of their validation posts, or of an interruption."""
+"""Folds of a stack depend neither on each other nor on their validation posts, and resume bit for bit."""
 
 import copy
 import math
@@ -28,20 +28,21 @@ from sparse_evidence.core.training.state_file import pack_state, unpack_state
 
 def stack(fold_ids, config=None, corpus=None, folds=None, seed=0, max_posts=None):
     corpus = corpus or planted()
-    folds = folds or uneven(corpus)
-    return FoldStack(corpus, folds, fold_ids, config or candidate(), seed=seed, max_posts_per_pass=max_posts)
+    return FoldStack(
+        corpus, folds or uneven(corpus), fold_ids, config or candidate(), seed=seed, max_posts_per_pass=max_posts
+    )
 
 
 def state_of(stack):
-    """Everything that training has made, as named tensors of a single fold's stack."""
+    """A copy of the complete state of a stack."""
     return copy.deepcopy(stack.state_dict())
 
 
-IN_MEMORY = pytest.mark.parametrize("max_posts", [None, 2], ids=["whole steps", "two posts at a time"])
-"""Whether the batches of a step are read at once or as pieces, whose gradients add up."""
+IN_MEMORY = pytest.mark.parametrize("max_posts", [None, 2], ids=["whole steps", "two posts per pass"])
+"""Whether a step is a single pass, or is cut into micro-batches whose gradients add up."""
 
 
-# ---- fused is one after the other -------------------------------------------------------------------------------
+# ---- fused and single folds -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -56,23 +57,23 @@ IN_MEMORY = pytest.mark.parametrize("max_posts", [None, 2], ids=["whole steps", 
     ids=["focal", "weighted", "adjusted", "linear", "post by post"],
 )
 @IN_MEMORY
-def test_folds_together_are_the_folds_one_after_the_other(config, max_posts):
+def test_fused_folds_equal_single_folds(config, max_posts):
     corpus = planted(unlabelled=0.1)
     together = stack([0, 1, 2], config, corpus, max_posts=max_posts)
     singles = [stack([fold], config, corpus, max_posts=max_posts) for fold in range(3)]
     for _ in range(5):
         end, (logits, losses) = together.advance(), together.validate()
         for fold, single in enumerate(singles):
-            alone, (own_logits, own_loss) = single.advance(), single.validate()
+            alone, (single_logits, single_loss) = single.advance(), single.validate()
             assert end.train_loss[fold] == pytest.approx(alone.train_loss[0], abs=1e-4)
-            assert losses[fold] == pytest.approx(own_loss[0], abs=1e-4)
-            np.testing.assert_allclose(logits[fold], own_logits[0], atol=1e-3)
+            assert losses[fold] == pytest.approx(single_loss[0], abs=1e-4)
+            np.testing.assert_allclose(logits[fold], single_logits[0], atol=1e-3)
     assert end.epoch == 5
     assert end.train_loss[0] != end.train_loss[1] != end.train_loss[2]
 
 
-def test_plain_folds_in_lock_step_alone_and_resumed_agree_bit_for_bit():
-    """The plain path, a model per fold: no arithmetic differs, so no bit does (fused folds agree to 1e-4, above)."""
+def test_folds_in_a_row_alone_and_resumed_are_bit_identical():
+    """One model per fold: the arithmetic is the same, so the bits are (fused folds agree to 1e-4, above)."""
     corpus = planted()
 
     def row():
@@ -94,20 +95,20 @@ def test_plain_folds_in_lock_step_alone_and_resumed_agree_bit_for_bit():
     assert_same_bits(unpack_state(pack_state(resumed.state_dict())), unpack_state(pack_state(together.state_dict())))
 
 
-def test_one_fold_that_explodes_is_clipped_alone():
-    """Fold 0 is weighted a million times; folds 1 and 2 must not be held back by its norm."""
+def test_an_exploding_fold_is_clipped_alone():
+    """The loss of fold 0 is multiplied by a million; its gradient norm must not affect fold 1."""
     corpus, config = planted(), candidate(clip_norm=0.5)
     together, alone = stack([0, 1], config, corpus), stack([1], config, corpus)
-    plain = together.trainer.loss_fn
-    together.trainer.loss_fn = lambda z, y: plain(z, y) * torch.tensor([1e6, 1.0])
+    mean_loss = together.engine.loss_fn
+    together.engine.loss_fn = lambda z, y: mean_loss(z, y) * torch.tensor([1e6, 1.0])
     for _ in range(2):
         together.advance()
         alone.advance()
-    for name, value in alone.trainer.model.state_dict().items():
-        torch.testing.assert_close(value[0], together.trainer.model.state_dict()[name][1], atol=1e-4, rtol=1e-3)
+    for name, value in alone.model.state_dict().items():
+        torch.testing.assert_close(value[0], together.engine.model.state_dict()[name][1], atol=1e-4, rtol=1e-3)
 
 
-# ---- nothing of the validation posts gets in --------------------------------------------------------------------
+# ---- validation posts -------------------------------------------------------------------------------------------
 
 
 def test_a_fold_never_depends_on_its_validation_posts():
@@ -132,7 +133,7 @@ def test_a_fold_never_depends_on_its_validation_posts():
         assert_same_bits(state_of(runs[0]), state_of(runs[1]))
 
 
-def test_looking_at_the_validation_posts_changes_nothing():
+def test_validation_does_not_affect_training():
     looking, blind = stack([0]), stack([0])
     for _ in range(3):
         looking.advance()
@@ -141,16 +142,16 @@ def test_looking_at_the_validation_posts_changes_nothing():
     assert_same_bits(state_of(looking), state_of(blind))
 
 
-def test_predictions_are_those_of_the_posts_asked_for():
-    """In the order asked for, whatever lengths and other folds' lists are in the batch."""
+def test_predictions_belong_to_the_requested_posts():
+    """In the requested order, whatever the lengths of the posts and the lists of other folds."""
     trained = stack([0, 1])
     trained.advance()
     posts = [np.array([7, 3, 50, 3]), np.arange(30)[::-1]]
     together = trained.predict(posts)
     for fold in (0, 1):
-        for place, post in enumerate(posts[fold]):
+        for position, post in enumerate(posts[fold]):
             one = trained.predict([np.array([post]), np.array([post])])[fold][0]
-            np.testing.assert_allclose(together[fold][place], one, atol=1e-5)
+            np.testing.assert_allclose(together[fold][position], one, atol=1e-5)
 
 
 def test_the_validation_loss_is_the_mean_over_labelled_pairs():
@@ -159,59 +160,59 @@ def test_the_validation_loss_is_the_mean_over_labelled_pairs():
     trained = stack([0, 2], candidate(loss=FocalConfig(gamma=1.5, alpha=0.3)), corpus, folds)
     trained.advance()
     logits, losses = trained.validate()
-    for fold, z, found in zip((0, 2), logits, losses, strict=True):
+    for fold, z, loss in zip((0, 2), logits, losses, strict=True):
         y = corpus.labels[folds.validation(fold)]
         values = focal(torch.from_numpy(z), torch.from_numpy(y), gamma=1.5, alpha=0.3).numpy()
-        assert found == pytest.approx(values[y >= 0].mean(), rel=1e-5)
+        assert loss == pytest.approx(values[y >= 0].mean(), rel=1e-5)
 
 
 # ---- the epoch --------------------------------------------------------------------------------------------------
 
 
-def test_every_training_post_is_seen_once_an_epoch():
+def test_every_training_post_is_seen_once_per_epoch():
     trained = stack([0, 2])
     seen, pairs = [[], []], 0
-    for batch in trained._batches():
+    for batch in trained.batches():
         pairs = pairs + batch.weight
-        for place in (0, 1):
-            seen[place].extend(batch.inputs[place])
+        for position in (0, 1):
+            seen[position].extend(batch.inputs[position])
     folds = uneven(planted())
-    for place, fold in enumerate((0, 2)):
-        assert set(seen[place]) == set(folds.train(fold))
-        assert pairs[place] == 3 * len(folds.train(fold))
+    for position, fold in enumerate((0, 2)):
+        assert set(seen[position]) == set(folds.train(fold))
+        assert pairs[position] == 3 * len(folds.train(fold))
 
 
-def test_posts_meet_other_company_in_every_epoch():
+def test_batches_are_composed_differently_in_every_epoch():
     trained = stack([0])
     plans = []
     for _ in range(2):
-        plans.append({tuple(sorted(part.tolist())) for part in trained._plan(0, trained._train[0])})
+        plans.append({tuple(sorted(set(batch.inputs[0].tolist()))) for batch in trained.batches()})
         trained.advance()
     assert len(plans[0] & plans[1]) <= 1
 
 
-def test_accumulated_batches_are_one_batch_as_long_as_they_fit_into_memory():
+def test_accumulated_batches_are_one_batch_if_they_fit_into_memory():
     accumulated = candidate(IRIS, accumulation_steps=2, batch_size=16)
     together, large = stack([0], accumulated), stack([0], candidate(IRIS, accumulation_steps=1, batch_size=32))
-    assert (together.steps, together.pieces) == (2, 1)
+    assert (together.steps, together.micro_batches) == (2, 1)
     apart = stack([0], accumulated, max_posts=1)
-    assert (apart.steps, apart.pieces) == (2, apart.width)
+    assert (apart.steps, apart.micro_batches) == (2, apart.width)
     ends = [trained.advance().train_loss for trained in (together, large, apart)]
     assert ends[0] == ends[1]
     assert ends[2] == pytest.approx(ends[0], abs=1e-5)
-    assert [t.trainer.optimizer.state_dict()["steps"] for t in (together, large, apart)] == [2, 2, 2]
+    assert [t.engine.optimizer.state_dict()["steps"] for t in (together, large, apart)] == [2, 2, 2]
 
 
-def test_unlabelled_pairs_teach_nothing():
-    """Where a criterion is labelled nowhere in a batch's posts, its own head stands still."""
+def test_unlabelled_pairs_do_not_change_the_weights():
+    """The head of a criterion without any label does not change."""
     corpus = planted()
     labels = corpus.labels.copy()
     labels[:, 2] = -1
     blind = EmbeddedCorpus(corpus.embeddings, corpus.offsets, corpus.criteria, labels)
     trained = stack([0], candidate(loss=BCEConfig(), weight_decay=0.0), blind)
     trained.advance()
-    assert trained.trainer.model.head[0, 2].abs().max() == 0
-    assert trained.trainer.model.head[0, :2].abs().min() > 0
+    assert trained.model.head[0, 2].abs().max() == 0
+    assert trained.model.head[0, :2].abs().min() > 0
 
 
 def test_warm_up_counts_optimizer_steps():
@@ -220,7 +221,7 @@ def test_warm_up_counts_optimizer_steps():
     for epoch in (1, 2, 3, 4):
         trained.advance()
         expected = min(1.0, (3 * epoch + 1) / 10)  # three steps an epoch; the next step's rate
-        assert trained.trainer.optimizer.param_groups[0]["lr"] == pytest.approx(rate * expected)
+        assert trained.engine.optimizer.param_groups[0]["lr"] == pytest.approx(rate * expected)
 
 
 @pytest.mark.parametrize(("steps", "epochs"), [(0, 0), (1, 1), (3, 1), (9, 3), (10, 4)])
@@ -231,15 +232,15 @@ def test_warm_up_in_epochs(steps, epochs):
 
 
 def test_the_penalty_reaches_the_gradient():
-    """At the start the head is zero, so the queries' gradient is the penalty's alone."""
+    """At the start the head is zero, so only the penalty has a gradient for the queries."""
     gradients = {}
     for weight in (0.0, 0.5):
         model = replace(IRIS, diversity_weight=weight)
         one_step = stack([0], candidate(model, clip_norm=0.0, batch_size=1000, learning_rate=1e-12))
         one_step.advance()
-        gradients[weight] = one_step.trainer.model.queries.grad.clone()
+        gradients[weight] = one_step.model.queries.grad.clone()
     assert gradients[0.0].abs().max() == 0
-    queries = stack([0]).trainer.model.queries.detach().clone().requires_grad_()
+    queries = stack([0]).model.queries.detach().clone().requires_grad_()
     normed = queries / queries.norm(dim=-1, keepdim=True)
     (0.5 * (normed @ normed.mT - torch.eye(2)).square().sum((-1, -2)).mean()).backward()
     torch.testing.assert_close(gradients[0.5], queries.grad, atol=1e-6, rtol=1e-4)
@@ -250,7 +251,7 @@ def test_the_penalty_reaches_the_gradient():
 
 @IN_MEMORY
 @pytest.mark.parametrize("interrupted", [1, 3])
-def test_resumed_is_undisturbed(interrupted, max_posts):
+def test_resuming_is_bit_identical(interrupted, max_posts):
     undisturbed = stack([0, 1], max_posts=max_posts)
     whole = [(undisturbed.advance(), undisturbed.validate()[1]) for _ in range(5)]
     first = stack([0, 1], max_posts=max_posts)
@@ -259,12 +260,12 @@ def test_resumed_is_undisturbed(interrupted, max_posts):
     second = stack([0, 1], max_posts=max_posts)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert second.epoch == interrupted
-    rest = [(second.advance(), second.validate()[1]) for _ in range(5 - interrupted)]
-    assert rest == whole[interrupted:]
+    remaining = [(second.advance(), second.validate()[1]) for _ in range(5 - interrupted)]
+    assert remaining == whole[interrupted:]
     assert_same_bits(state_of(second), state_of(undisturbed))
 
 
-def test_a_state_is_a_snapshot():
+def test_state_dict_is_a_snapshot():
     trained = stack([0])
     trained.advance()
     state = trained.state_dict()
@@ -273,27 +274,27 @@ def test_a_state_is_a_snapshot():
     assert_same_bits(state, before)
 
 
-def test_the_seed_matters_and_repeats():
+def test_equal_seeds_repeat_and_other_seeds_differ():
     runs = {name: stack([0], seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))}
     ends = {name: [run.advance() for _ in range(2)] for name, run in runs.items()}
     assert ends["a"] == ends["b"] != ends["c"]
 
 
-def test_divergence_is_an_error_of_its_own():
+def test_divergence_raises():
     broken = stack([0], candidate(LinearConfig(), clip_norm=0.0, learning_rate=1e36, warmup_steps=0))
     with pytest.raises(NonFiniteLossError, match="learning rate"):
         [(broken.advance(), broken.validate()) for _ in range(5)]
 
 
-def test_divergence_in_the_last_step_of_an_epoch_is_found_too():
-    """The epoch's losses were finite, the weights that its last step left are not."""
+def test_divergence_in_the_last_step_of_an_epoch_raises():
+    """All losses of the epoch were finite; the weights after its last step are not."""
     broken = stack([0], candidate(batch_size=1000, clip_norm=0.0, learning_rate=1e36, warmup_steps=0))
     broken.advance()
     with pytest.raises(NonFiniteLossError):
         broken.validate()
 
 
-def test_steps_follow_from_the_largest_fold_of_all():
+def test_the_largest_fold_sets_the_number_of_steps():
     corpus = planted()
     folds = uneven(corpus)
     largest = max(len(folds.train(fold)) for fold in range(3))
@@ -301,7 +302,7 @@ def test_steps_follow_from_the_largest_fold_of_all():
     assert {stack([fold], None, corpus, folds).steps for fold in range(3)} == {math.ceil(largest / posts)}
 
 
-def test_more_posts_in_the_batch_than_a_fold_has():
+def test_a_batch_may_be_larger_than_a_fold():
     corpus = planted(posts=14)
     tiny = stack([0], candidate(batch_size=64), corpus, Folds(np.arange(14) % 2, 2))
     assert tiny.steps == 1

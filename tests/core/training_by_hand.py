@@ -15,8 +15,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from sparse_evidence.core import metrics
-from sparse_evidence.core.classic.trainer import Trainer, linear_warmup
-from sparse_evidence.core.losses import create_loss_function
+from sparse_evidence.core.classic import Trainer, create_loss_function, linear_warmup
 
 EPOCHS = 5
 VARIANTS = ("warm-up", "float16", "bfloat16", "plateau", "own generator")
