@@ -78,7 +78,7 @@ def _run() -> int:
     """Run the verb that the command line names and return its exit code."""
     try:
         # typer returns its own exit code for a KeyboardInterrupt, which is ours, too
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False) or Exit.DONE
+        code = app(sys.argv[1:] or ["--help"], prog_name="hpo", standalone_mode=False) or Exit.DONE
         if code == Exit.INTERRUPTED:
             complain("interrupted; no finished trial is lost, run the same command to resume")
     except typer.TyperException as error:

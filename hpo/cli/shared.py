@@ -25,7 +25,7 @@ Storage = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help="postgresql://USER@HOST:PORT/DATABASE (env: HPO_STORAGE; password: PGPASSWORD or "
+        help="postgresql://USER@HOST:PORT/DB (env: HPO_STORAGE; password: PGPASSWORD or "
         "HPO_STORAGE_PASSWORD_FILE). Default: an embedded Postgres under .hpo/.",
         show_default=False,
     ),

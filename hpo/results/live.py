@@ -37,10 +37,7 @@ class EmbeddingProgress(AbstractContextManager["EmbeddingProgress"]):
         self._console = console
         self._tenth = -1
         self._started = time.monotonic()
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(BAR_WIDTH), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=console, transient=True,
-        )  # fmt: skip
+        self._progress: Progress | None = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show that `done` of `total` texts are embedded."""
@@ -52,17 +49,23 @@ class EmbeddingProgress(AbstractContextManager["EmbeddingProgress"]):
             self._console.print(f"{what}: {done} of {total} texts, {spent}", soft_wrap=True)
 
     def _draw(self, what: str, done: int, total: int) -> None:
-        if not self._progress.tasks:
+        if self._progress is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(BAR_WIDTH),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self._progress = Progress(*columns, console=self._console, transient=True)
             self._progress.add_task(what, total=total)
             self._progress.start()
         self._progress.update(self._progress.task_ids[0], description=what, completed=done, total=total)
-        if done >= total:
-            self._progress.stop()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self._progress.stop()  # also when the embedding was interrupted
+        if self._progress is not None:
+            self._progress.stop()
 
 
 class LiveView(AbstractContextManager["LiveView"]):

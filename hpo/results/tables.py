@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from .status import StudyStatus
 
 BASELINE_NAMES = {"linear": "linear", "mean_prevalence": "prevalence (mean)"}
-NOT_CONFIRMED = "not confirmed: selected and scored on the same folds; expect slightly lower on new data"
 
 # --- words for values -------------------------------------------------------------------------------------------------
 
@@ -82,7 +81,7 @@ def result_table(best: BestResult, where: str) -> RenderableType:
     for name, value in sorted(best["params"].items()):
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     table.add_row("trials", _ended(best["trials"]))
-    table.add_row("confirmed", _confirmed(best["confirmed"]))
+    table.add_row(*_confirmation(best["confirmed"]))
     table.add_row("written to", where)
     return table
 
@@ -109,13 +108,12 @@ def _ended(trials: Mapping[str, Any]) -> str:
     )
 
 
-def _confirmed(confirmed: Mapping[str, Any] | None) -> str:
+def _confirmation(confirmed: Mapping[str, Any] | None) -> tuple[str, str]:
     if confirmed is None:
-        return NOT_CONFIRMED
-    times = (
-        "1 fresh cross-validation" if confirmed["repeats"] == 1 else f"{confirmed['repeats']} fresh cross-validations"
-    )
-    return f"{number(confirmed['mean'])}  sd {number(confirmed['std'])} ({times})"
+        return "not confirmed", "selected and scored on the same folds; expect slightly lower on new data"
+    repeats = confirmed["repeats"]
+    times = f"{repeats} fresh cross-validation{'' if repeats == 1 else 's'}"
+    return "confirmed", f"{number(confirmed['mean'])}  sd {number(confirmed['std'])} ({times})"
 
 
 # --- the status -------------------------------------------------------------------------------------------------------
@@ -151,7 +149,7 @@ def _attempts_line(attempts: Mapping[str, int]) -> list[Text]:
 
 
 def _workers(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("")
+    table = _table()
     for heading in ("trial", "attempt", "stage", "epoch", "since", "heartbeat", "slot", "GPU"):
         table.add_column(heading, no_wrap=True)
     table.add_column("pid, host", overflow="fold")
@@ -182,7 +180,9 @@ def plan_table(plan: Plan) -> RenderableType:
     for name, values in plan.parameters.items():
         parameters.add_row(name, values)
     notes = [Text(f"note: {note}") for note in [*plan.notes, *_duplicates_note(plan.near_duplicates)]]
-    return Group(head, "", _prevalence(plan.criteria, holdout=plan.held_out > 0), "", parameters, *notes)
+    title = Text("Positive posts: count, then % of all posts, of each fold, of the hold-out", style="bold")
+    prevalence = _prevalence(plan.criteria, holdout=plan.held_out > 0)
+    return Group(head, "", title, prevalence, "", parameters, *notes)
 
 
 def _data_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -220,10 +220,15 @@ def _cost_rows(plan: Plan) -> list[tuple[str, str]]:
         ("one epoch", f"{cost.epoch_seconds:.2f} s for all {len(plan.validation_posts)} folds, default configuration"),
         (
             "estimated",
-            f"{duration(cost.shortest_seconds)} to {duration(cost.longest_seconds)} for {plan.trials:,} trials and one "
-            "worker (no pruning; from every trial stopping early to none)",
+            f"{_span(cost.shortest_seconds, cost.longest_seconds)} for {plan.trials:,} trials and one worker "
+            "(no pruning; from every trial stopping early to none)",
         ),
     ]
+
+
+def _span(shortest: float, longest: float) -> str:
+    """`20 s to 1 min 52 s`, or one duration where both read the same."""
+    return " to ".join(dict.fromkeys([duration(shortest), duration(longest)]))
 
 
 NAMED_PAIRS = 3
@@ -250,7 +255,7 @@ def _prevalence(criteria: Sequence[Criterion], *, holdout: bool) -> Table:
     folds = len(criteria[0].folds)
     digits = 0 if 6 < folds <= MAX_FOLD_COLUMNS else 1
     listed = [str(fold) for fold in range(folds)] if folds <= MAX_FOLD_COLUMNS else ["min", "max"]
-    table = _table("Positive posts: count, then % of all posts, of each fold, of the hold-out")
+    table = _table()
     table.padding = (0, 1 if digits else 0)
     table.add_column("criterion", overflow="fold")
     for heading in ("posts", "all", *listed, *(["held"] if holdout else [])):
@@ -270,7 +275,7 @@ def _extremes(shares: Sequence[float | None]) -> list[float | None]:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _table(title: str, *, show_header: bool = True) -> Table:
+def _table(title: str = "", *, show_header: bool = True) -> Table:
     return Table(
         title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD if show_header else None,
         show_header=show_header, show_edge=False, pad_edge=False, padding=(0, 1), collapse_padding=True,
