@@ -93,7 +93,7 @@ class LiveView(AbstractContextManager["LiveView"]):
 
     def stopping(self) -> None:
         """Say that the workers are stopping, and how to stop them immediately."""
-        self.line(STOPPING)
+        self._console.print(Text(STOPPING), soft_wrap=not self._console.is_terminal)
 
     def baselines(self, scores: Mapping[str, Any] | None) -> None:
         """Print the baselines' scores."""

@@ -119,15 +119,18 @@ def _confirmation(confirmed: Mapping[str, Any] | None) -> tuple[str, str]:
 # --- the status -------------------------------------------------------------------------------------------------------
 
 _STATES = ("complete", "pruned", "infeasible", "failed", "running", "released")
+_ALWAYS_SHOWN = ("complete", "pruned", "running")
+"""The other states are shown where there are such trials."""
 
 
 def status_table(status: StudyStatus) -> RenderableType:
     """What `hpo status` prints."""
     trials, best, metric = status["trials"], status["best"], metric_text(status["metric"])
     counts: Mapping[str, Any] = trials
+    states = [f"{counts[state]} {state}" for state in _STATES if counts[state] or state in _ALWAYS_SHOWN]
     lines = [
         Text(f"{status['study']}: {trials['finished']} of {trials['requested']} trials finished", style="bold"),
-        Text(", ".join(f"{counts[state]} {state}" for state in _STATES)),
+        Text(", ".join(states)),
         Text(f"best {metric} {number(best['value'])} (trial {best['trial']})" if best else "no score yet"),
         Text(f"Baselines ({metric}): {baselines_text(status['metric'], status['baselines'])}"),
         *_pace_line(status["pace"]),
@@ -240,10 +243,10 @@ def _duplicates_note(duplicates: NearDuplicates) -> list[str]:
         return []
     named = ", ".join(f"{first} and {second}" for first, second in duplicates.posts[:NAMED_PAIRS])
     more = ", …" if duplicates.pairs > NAMED_PAIRS else ""
-    pairs = "1 pair" if duplicates.pairs == 1 else f"{duplicates.pairs:,} pairs"
+    one = duplicates.pairs == 1
     return [
-        f"{pairs} of near-duplicate posts are in different groups ({named}{more}): give them the same group, or folds "
-        "may share their text"
+        f"{duplicates.pairs:,} pair{'' if one else 's'} of near-duplicate posts {'is' if one else 'are'} in different "
+        f"groups ({named}{more}): give them the same group, or folds may share their text"
     ]
 
 
