@@ -34,7 +34,7 @@ def start(tmp_path: Path, cache: Path) -> Iterator[Start]:
         process = subprocess.Popen(
             [sys.executable, "-m", "sparse_evidence.hpo", *map(str, arguments)],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "HPO_CACHE": str(cache), **environment},
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "HPO_CACHE": str(cache), **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -125,8 +125,9 @@ def test_a_mistake_in_the_study_file(hpo, tmp_path, verb, rest, expected):
     assert not (tmp_path / ".hpo").exists()
 
 
-def test_every_mistake_in_the_study_file_is_on_a_line(hpo, tmp_path):
-    code, err = hpo("validate", str(wrong(tmp_path, '[model]\nname = "irsi"\n[split]\nfolds = 1\n[trainin]\n')))
+@pytest.mark.parametrize("verb", ["validate", "run", "worker", "status", "export", "dashboard"])
+def test_every_mistake_in_the_study_file_is_on_its_own_line(hpo, tmp_path, verb):
+    code, err = hpo(verb, str(wrong(tmp_path, '[model]\nname = "irsi"\n[split]\nfolds = 1\n[trainin]\n')))
     assert code == 2
     assert all(fragment in a_list(err, 4) for fragment in ["study.toml", "irsi", "[split] folds", "trainin", "[data]"])
 
@@ -234,7 +235,7 @@ def in_a_process(folder: Path, *arguments: str, **environment: str) -> subproces
     return subprocess.run(
         [sys.executable, "-m", "sparse_evidence.hpo", *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HPO_CACHE": str(folder / "cache"), **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "HPO_CACHE": str(folder / "cache"), **environment},
         capture_output=True,
         text=True,
         timeout=120,
