@@ -1,4 +1,4 @@
-"""`hpo status`: who works on what, and what was begun more than once."""
+"""`hpo status`: running trials and their workers, and trials that were started more than once."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def test_status_shows_workers_and_attempts(database: str, tmp_path: Path) -> Non
     assert {"stage", "epoch"} <= set(row)
     assert 0 <= row["heartbeat_age"] < 20
     assert state["attempts"] == {"0": 2}
-    assert "begun more than once: trial 0 (2 times)" in words
+    assert "started more than once: trial 0 (2 times)" in words
     assert socket.gethostname() in words
-    assert "handed back" in asked(tmp_path, database)
+    assert "released" in asked(tmp_path, database)
     connection.engine_of(study).dispose()
 
 
