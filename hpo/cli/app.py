@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, NoReturn
 
@@ -96,7 +97,8 @@ def _run() -> int:
 
 def _complain_of(error: Exception) -> None:
     """Print the error: one line, or a headline and one line for each of several mistakes."""
-    message, problems = str(error), getattr(error, "problems", ())
+    message = str(error)
+    problems: Sequence[str] = getattr(error, "problems", ())
     if len(problems) < 2 or problems[0] not in message:
         complain(message)
         return
