@@ -103,10 +103,10 @@ class LiveView(AbstractContextManager["LiveView"]):
         """Show the study as it is now."""
         from ..database.claims_sql import list_claims
 
-        self._meter.update(finished=counts.finished, running=counts.running)
+        claims = list_claims(engine_of(self._study), self._study)
+        self._meter.update(finished=counts.finished, running=sum(not row["released"] for row in claims))
         if self._console.is_terminal:
             self._live.start()
-            claims = list_claims(engine_of(self._study), self._study)
             self._live.update(self.drawn(counts, claims), refresh=True)
             return
         for trial in _finished(self._study):
@@ -157,7 +157,7 @@ def _bar(done: int, total: int, pace: str) -> RenderableType:
 
 
 def _states(counts: Counts) -> list[str]:
-    """The finished trials by state; infeasible and failed ones where there are any."""
+    """The finished trials by state; infeasible and failed ones only if there are any."""
     always = [f"{counts.complete} complete", f"{counts.pruned} pruned"]
     failures = {"infeasible": counts.infeasible, "failed": counts.failed}
     return [*always, *(f"{count} {state}" for state, count in failures.items() if count)]

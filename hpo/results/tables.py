@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 BASELINE_NAMES = {"linear": "linear", "mean_prevalence": "prevalence (mean)"}
 
-# --- words for values -------------------------------------------------------------------------------------------------
+# --- text for values --------------------------------------------------------------------------------------------------
 
 
 def number(value: float | None) -> str:
@@ -120,7 +120,9 @@ def _confirmation(confirmed: Mapping[str, Any] | None) -> tuple[str, str]:
 
 _STATES = ("complete", "pruned", "infeasible", "failed", "running", "released")
 _ALWAYS_SHOWN = ("complete", "pruned", "running")
-"""The other states are shown where there are such trials."""
+"""The other states are shown only if there are such trials."""
+GPU_CHARACTERS = 12
+"""Enough of a GPU's UUID to recognise it: `GPU-1a2b3c4d`."""
 
 
 def status_table(status: StudyStatus) -> RenderableType:
@@ -161,7 +163,7 @@ def _workers(rows: Sequence[Mapping[str, Any]]) -> Table:
             str(row["trial"]), str(row["attempt"]), str(row["stage"] + 1), str(row["epoch"]),
             duration(row["held_seconds"]),
             "released" if row["released"] else f"{duration(row['heartbeat_age'])} ago",
-            str(row["slot"]), row["gpu"] or "–", f"{row['pid']} {row['host']}",
+            str(row["slot"]), (row["gpu"] or "–")[:GPU_CHARACTERS], f"{row['pid']} {row['host']}",
         )  # fmt: skip
     return table
 

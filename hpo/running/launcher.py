@@ -1,7 +1,7 @@
 """Runs a study on this machine: prepares it, starts one worker per slot, and watches until its trials are finished.
 
 `start_study` and `run_study` are `hpo run`, `run_slots` is `hpo worker --slots`. Call them in the main thread, which
-receives signals. Nothing here draws: an `Observer` is told what happens.
+receives signals. Nothing here draws: an `Observer` follows the run.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def run_study(started: StartedStudy, observer: Observer, *, workers: int | None 
 
     Args:
         started: from `start_study`.
-        observer: is told what happens.
+        observer: follows the run.
         workers: worker processes; None: one per GPU, without a GPU one per core, at most 4.
 
     Raises:

@@ -160,6 +160,14 @@ def test_a_status_with_workers():
         assert expected in text.replace(" \n", "\n").replace("  \n", "\n")
 
 
+def test_a_gpu_is_named_by_the_start_of_its_uuid():
+    state = status()
+    state["workers"][0]["gpu"] = "GPU-1a2b3c4d-5e6f-7890-abcd-ef0123456789"
+    text = drawn(tables.status_table(state))
+    assert "GPU-1a2b3c4d 123456" in unwrapped(text)
+    assert "5e6f" not in text
+
+
 def test_a_status_without_workers_has_no_pace():
     pace = {"trials_per_hour": None, "seconds_left": None}
     text = drawn(tables.status_table(status(workers=[], best=None, baselines=None, attempts={}, pace=pace)))
@@ -178,7 +186,7 @@ def test_a_status_shows_released_trials_as_released():
     assert "ago" not in text
 
 
-# --- words for values -------------------------------------------------------------------------------------------------
+# --- text for values --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
