@@ -1,1 +1,1 @@
-"""A study as values and as what people look at."""
+"""What a study amounts to, as plain values (plan, status, best), and their display: tables, live view, dashboard."""

@@ -6,12 +6,12 @@ import json
 from collections.abc import Container, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from sparse_evidence.core.cache import write_atomically
 from sparse_evidence.core.errors import UserError
 
-from ..database.record import BASELINES, CONFIG, CV, IDENTITY, REQUESTED
+from ..database import record
 from .provenance import git_commit, versions
 
 if TYPE_CHECKING:
@@ -21,10 +21,26 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
+class BestResult(TypedDict):
+    """The content of `best.json`; `studies/best.schema.json` describes every key."""
+
+    schema: int
+    study: str
+    metric: str
+    value: float | None
+    trial: int
+    params: dict[str, Any]
+    config: dict[str, Any]
+    cv: dict[str, Any]
+    trials: dict[str, int | None]
+    confirmed: dict[str, Any] | None
+    provenance: dict[str, Any]
+
+
 def best_trial(study: Study, among: Container[int] | None = None) -> FrozenTrial | None:
     """The best trial that was scored on all folds, the earliest among equals; None if there is none yet.
 
-    `among` leaves out trials with other numbers.
+    With `among`, only trials with these numbers count.
     """
     from optuna.study import StudyDirection
     from optuna.trial import TrialState
@@ -32,7 +48,7 @@ def best_trial(study: Study, among: Container[int] | None = None) -> FrozenTrial
     complete = [
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if CV in trial.user_attrs and trial.value is not None and (among is None or trial.number in among)
+        if record.CV in trial.user_attrs and trial.value is not None and (among is None or trial.number in among)
     ]
     if not complete:
         return None
@@ -40,51 +56,57 @@ def best_trial(study: Study, among: Container[int] | None = None) -> FrozenTrial
     return min(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
 
 
-def best_result(study: Study) -> dict[str, Any]:
-    """The best parameters with everything needed to train on and to judge them (`studies/best.schema.json`).
+def best_result(study: Study) -> BestResult:
+    """The best parameters with everything needed to train with them and to judge them.
 
     Raises:
         UserError: no trial is complete yet.
     """
-    from ..database.claims_sql import count_trials
-
     trial = best_trial(study)
     if trial is None:
         raise UserError(f"the study {study.study_name!r} has no complete trial yet; let `hpo run` finish one first")
-    identity = study.user_attrs[IDENTITY]
-    counts = count_trials(study)
-    cv = trial.user_attrs[CV]
     return {
         "schema": SCHEMA,
         "study": study.study_name,
-        "metric": identity["definition"]["search"]["metric"],
+        "metric": record.metric(study),
         "value": trial.value,
         "trial": trial.number,
         "params": dict(trial.params),
-        "config": trial.user_attrs[CONFIG],
-        "cv": {**cv, "floors": study.user_attrs.get(BASELINES)},
-        "trials": {
-            "complete": counts.complete,
-            "pruned": counts.pruned,
-            "failed": counts.failed,
-            "infeasible": counts.infeasible,
-            "requested": study.user_attrs.get(REQUESTED),
-        },
+        "config": record.config(trial),
+        "cv": {**trial.user_attrs[record.CV], "floors": record.baselines(study)},
+        "trials": _trials(study),
         "confirmed": None,
-        "provenance": {
-            "definition_sha256": identity["definition_sha256"],
-            "data_sha256": identity["data_sha256"],
-            "folds_sha256": identity["folds_sha256"],
-            "git": git_commit(),
-            "seed": identity["definition"]["search"]["seed"],
-            "versions": versions(),
-            "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        },
+        "provenance": _provenance(record.identity(study)),
+    }
+
+
+def _trials(study: Study) -> dict[str, int | None]:
+    from ..database.claims_sql import count_trials
+
+    counts = count_trials(study)
+    return {
+        "complete": counts.complete,
+        "pruned": counts.pruned,
+        "failed": counts.failed,
+        "infeasible": counts.infeasible,
+        "requested": record.requested(study),
+    }
+
+
+def _provenance(identity: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "definition_sha256": identity["definition_sha256"],
+        "data_sha256": identity["data_sha256"],
+        "folds_sha256": identity["folds_sha256"],
+        "git": git_commit(),
+        "seed": identity["definition"]["search"]["seed"],
+        "versions": versions(),
+        "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
 def write_json(values: Mapping[str, Any], path: Path) -> None:
-    """Write sorted, NaN-free JSON that nobody ever sees half written.
+    """Write sorted JSON without NaN; the file is replaced in one step, so that no reader sees half of it.
 
     Raises:
         UserError: the file cannot be written.
@@ -97,7 +119,7 @@ def write_json(values: Mapping[str, Any], path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Find out before the search, not after it, that the result could not be written.
+    """Check before the search, not after it, that the result can be written.
 
     Raises:
         UserError: `path` is a folder, or its folder is missing or cannot be written to.

@@ -1,7 +1,7 @@
-"""optuna-dashboard over the same storage: on loopback and read-only unless told otherwise.
+"""optuna-dashboard over the study's database, by default on loopback and read-only.
 
-optuna-dashboard itself has no authentication, no read-only mode and no check of the Host header, so a page in the
-user's browser could rename or delete studies through a rebound name. The gate below refuses that.
+optuna-dashboard itself has no authentication, no read-only mode and no check of the Host header, so any web page in
+the user's browser could rename or delete studies by DNS rebinding. The gate below prevents that.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hmac
 import ipaddress
+import json
 import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,14 @@ _HEADERS = [("X-Frame-Options", "DENY"), ("X-Content-Type-Options", "nosniff"), 
 
 
 class Gate:
-    """WSGI middleware: reading only, known hosts only, and a password where one is set."""
+    """WSGI middleware that admits known hosts, a correct password where one is set, and reading requests.
+
+    Args:
+        application: what it protects.
+        hosts: allowed names in the Host header, without a port; None: any.
+        password: the password of HTTP basic authentication, with any user name; None: no authentication.
+        changes: admit requests that change something, too.
+    """
 
     def __init__(
         self, application: Application, *, hosts: frozenset[str] | None, password: str | None, changes: bool
@@ -37,45 +45,47 @@ class Gate:
         self._changes = changes
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Answer one request."""
-        if self._hosts is not None and _name(environ.get("HTTP_HOST", "")) not in self._hosts:
+        """Answer one request, or refuse it."""
+        if self._hosts is not None and _host_name(environ.get("HTTP_HOST", "")) not in self._hosts:
             return _refuse(start_response, "421 Misdirected Request", "this dashboard answers to loopback names only")
-        if self._password is not None and not _knows(environ.get("HTTP_AUTHORIZATION", ""), self._password):
-            return _refuse(start_response, "401 Unauthorized", "password needed", ("WWW-Authenticate", "Basic"))
+        if self._password is not None and not _authenticated(environ.get("HTTP_AUTHORIZATION", ""), self._password):
+            return _refuse(start_response, "401 Unauthorized", "password required", ("WWW-Authenticate", "Basic"))
         if environ["REQUEST_METHOD"] not in {"GET", "HEAD"} and not self._changes:
             return _refuse(start_response, "403 Forbidden", "read-only; start with --allow-changes to edit")
         # its static files fail without this header
         environ.setdefault("HTTP_ACCEPT_ENCODING", "identity")
 
-        def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:  # noqa: ANN401 (WSGI)
-            return start_response(status, headers + _HEADERS, *rest)
+        def start(status: str, headers: list[tuple[str, str]], *extra: Any) -> Any:  # noqa: ANN401 (WSGI)
+            return start_response(status, headers + _HEADERS, *extra)
 
         return self._application(environ, start)
 
 
 def _refuse(start_response: Callable[..., Any], status: str, reason: str, *headers: tuple[str, str]) -> Iterable[bytes]:
-    start_response(status, [("Content-Type", "text/plain; charset=utf-8"), *headers, *_HEADERS])
-    return [f"{reason}\n".encode()]
+    """Answer with the reason as JSON, which the dashboard's pages display."""
+    start_response(status, [("Content-Type", "application/json"), *headers, *_HEADERS])
+    return [json.dumps({"reason": reason}).encode()]
 
 
-def _name(host: str) -> str:
+def _host_name(host: str) -> str:
     """The Host header without its port, in lower case."""
     return host.rsplit(":", 1)[0].lower() if not host.endswith("]") else host.lower()
 
 
-def _knows(authorization: str, password: str) -> bool:
-    kind, _, coded = authorization.partition(" ")
-    if kind.lower() != "basic":
+def _authenticated(authorization: str, password: str) -> bool:
+    """Does the Authorization header carry the password?"""
+    scheme, _, encoded = authorization.partition(" ")
+    if scheme.lower() != "basic":
         return False
     try:
-        given = base64.b64decode(coded, validate=True).decode().partition(":")[2]
+        sent = base64.b64decode(encoded, validate=True).decode().partition(":")[2]
     except ValueError:
         return False
-    return hmac.compare_digest(given.encode(), password.encode())
+    return hmac.compare_digest(sent.encode(), password.encode())
 
 
 def is_loopback(host: str) -> bool:
-    """Can only this machine reach `host`?"""
+    """Is `host` reachable from this machine only?"""
     if host == "localhost":
         return True
     try:
@@ -85,14 +95,14 @@ def is_loopback(host: str) -> bool:
 
 
 def check_exposure(host: str) -> None:
-    """Refuse to be open to the network without a password.
+    """Refuse to serve the network without a password.
 
     Raises:
-        UserError: it would be.
+        UserError: `host` is reachable from other machines and no password is set.
     """
     if not is_loopback(host) and not os.environ.get(PASSWORD_VARIABLE):
         raise UserError(
-            f"the dashboard on {host} could be read by anyone on the network; set {PASSWORD_VARIABLE}, or leave out "
+            f"the dashboard on {host} could be read by anyone on the network; set {PASSWORD_VARIABLE}, or omit "
             "--host to serve this machine only"
         )
 
@@ -101,7 +111,7 @@ def application(storage: BaseStorage, *, host: str, changes: bool) -> Applicatio
     """The dashboard behind its gate.
 
     Raises:
-        UserError: it would be open to the network without a password.
+        UserError: `host` is reachable from other machines and no password is set.
     """
     import optuna_dashboard
 
@@ -112,10 +122,17 @@ def application(storage: BaseStorage, *, host: str, changes: bool) -> Applicatio
 
 
 def serve(storage: BaseStorage, *, host: str, port: int, changes: bool, ready: Callable[[str], None]) -> None:
-    """Serve until interrupted; `ready` is told the address once the port is open.
+    """Serve until interrupted.
+
+    Args:
+        storage: from `open_storage`.
+        host: address to listen on.
+        port: port to listen on; 0: any free one.
+        changes: allow editing and deleting.
+        ready: called with the page's address once the port is open.
 
     Raises:
-        UserError: the port cannot be opened.
+        UserError: the port cannot be opened, or other machines could read without a password.
     """
     import waitress
 
@@ -124,7 +141,7 @@ def serve(storage: BaseStorage, *, host: str, port: int, changes: bool, ready: C
         server = waitress.create_server(gated, host=host, port=port, threads=4, ident=None)
     except OSError as error:
         raise UserError(
-            f"the dashboard cannot listen on {host}:{port} ({error.strerror}); name another one with --port"
+            f"the dashboard cannot listen on {host}:{port} ({error.strerror}); choose another one with --port"
         ) from error
     shown = f"[{host}]" if ":" in host else host
     ready(f"http://{shown}:{server.effective_port}/dashboard/")

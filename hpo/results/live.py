@@ -1,182 +1,170 @@
-"""What moves while people wait: the embedding's progress, and the state of a running study."""
+"""Progress while people wait: of the embedding, and of a running study."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from ..database import record
 from ..database.connection import engine_of
 from .best import best_trial
-from .tables import baselines_text, duration, number
+from .pace import PaceMeter
+from .tables import baselines_text, duration, metric_text, number, pace_text
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
     from ..database.claims_sql import Counts
+    from ..running.launcher import StartedStudy
 
-BAR = 28
+BAR_WIDTH = 28
+STOPPING = "Stopping: workers finish their epoch and release their trials. Press Ctrl-C again to stop immediately."
 
 
-class EmbeddingProgress:
+class EmbeddingProgress(AbstractContextManager["EmbeddingProgress"]):
     """A bar on a terminal, a line per tenth elsewhere; nothing at all when nothing has to be embedded."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._tenth = -1
-        self._live: Live | None = None
         self._started = time.monotonic()
+        self._progress: Progress | None = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Show how far it is."""
-        spent = time.monotonic() - self._started
+        """Show that `done` of `total` texts are embedded."""
         if self._console.is_terminal:
-            if self._live is None:
-                self._live = Live(console=self._console, transient=True)
-                self._live.start()
-            left = f"{duration(spent / done * (total - done))} left" if done else ""
-            self._live.update(_bar(done, total, f"{done} of {total}  {left}", title=what))
-            if done >= total:
-                self.close()
+            self._draw(what, done, total)
         elif done * 10 // total > self._tenth:
             self._tenth = done * 10 // total
-            self._console.print(f"{what}: {done} of {total} texts, {duration(spent)}", soft_wrap=True)
+            spent = duration(time.monotonic() - self._started)
+            self._console.print(f"{what}: {done} of {total} texts, {spent}", soft_wrap=True)
 
-    def close(self) -> None:
-        """Take the bar away, also when the embedding was interrupted."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-
-class Pace:
-    """How fast trials get finished, from the first one at work on: what workers need to start is not counted."""
-
-    def __init__(self, finished: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._before = finished
-        self._done = 0
-        self._since: float | None = None
-        self._last = 0.0
-
-    def update(self, counts: Counts) -> None:
-        """Take note of what is running and finished."""
-        now = self._clock()
-        done = counts.finished - self._before
-        if self._since is None and (counts.running or done):
-            self._since = now
-        if done > self._done:
-            self._done, self._last = done, now
-
-    @property
-    def seconds_per_trial(self) -> float | None:
-        """From the start to the trial finished last; None while that is not known."""
-        if self._since is None or self._done == 0 or self._last <= self._since:
-            return None
-        return (self._last - self._since) / self._done
-
-    def seconds_left(self, trials: int) -> float | None:
-        """Until `trials` more are finished."""
-        if self.seconds_per_trial is None:
-            return None
-        return max(trials * self.seconds_per_trial - (self._clock() - self._last), 0.0)
-
-
-class LiveView(AbstractContextManager["LiveView"]):
-    """The state of a running study: redrawn in place on a terminal, a line per finished trial elsewhere."""
-
-    def __init__(self, console: Console, study: Study, *, trials: int, metric: str) -> None:
-        from ..database.claims_sql import count_trials
-
-        self._console = console
-        self._study = study
-        self._trials = trials
-        self._metric = metric
-        self._told = {trial.number for trial in _finished(study)}
-        self._pace = Pace(count_trials(study).finished)
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-        return self
+    def _draw(self, what: str, done: int, total: int) -> None:
+        if self._progress is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(BAR_WIDTH),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self._progress = Progress(*columns, console=self._console, transient=True)
+            self._progress.add_task(what, total=total)
+            self._progress.start()
+        self._progress.update(self._progress.task_ids[0], description=what, completed=done, total=total)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        if self._progress is not None:
+            self._progress.stop()
 
-    def say(self, line: str) -> None:
-        """Print a line of a worker above the view."""
-        self._console.print(Text(line), soft_wrap=True)
 
-    def update(self) -> Counts:
-        """Read the study, show it, and return its trials by state."""
-        from ..database.claims_sql import count_trials, list_claims
+class LiveView(AbstractContextManager["LiveView"]):
+    """The `Observer` of `hpo run`: redrawn in place on a terminal, a line per finished trial elsewhere."""
 
-        counts = count_trials(self._study)
-        self._pace.update(counts)
-        if self._live is None:
-            for trial in _finished(self._study):
-                if trial.number not in self._told:
-                    self._told.add(trial.number)
-                    self._console.print(self._line(trial), soft_wrap=True)
-        else:
-            held = list_claims(engine_of(self._study), self._study)
-            self._live.update(self.drawn(counts, held), refresh=True)
-        return counts
+    def __init__(self, console: Console, started: StartedStudy) -> None:
+        from ..database.claims_sql import count_trials
 
-    def _line(self, trial: FrozenTrial) -> str:
-        best = best_trial(self._study, self._told)
-        parts = [f"{len(self._told)}/{self._trials} trial {trial.number} {_outcome(trial)}"]
+        self._console = console
+        self._study = started.study
+        self._trials = started.trials
+        self._metric = started.definition.search.metric
+        self._reported = {trial.number for trial in _finished(self._study)}
+        self._meter = PaceMeter(count_trials(self._study).finished)
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def line(self, text: str) -> None:
+        """Print a line above the view."""
+        self._console.print(Text(text), soft_wrap=True)
+
+    def stopping(self) -> None:
+        """Say that the workers are stopping, and how to stop them immediately."""
+        self._console.print(Text(STOPPING), soft_wrap=not self._console.is_terminal)
+
+    def baselines(self, scores: Mapping[str, Any] | None) -> None:
+        """Print the baselines' scores."""
+        self.line(f"Baselines ({metric_text(self._metric)}): {baselines_text(self._metric, scores)}")
+
+    def counts(self, counts: Counts) -> None:
+        """Show the study as it is now."""
+        from ..database.claims_sql import list_claims
+
+        claims = list_claims(engine_of(self._study), self._study)
+        self._meter.update(finished=counts.finished, running=sum(not row["released"] for row in claims))
+        if self._console.is_terminal:
+            self._live.start()
+            self._live.update(self.drawn(counts, claims), refresh=True)
+            return
+        for trial in _finished(self._study):
+            if trial.number not in self._reported:
+                self._reported.add(trial.number)
+                self.line(self._trial_line(trial))
+
+    def _trial_line(self, trial: FrozenTrial) -> str:
+        best = best_trial(self._study, self._reported)
+        parts = [f"{len(self._reported)}/{self._trials} trial {trial.number} {_outcome(trial)}"]
         parts += [f"best {number(best.value)}"] if best else []
-        return " · ".join([*parts, *self._speed(len(self._told))])
+        return " · ".join([*parts, *self._pace(len(self._reported))])
 
-    def drawn(self, counts: Counts, held: Sequence[Mapping[str, Any]]) -> RenderableType:
-        """Four lines of at most the terminal's width."""
-        speed = self._speed(counts.finished) or (["workers are starting"] if not counts.running else [])
-        states = [f"{getattr(counts, name)} {name}" for name in ("complete", "pruned", "infeasible", "failed")]
-        states = [words for words in states if not words.startswith("0 ") or words in {"0 complete", "0 pruned"}]
+    def drawn(self, counts: Counts, claims: Sequence[Mapping[str, Any]]) -> RenderableType:
+        """A bar and three lines of at most the terminal's width.
+
+        Args:
+            counts: trials by state.
+            claims: the trials that are not finished, from `list_claims`.
+        """
+        running = [row for row in claims if not row["released"]]
+        pace = self._pace(counts.finished) or ([] if running else ["workers are starting"])
         best = best_trial(self._study)
         value = f"{number(best.value)} (trial {best.number})" if best else "not known yet"
-        floors = baselines_text(self._metric, record.baselines(self._study))
-        running = ", ".join(map(_at_work, held))
+        baselines = baselines_text(self._metric, record.baselines(self._study))
+        at_work = ", ".join(map(_claim_text, running))
         lines = [
-            Text(" · ".join([*states, f"{counts.running} running"])),
-            Text.assemble("best ", f"{self._metric} ", (value, "bold green" if best else "dim"), f" · {floors}"),
-            Text(f"at work: {running}" if running else "", style="dim"),
+            Text(" · ".join([*_states(counts), f"{len(running)} running"])),
+            Text.assemble("best ", f"{metric_text(self._metric)} ", (value, "bold green" if best else "dim")),
+            Text(f"baselines: {baselines}", style="dim"),
+            Text(f"running: {at_work}" if at_work else "", style="dim"),
         ]
         for line in lines:
             line.no_wrap, line.overflow = True, "ellipsis"
-        return Group(_bar(counts.finished, self._trials, " · ".join(speed)), *lines)
+        return Group(_bar(min(counts.finished, self._trials), self._trials, " · ".join(pace)), *lines)
 
-    def _speed(self, finished: int) -> list[str]:
-        each, left = self._pace.seconds_per_trial, self._pace.seconds_left(max(self._trials - finished, 0))
-        if each is None or left is None:
+    def _pace(self, finished: int) -> list[str]:
+        if (pace := self._meter.pace) is None:
             return []
-        pace = f"{60 / each:.1f} trials/min" if each < 60 else f"{3600 / each:.1f} trials/h"
-        return [pace, f"{duration(left)} left"]
+        left = pace.seconds_left(max(self._trials - finished, 0))
+        return [pace_text(pace.trials_per_hour), f"{duration(left)} left"]
 
 
-def _bar(done: int, total: int, words: str, title: str = "") -> RenderableType:
-    done = min(done, total)
-    grid = Table.grid(padding=(0, 1))
-    grid.add_row(title or f"{done}/{total}", ProgressBar(total=total, completed=done, width=BAR), words)
-    return grid
+def _bar(done: int, total: int, pace: str) -> RenderableType:
+    progress = Progress(MofNCompleteColumn(), BarColumn(BAR_WIDTH), TextColumn("{task.description}"))
+    progress.add_task(pace, completed=done, total=total)
+    return progress.get_renderable()
+
+
+def _states(counts: Counts) -> list[str]:
+    """The finished trials by state; infeasible and failed ones only if there are any."""
+    always = [f"{counts.complete} complete", f"{counts.pruned} pruned"]
+    failures = {"infeasible": counts.infeasible, "failed": counts.failed}
+    return [*always, *(f"{count} {state}" for state, count in failures.items() if count)]
 
 
 def _finished(study: Study) -> list[FrozenTrial]:
+    """The finished trials in the order in which they ended."""
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     return sorted(trials, key=lambda trial: (trial.datetime_complete, trial.number))
 
@@ -190,10 +178,10 @@ def _outcome(trial: FrozenTrial) -> str:
         step = trial.last_step
         folds = "1 fold" if step == 1 else f"{step} folds"
         return f"{number(trial.intermediate_values[step])} on {folds}, pruned" if step else "pruned"
-    return "infeasible" if "hpo:reason" in trial.user_attrs else "failed"
+    return "failed" if record.reason(trial) is None else "infeasible"
 
 
-def _at_work(row: Mapping[str, Any]) -> str:
+def _claim_text(row: Mapping[str, Any]) -> str:
     # The epoch comes with the heartbeat, so a trial of seconds never shows one.
-    place = f", stage {row['stage'] + 1}, epoch {row['epoch']}" if row["epoch"] else ""
-    return f"trial {row['trial']} ({duration(row['held_seconds'])}{place})"
+    position = f", stage {row['stage'] + 1}, epoch {row['epoch']}" if row["epoch"] else ""
+    return f"trial {row['trial']} ({duration(row['held_seconds'])}{position})"

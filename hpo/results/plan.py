@@ -1,59 +1,155 @@
-"""What a study will be like before it starts: data, folds, floors, and the price of a real epoch."""
+"""A dry run: loads a study's data for real, measures an epoch, and returns what the study will be like."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sparse_evidence.core.features.chunks import share_within
+from sparse_evidence.core.features.retrieval import near_duplicates
 from sparse_evidence.core.models import fuses_folds
 
 from ..running.task import Progress, StudyTask, load_task
 from ..study import space
 from ..study.definition import StudyDefinition
 from ..study.fields import Choices, Range
-from .tables import baselines_text, duration, number
+
+Clock = Callable[[], float]
+"""Seconds since any fixed moment."""
+
+PROBE_EPOCHS = 4
+PROBE_SECONDS = 20.0
+"""After this long no further epoch is measured."""
+NAMED_DUPLICATES = 20
+"""The most similar pairs of near-duplicates are named, at most this many."""
 
 
-def make_plan(definition: StudyDefinition, progress: Progress | None = None) -> dict[str, Any]:
-    """Prepare the study for real, train one epoch of the default configuration, and tell what was found.
+@dataclass(frozen=True)
+class ChunksPerPost:
+    """How many chunks the posts have."""
 
-    Returns:
-        `facts` (name to words), `criteria` (rows of numbers), `holdout` (is there one), `parameters` (name to what is
-        searched), `notes` (sentences).
+    smallest: int
+    median: int
+    largest: int
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """How common a criterion is: shares of positive posts among those labelled, None where none is labelled."""
+
+    name: str
+    positives: int
+    prevalence: float | None
+    folds: tuple[float | None, ...]
+    """Of each fold's validation posts."""
+    holdout: float | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An estimate of the time that one worker needs for the whole study."""
+
+    epoch_seconds: float
+    """One epoch of all folds of the default configuration, validation included."""
+    shortest_seconds: float
+    """If every trial stops as early as `patience` allows, and none is pruned."""
+    longest_seconds: float
+    """If no trial stops early, and none is pruned."""
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """Posts of different groups with almost the same text: folds leak through them."""
+
+    pairs: int
+    posts: tuple[tuple[str, str], ...]
+    """Identifiers of the most similar pairs, at most `NAMED_DUPLICATES`."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `hpo validate` reports."""
+
+    study: str
+    path: str
+    posts: int
+    groups: int
+    held_out: int
+    """Posts in the hold-out."""
+    chunks: int
+    chunks_per_post: ChunksPerPost
+    stages: tuple[int, ...]
+    """Folds trained in each stage."""
+    validation_posts: tuple[int, ...]
+    """Of each fold."""
+    texts: int
+    embedded_now: int
+    """Texts whose embeddings were not in the cache."""
+    short_posts: dict[int, float]
+    """By each limit of `k_retrieved`: the share of posts with no more chunks than that."""
+    metric: str
+    baselines: dict[str, Any]
+    trials: int
+    cost: Cost
+    criteria: tuple[Criterion, ...]
+    parameters: dict[str, str]
+    """By name, what is searched."""
+    near_duplicates: NearDuplicates
+    notes: tuple[str, ...]
+    """What the data's reader noticed."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        return asdict(self)
+
+
+def make_plan(definition: StudyDefinition, progress: Progress | None = None) -> Plan:
+    """Load the study's data and plan it.
+
+    Raises:
+        UserError: the data, the folds or the encoder cannot be used.
     """
-    task = load_task(definition, progress=progress)
-    corpus, folds = task.corpus, task.folds
-    held = int((folds.assignment < 0).sum())
+    return plan_task(load_task(definition, progress=progress))
+
+
+def plan_task(task: StudyTask, *, clock: Clock = time.perf_counter) -> Plan:
+    """Count and measure a study whose data are loaded; trains a few epochs of the default configuration."""
+    definition, corpus, folds = task.definition, task.corpus, task.folds
     lengths = np.diff(task.chunks.offsets)
-    facts = {
-        "study": f"{definition.name} ({definition.path})",
-        "posts": f"{len(corpus)} in {len(set(corpus.groups))} groups; {held} of them held out",
-        "chunks": f"{len(task.chunks.texts)}; a post has {lengths.min()} to {lengths.max()}, "
-        f"half of them {int(np.median(lengths))} or fewer",
-        "folds": f"{folds.count}, in stages of {', '.join(map(str, definition.split.stage_sizes()))}; "
-        f"validation posts {', '.join(str(len(folds.validation(f))) for f in range(folds.count))}",
-        "embedding": task.embedding_summary,
-        **_retrieval(task),
-        **_floors(task),
-        **_cost(task),
-    }
-    return {
-        "facts": facts,
-        "criteria": _criteria(task),
-        "holdout": held > 0,
-        "parameters": space.parameters(definition),
-        "notes": list(corpus.notes),
-    }
+    return Plan(
+        study=definition.name,
+        path=str(definition.path),
+        posts=len(corpus),
+        groups=len(set(corpus.groups)),
+        held_out=int((folds.assignment < 0).sum()),
+        chunks=len(task.chunks.texts),
+        chunks_per_post=ChunksPerPost(int(lengths.min()), int(np.median(lengths)), int(lengths.max())),
+        stages=tuple(definition.split.stage_sizes()),
+        validation_posts=tuple(len(folds.validation(fold)) for fold in range(folds.count)),
+        texts=task.texts,
+        embedded_now=task.computed,
+        short_posts={k: share_within(task.chunks, k) for k in _retrieved(definition)},
+        metric=definition.search.metric,
+        baselines=task.baselines(),
+        trials=definition.search.trials,
+        cost=_cost(task, clock),
+        criteria=_criteria(task),
+        parameters=space.parameters(definition),
+        near_duplicates=_near_duplicates(task),
+        notes=tuple(corpus.notes),
+    )
 
 
-def _retrieval(task: StudyTask) -> dict[str, str]:
-    """Where a post has no more chunks than k, "retrieval" returns all of it: say how often."""
+def _retrieved(definition: StudyDefinition) -> list[int]:
+    """The limits and choices of `k_retrieved`, sorted; empty where no model retrieves."""
     ks: set[int] = set()
-    for alternative in task.definition.model:
+    for alternative in definition.model:
         match alternative.specs.get("k_retrieved"):
             case Range(low=low, high=high):
                 ks |= {int(low), int(high)}
@@ -61,55 +157,39 @@ def _retrieval(task: StudyTask) -> dict[str, str]:
                 ks |= {int(str(value)) for value in values}
             case int(value):
                 ks.add(value)
-    shares = [f"{100 * share_within(task.chunks, k):.1f} % at k = {k}" for k in sorted(ks)]
-    return {"short posts": f"with no more than k chunks, so read whole: {', '.join(shares)}"} if shares else {}
+    return sorted(ks)
 
 
-def _floors(task: StudyTask) -> dict[str, str]:
-    metric, floors = task.definition.search.metric, task.baselines()
-    unread = (
-        f"AUROC {number(floors['criterion_only_auroc'])}, F1 {number(floors['criterion_only_f1'])}; "
-        f"all called positive: F1 {number(floors['all_positive_f1'])}"
-    )
-    return {"floors": f"{metric}: {baselines_text(metric, floors)}", "": f"pooled, no post read: {unread}"}
-
-
-def _cost(task: StudyTask) -> dict[str, str]:
+def _cost(task: StudyTask, clock: Clock) -> Cost:
     definition = task.definition
-    seconds = probe_epoch(task)
-    candidate = space.suggest(definition, _default_trial(definition))
-    longest = definition.search.trials * candidate.training.epochs * seconds
-    shortest = definition.search.trials * min(candidate.training.patience + 1, candidate.training.epochs) * seconds
-    return {
-        "probe": f"{seconds:.2f} s for an epoch of all {task.folds.count} folds, default configuration",
-        "projected": f"{duration(shortest)} to {duration(longest)} for {definition.search.trials} trials and one "
-        f"worker if none is pruned, from all stopping as early as they may to none stopping early",
-    }
+    seconds = probe_epoch(task, clock=clock)
+    training = space.suggest(definition, _default_trial(definition)).training
+    trials = definition.search.trials
+    return Cost(
+        epoch_seconds=seconds,
+        shortest_seconds=trials * min(training.patience + 1, training.epochs) * seconds,
+        longest_seconds=trials * training.epochs * seconds,
+    )
 
 
-PROBE_EPOCHS = 4
-PROBE_SECONDS = 20.0
-"""No further epoch is started after so long."""
-
-
-def probe_epoch(task: StudyTask) -> float:
+def probe_epoch(task: StudyTask, *, clock: Clock = time.perf_counter) -> float:
     """Seconds for one epoch of all folds, validation included, of the default configuration.
 
-    The first epoch pays for memory and caches, and others may share the machine: the fastest of a few counts.
+    The fastest of a few epochs counts: the first one fills memory and caches, and others may share the machine.
     """
     definition = task.definition
     candidate = space.suggest(definition, _default_trial(definition))
     count = task.folds.count
-    together = fuses_folds(candidate.model)  # else one fold is enough to know what the others take
-    cv = task.cross_validation(candidate, stages=(count,) if together else (1,) * count)
-    took: list[float] = []
-    started = time.perf_counter()
+    fused = fuses_folds(candidate.model)  # else the folds train one by one, and one of them is enough
+    cv = task.cross_validation(candidate, stages=(count,) if fused else (1,) * count)
+    seconds: list[float] = []
+    started = clock()
     for _ in islice(cv.epochs(), PROBE_EPOCHS):
-        took.append(time.perf_counter() - started)
-        if sum(took) > PROBE_SECONDS:
+        seconds.append(clock() - started)
+        if sum(seconds) > PROBE_SECONDS:
             break
-        started = time.perf_counter()
-    return min(took) * (1 if together else count)
+        started = clock()
+    return min(seconds) * (1 if fused else count)
 
 
 def _default_trial(definition: StudyDefinition) -> Any:  # noqa: ANN401 (Optuna is imported late)
@@ -118,21 +198,28 @@ def _default_trial(definition: StudyDefinition) -> Any:  # noqa: ANN401 (Optuna 
     return FixedTrial(space.default_parameters(definition))
 
 
-def _criteria(task: StudyTask) -> list[dict[str, Any]]:
+def _criteria(task: StudyTask) -> tuple[Criterion, ...]:
     labels, folds = task.corpus.labels, task.folds
 
-    def share(rows: Any, column: int) -> float | None:  # noqa: ANN401 (any NumPy index)
-        judged = labels[rows, column]
-        judged = judged[judged >= 0]
-        return float((judged == 1).mean()) if len(judged) else None
+    def share(rows: npt.NDArray[Any], column: int) -> float | None:
+        labelled = labels[rows, column]
+        labelled = labelled[labelled >= 0]
+        return float((labelled == 1).mean()) if len(labelled) else None
 
-    return [
-        {
-            "name": criterion.name,
-            "positives": int(task.corpus.positives[column]),
-            "prevalence": float(task.corpus.prevalence[column]),
-            "folds": [share(folds.validation(fold), column) for fold in range(folds.count)],
-            "holdout": share(folds.assignment < 0, column),
-        }
+    return tuple(
+        Criterion(
+            name=criterion.name,
+            positives=int(task.corpus.positives[column]),
+            prevalence=share(folds.assignment >= -1, column),
+            folds=tuple(share(folds.validation(fold), column) for fold in range(folds.count)),
+            holdout=share(folds.assignment < 0, column),
+        )
         for column, criterion in enumerate(task.corpus.criteria)
-    ]
+    )
+
+
+def _near_duplicates(task: StudyTask) -> NearDuplicates:
+    embedded = next(iter(task.embedded.values()))
+    pairs = near_duplicates(embedded.embeddings, embedded.offsets, task.corpus.groups)
+    ids = task.corpus.post_ids
+    return NearDuplicates(len(pairs), tuple((ids[pair.first], ids[pair.second]) for pair in pairs[:NAMED_DUPLICATES]))

@@ -1,9 +1,10 @@
-"""What a result depends on besides the study: the commit and the versions of the packages."""
+"""What a result depends on besides the study: the commit of the code and the versions of the packages."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -11,7 +12,7 @@ _VERSIONED = ("sparse-evidence-hpo", "optuna", "torch", "sentence-transformers",
 
 
 def git_commit() -> str | None:
-    """The commit this code was checked out at, None outside a checkout; "-dirty" where files were changed."""
+    """The commit of the checkout that runs, with "-dirty" if files were changed; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -23,11 +24,9 @@ def git_commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages that the numbers depend on."""
+    installed = {"python": platform.python_version()}
     for name in _VERSIONED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            installed[name] = version(name)
+    return installed

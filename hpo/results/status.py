@@ -1,56 +1,123 @@
-"""The state of a study as a plain value: trials by state, the best so far, who works on what, the pace."""
+"""The state of a study as a plain value: trials by state, the best one, running trials and their workers, the pace."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
 
+from ..database import record
 from ..database.connection import engine_of
-from ..database.record import ATTEMPTS, BASELINES, IDENTITY, REQUESTED
 from .best import best_trial
+from .pace import recent_pace
 
 if TYPE_CHECKING:
     from optuna import Study
 
+    from ..database.claims_sql import Counts
 
-def study_status(study: Study) -> dict[str, Any]:
-    """Trials by state, the best so far, who works on what, and trials begun more than once, as JSON values."""
+
+class TrialCounts(TypedDict):
+    """Trials by state."""
+
+    requested: int | None
+    finished: int
+    """Complete, pruned or infeasible."""
+    complete: int
+    pruned: int
+    infeasible: int
+    failed: int
+    """Failed by something other than hpo; such trials are not finished."""
+    running: int
+    """Claimed by a worker."""
+    released: int
+    """Begun and released; the next worker resumes them."""
+
+
+class BestSoFar(TypedDict):
+    """The best complete trial."""
+
+    trial: int
+    value: float
+    params: dict[str, Any]
+
+
+class PaceValues(TypedDict):
+    """The rate of finished trials; both None where no worker runs or too few trials are finished."""
+
+    trials_per_hour: float | None
+    seconds_left: float | None
+
+
+class StudyStatus(TypedDict):
+    """What `hpo status --json` prints."""
+
+    study: str
+    metric: str
+    trials: TrialCounts
+    best: BestSoFar | None
+    baselines: dict[str, Any] | None
+    pace: PaceValues
+    workers: list[dict[str, Any]]
+    """Unfinished trials with their claims, as `claims_sql.list_claims` returns them."""
+    attempts: dict[str, int]
+    """By trial number, how often it was begun, where that was more than once."""
+
+
+def study_status(study: Study, *, grace_seconds: float = math.inf) -> StudyStatus:
+    """The state of a study as JSON values; a worker that was silent for `grace_seconds` counts as gone."""
     from ..database.claims_sql import count_trials, list_claims
 
     counts = count_trials(study)
-    held = list_claims(engine_of(study), study)
-    states = asdict(counts)
-    states.pop("waiting")
-    trial = best_trial(study)
-    requested = study.user_attrs.get(REQUESTED)
-    left = max((requested or 0) - counts.finished, 0)
+    claims = [_rounded(row) for row in list_claims(engine_of(study), study)]
+    trials = _trials(counts, record.requested(study), claims)
+    at_work = any(not row["released"] and row["heartbeat_age"] < grace_seconds for row in claims)
     return {
         "study": study.study_name,
-        "metric": study.user_attrs[IDENTITY]["definition"]["search"]["metric"],
-        "trials": {"requested": requested, "finished": counts.finished, **states},
-        "best": None if trial is None else {"trial": trial.number, "value": trial.value, "params": dict(trial.params)},
-        "floors": study.user_attrs.get(BASELINES),
-        "pace": _pace(study, left if held else None),
-        "workers": held,
+        "metric": record.metric(study),
+        "trials": trials,
+        "best": _best(study),
+        "baselines": record.baselines(study),
+        "pace": _pace(study, trials) if at_work else {"trials_per_hour": None, "seconds_left": None},
+        "workers": claims,
         "attempts": {
-            str(each.number): each.user_attrs[ATTEMPTS]
-            for each in study.get_trials(deepcopy=False)
-            if ATTEMPTS in each.user_attrs
+            str(trial.number): record.attempts(trial)
+            for trial in study.get_trials(deepcopy=False)
+            if record.ATTEMPTS in trial.user_attrs
         },
     }
 
 
-RECENT_TRIALS = 20
-"""The pace is that of so many trials finished last."""
+def _trials(counts: Counts, requested: int | None, claims: Sequence[Mapping[str, Any]]) -> TrialCounts:
+    released = sum(row["released"] for row in claims)
+    return {
+        "requested": requested,
+        "finished": counts.finished,
+        "complete": counts.complete,
+        "pruned": counts.pruned,
+        "infeasible": counts.infeasible,
+        "failed": counts.failed,
+        "running": max(counts.running - released, 0),
+        "released": released,
+    }
 
 
-def _pace(study: Study, left: int | None) -> dict[str, float | None]:
-    """Trials per hour of late, and the seconds that `left` more take at that; None where it is not known."""
-    ends = sorted(
-        trial.datetime_complete for trial in study.get_trials(deepcopy=False) if trial.datetime_complete is not None
-    )[-RECENT_TRIALS:]
-    seconds = (ends[-1] - ends[0]).total_seconds() if ends else 0.0
-    if seconds <= 0:
+def _best(study: Study) -> BestSoFar | None:
+    trial = best_trial(study)
+    if trial is None or trial.value is None:
+        return None
+    return {"trial": trial.number, "value": trial.value, "params": dict(trial.params)}
+
+
+def _pace(study: Study, trials: TrialCounts) -> PaceValues:
+    ends = (trial.datetime_complete for trial in study.get_trials(deepcopy=False))
+    pace = recent_pace(end for end in ends if end is not None)
+    if pace is None:
         return {"trials_per_hour": None, "seconds_left": None}
-    each = seconds / (len(ends) - 1)
-    return {"trials_per_hour": 3600 / each, "seconds_left": None if left is None else left * each}
+    left = max((trials["requested"] or 0) - trials["finished"], 0)
+    return {"trials_per_hour": round(pace.trials_per_hour, 1), "seconds_left": round(pace.seconds_left(left), 1)}
+
+
+def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A claim with its durations to a tenth of a second."""
+    return {key: round(value, 1) if isinstance(value, float) else value for key, value in row.items()}

@@ -1,20 +1,27 @@
-"""What people read: the plan, the end table, the status; all of it fits 80 columns."""
+"""Plan, status and result as rich tables that fit 80 columns."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-BASELINE_NAMES = {"linear": "linear floor", "mean_prevalence": "chance"}
+if TYPE_CHECKING:
+    from .best import BestResult
+    from .plan import Criterion, NearDuplicates, Plan
+    from .status import StudyStatus
+
+BASELINE_NAMES = {"linear": "linear", "mean_prevalence": "prevalence (mean)"}
+
+# --- text for values --------------------------------------------------------------------------------------------------
 
 
 def number(value: float | None) -> str:
-    """Four digits, or a dash for what is not defined."""
+    """Four decimals, or a dash for what is not defined."""
     return "–" if value is None else f"{value:.4f}"
 
 
@@ -30,113 +37,250 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} days {whole % 86400 // 3600} h"
 
 
-def baselines_text(metric: str, floors: Mapping[str, Any] | None) -> str:
-    """`linear floor 0.4589, chance 0.2005`: what the study's metric is without a model that reads."""
-    if not floors:
-        return "floors not measured yet"
-    names = BASELINE_NAMES if metric == "average_precision" else {"linear": "linear floor"}
-    return ", ".join(f"{words} {number(floors[name])}" for name, words in names.items() if name in floors)
+def pace_text(trials_per_hour: float) -> str:
+    """`3.5 trials/min`, or `42.0 trials/h` if there is less than one per minute."""
+    per_minute = trials_per_hour / 60
+    return f"{per_minute:.1f} trials/min" if per_minute > 1 else f"{trials_per_hour:.1f} trials/h"
 
 
-def result_table(best: Mapping[str, Any], where: str) -> RenderableType:
-    """The end table: value, folds, floors, parameters, and where the file is."""
-    cv, trials, floors = best["cv"], best["trials"], best["cv"]["floors"] or {}
-    table = _table(f"{best['study']}: best {best['metric']}", show_header=False)
+def metric_text(metric: str) -> str:
+    """A metric's name as one writes it: `average precision`."""
+    return metric.replace("_", " ")
+
+
+def texts_text(texts: int, computed: int) -> str:
+    """`1,814 texts (all embeddings cached)`: how many embeddings were computed just now."""
+    if not computed:
+        return f"{texts:,} texts (all embeddings cached)"
+    cached = texts - computed
+    return f"{texts:,} texts ({computed:,} embedded now, {cached:,} cached or repeated)"
+
+
+def baselines_text(metric: str, baselines: Mapping[str, Any] | None) -> str:
+    """`linear 0.4589, prevalence (mean) 0.2005`: the study's metric of models that need no training to speak of."""
+    if not baselines:
+        return "not measured yet"
+    names = BASELINE_NAMES if metric == "average_precision" else {"linear": BASELINE_NAMES["linear"]}
+    return ", ".join(f"{name} {number(baselines[key])}" for key, name in names.items() if key in baselines)
+
+
+# --- the result -------------------------------------------------------------------------------------------------------
+
+
+def result_table(best: BestResult, where: str) -> RenderableType:
+    """What `hpo run` and `hpo export` print: value, folds, baselines, parameters, and the path of the file."""
+    cv, baselines = best["cv"], best["cv"]["floors"] or {}
+    table = _table(f"{best['study']}: best {metric_text(best['metric'])}", show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("value", Text.assemble((number(best["value"]), "bold green"), f" (trial {best['trial']})"))
-    table.add_row("its folds", f"{_numbers(cv['folds'])}  sd {number(cv['std'])}")
-    if "linear" in floors:
-        table.add_row("linear floor", f"{number(floors['linear'])} (logistic regression on mean embeddings)")
-        table.add_row("its folds", _numbers(floors["linear_folds"]))
-    if best["metric"] == "average_precision" and "mean_prevalence" in floors:
-        table.add_row("chance", f"{number(floors['mean_prevalence'])} (mean prevalence)")
-    reading = f"; {number(floors['criterion_only_f1'])} without reading" if "criterion_only_f1" in floors else ""
-    table.add_row("pooled F1", f"{number(cv['pooled']['f1'])} at threshold {cv['threshold']:.3f}{reading}")
+    table.add_row("folds", f"{_numbers(cv['folds'])}  sd {number(cv['std'])}")
+    _add_baselines(table, best["metric"], baselines)
+    table.add_row("pooled F1", f"{number(cv['pooled']['f1'])} at threshold {cv['threshold']:.3f}{_without(baselines)}")
     table.add_row("best epoch", f"{cv['best_epoch']} of {cv['epochs']}")
     for name, value in sorted(best["params"].items()):
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
-    failed = trials["infeasible"] + trials["failed"]
-    table.add_row("trials", f"{trials['complete']} complete, {trials['pruned']} pruned, {failed} failed "
-                  f"of {trials['requested']} asked for")  # fmt: skip
-    table.add_row("confirmed", "no: scored where it was chosen, so expect a little less")
+    table.add_row("trials", _ended(best["trials"]))
+    table.add_row(*_confirmation(best["confirmed"]))
     table.add_row("written to", where)
     return table
 
 
-def status_table(state: Mapping[str, Any]) -> RenderableType:
+def _add_baselines(table: Table, metric: str, baselines: Mapping[str, Any]) -> None:
+    if "linear" in baselines:
+        table.add_row("linear baseline", f"{number(baselines['linear'])} (logistic regression on mean embeddings)")
+        table.add_row("its folds", _numbers(baselines["linear_folds"]))
+    if metric == "average_precision" and "mean_prevalence" in baselines:
+        table.add_row("prevalence (mean)", number(baselines["mean_prevalence"]))
+
+
+def _without(baselines: Mapping[str, Any]) -> str:
+    """The F1 of predictions that ignore the posts."""
+    if "criterion_only_f1" not in baselines:
+        return ""
+    return f" ({number(baselines['criterion_only_f1'])} without reading the posts)"
+
+
+def _ended(trials: Mapping[str, Any]) -> str:
+    failed = trials["infeasible"] + trials["failed"]
+    return (
+        f"{trials['complete']} complete, {trials['pruned']} pruned, {failed} failed of {trials['requested']} requested"
+    )
+
+
+def _confirmation(confirmed: Mapping[str, Any] | None) -> tuple[str, str]:
+    if confirmed is None:
+        return "not confirmed", "selected and scored on the same folds; expect slightly lower on new data"
+    repeats = confirmed["repeats"]
+    times = f"{repeats} fresh cross-validation{'' if repeats == 1 else 's'}"
+    return "confirmed", f"{number(confirmed['mean'])}  sd {number(confirmed['std'])} ({times})"
+
+
+# --- the status -------------------------------------------------------------------------------------------------------
+
+_STATES = ("complete", "pruned", "infeasible", "failed", "running", "released")
+_ALWAYS_SHOWN = ("complete", "pruned", "running")
+"""The other states are shown only if there are such trials."""
+GPU_CHARACTERS = 12
+"""Enough of a GPU's UUID to recognise it: `GPU-1a2b3c4d`."""
+
+
+def status_table(status: StudyStatus) -> RenderableType:
     """What `hpo status` prints."""
-    trials, best, pace = state["trials"], state["best"], state["pace"]
-    counts = ", ".join(f"{trials[name]} {name}" for name in ("complete", "pruned", "infeasible", "failed", "running"))
-    lines: list[RenderableType] = [
-        Text(f"{state['study']}: {trials['finished']} of {trials['requested']} trials finished", style="bold"),
-        Text(counts),
-        Text(f"best {state['metric']} {number(best['value'])} (trial {best['trial']})" if best else "no score yet"),
-        Text(baselines_text(state["metric"], state["floors"])),
+    trials, best, metric = status["trials"], status["best"], metric_text(status["metric"])
+    counts: Mapping[str, Any] = trials
+    states = [f"{counts[state]} {state}" for state in _STATES if counts[state] or state in _ALWAYS_SHOWN]
+    lines = [
+        Text(f"{status['study']}: {trials['finished']} of {trials['requested']} trials finished", style="bold"),
+        Text(", ".join(states)),
+        Text(f"best {metric} {number(best['value'])} (trial {best['trial']})" if best else "no score yet"),
+        Text(f"Baselines ({metric}): {baselines_text(status['metric'], status['baselines'])}"),
+        *_pace_line(status["pace"]),
+        *_attempts_line(status["attempts"]),
     ]
-    if pace["seconds_left"] is not None:
-        lines.append(Text(f"{pace['trials_per_hour']:.1f} trials/h, {duration(pace['seconds_left'])} left"))
-    if state["attempts"]:
-        again = ", ".join(f"trial {number} ({times} times)" for number, times in state["attempts"].items())
-        lines.append(Text(f"begun more than once: {again}"))
-    if not state["workers"]:
-        return Group(*lines, Text("no worker at work"))
-    table = _table("")
+    workers = _workers(status["workers"]) if status["workers"] else Text("no worker is running")
+    return Group(*lines, workers)
+
+
+def _pace_line(pace: Mapping[str, Any]) -> list[Text]:
+    if pace["seconds_left"] is None:
+        return []
+    return [Text(f"{pace_text(pace['trials_per_hour'])}, {duration(pace['seconds_left'])} left")]
+
+
+def _attempts_line(attempts: Mapping[str, int]) -> list[Text]:
+    repeated = ", ".join(f"trial {trial} ({times} times)" for trial, times in attempts.items())
+    return [Text(f"started more than once: {repeated}")] if repeated else []
+
+
+def _workers(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table()
     for heading in ("trial", "attempt", "stage", "epoch", "since", "heartbeat", "slot", "GPU"):
         table.add_column(heading, no_wrap=True)
     table.add_column("pid, host", overflow="fold")
-    for row in state["workers"]:
+    for row in rows:
         table.add_row(
             str(row["trial"]), str(row["attempt"]), str(row["stage"] + 1), str(row["epoch"]),
             duration(row["held_seconds"]),
-            "handed back" if row["released"] else f"{row['heartbeat_age']:.0f} s ago",
-            str(row["slot"]), row["gpu"] or "–", f"{row['pid']} {row['host']}",
+            "released" if row["released"] else f"{duration(row['heartbeat_age'])} ago",
+            str(row["slot"]), (row["gpu"] or "–")[:GPU_CHARACTERS], f"{row['pid']} {row['host']}",
         )  # fmt: skip
-    return Group(*lines, table)
+    return table
 
 
-def plan_table(values: Mapping[str, Any]) -> RenderableType:
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def plan_table(plan: Plan) -> RenderableType:
     """What `hpo validate` prints."""
     head = Table.grid(padding=(0, 2))
     head.add_column(style="bold", no_wrap=True)
     head.add_column(overflow="fold")
-    for name, value in values["facts"].items():
-        head.add_row(name, value)
-    parameters = _table(f"{len(values['parameters'])} parameters are searched", show_header=False)
+    for name, fact in [*_data_rows(plan), *_baseline_rows(plan), *_cost_rows(plan)]:
+        head.add_row(name, fact)
+    count = len(plan.parameters)
+    parameters = _table(f"{count} parameter{'' if count == 1 else 's'} to search", show_header=False)
     parameters.add_column(style="bold", no_wrap=True)
     parameters.add_column(overflow="fold")
-    for name, words in values["parameters"].items():
-        parameters.add_row(name, words)
-    notes = [Text(f"note: {note}") for note in values["notes"]]
-    return Group(head, "", _prevalence(values["criteria"], holdout=values["holdout"]), "", parameters, *notes)
+    for name, values in plan.parameters.items():
+        parameters.add_row(name, values)
+    notes = [Text(f"note: {note}") for note in [*plan.notes, *_duplicates_note(plan.near_duplicates)]]
+    title = Text("Positive posts: count, then % of all posts, of each fold, of the hold-out", style="bold")
+    prevalence = _prevalence(plan.criteria, holdout=plan.held_out > 0)
+    return Group(head, "", title, prevalence, "", parameters, *notes)
 
 
-MOST_FOLDS = 10
+def _data_rows(plan: Plan) -> list[tuple[str, str]]:
+    lengths = plan.chunks_per_post
+    short = ", ".join(f"{100 * share:.1f} % at k = {k}" for k, share in plan.short_posts.items())
+    return [
+        ("study", f"{plan.study} ({plan.path})"),
+        ("posts", f"{plan.posts:,} in {plan.groups:,} groups, {plan.held_out:,} of them held out"),
+        ("chunks", f"{plan.chunks:,}; {lengths.smallest} to {lengths.largest} per post, median {lengths.median}"),
+        (
+            "folds",
+            f"{len(plan.validation_posts)}, in stages of {', '.join(map(str, plan.stages))}; "
+            f"validation posts {', '.join(map(str, plan.validation_posts))}",
+        ),
+        ("embeddings", texts_text(plan.texts, plan.embedded_now)),
+        *([("short posts", f"with ≤ k chunks (retrieval changes nothing): {short}")] if short else []),
+    ]
+
+
+def _baseline_rows(plan: Plan) -> list[tuple[str, str]]:
+    scores = plan.baselines
+    ignoring = (
+        f"pooled AUROC {number(scores['criterion_only_auroc'])}, F1 {number(scores['criterion_only_f1'])}; "
+        f"all called positive: F1 {number(scores['all_positive_f1'])}"
+    )
+    return [
+        ("baselines", f"{metric_text(plan.metric)}: {baselines_text(plan.metric, scores)}"),
+        ("no post read", ignoring),
+    ]
+
+
+def _cost_rows(plan: Plan) -> list[tuple[str, str]]:
+    cost = plan.cost
+    return [
+        ("one epoch", f"{cost.epoch_seconds:.2f} s for all {len(plan.validation_posts)} folds, default configuration"),
+        (
+            "estimated",
+            f"{_span(cost.shortest_seconds, cost.longest_seconds)} for {plan.trials:,} trials and one worker "
+            "(no pruning; from every trial stopping early to none)",
+        ),
+    ]
+
+
+def _span(shortest: float, longest: float) -> str:
+    """`20 s to 1 min 52 s`, or one duration where both read the same."""
+    return " to ".join(dict.fromkeys([duration(shortest), duration(longest)]))
+
+
+NAMED_PAIRS = 3
+"""How many pairs of near-duplicates a note names."""
+
+
+def _duplicates_note(duplicates: NearDuplicates) -> list[str]:
+    if not duplicates.pairs:
+        return []
+    named = ", ".join(f"{first} and {second}" for first, second in duplicates.posts[:NAMED_PAIRS])
+    more = ", …" if duplicates.pairs > NAMED_PAIRS else ""
+    one = duplicates.pairs == 1
+    return [
+        f"{duplicates.pairs:,} pair{'' if one else 's'} of near-duplicate posts {'is' if one else 'are'} in different "
+        f"groups ({named}{more}): give them the same group, or folds may share their text"
+    ]
+
+
+MAX_FOLD_COLUMNS = 10
 """With more folds than this the table shows the smallest and the largest share."""
 
 
-def _prevalence(criteria: Sequence[Mapping[str, Any]], *, holdout: bool) -> Table:
-    folds = len(criteria[0]["folds"])
-    digits = 0 if 6 < folds <= MOST_FOLDS else 1
-    table = _table("Positive posts: how many, and % of all, of folds 0 …, of the hold-out")
+def _prevalence(criteria: Sequence[Criterion], *, holdout: bool) -> Table:
+    folds = len(criteria[0].folds)
+    digits = 0 if 6 < folds <= MAX_FOLD_COLUMNS else 1
+    listed = [str(fold) for fold in range(folds)] if folds <= MAX_FOLD_COLUMNS else ["min", "max"]
+    table = _table()
     table.padding = (0, 1 if digits else 0)
     table.add_column("criterion", overflow="fold")
-    listed = [f"{fold}" for fold in range(folds)] if folds <= MOST_FOLDS else ["min", "max"]
     for heading in ("posts", "all", *listed, *(["held"] if holdout else [])):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in criteria:
-        shares = row["folds"] if folds <= MOST_FOLDS else _ends(row["folds"])
-        shares = [row["prevalence"], *shares, *([row["holdout"]] if holdout else [])]
-        table.add_row(row["name"], str(row["positives"]), *(_percent(share, digits) for share in shares))
+    for criterion in criteria:
+        of_folds = criterion.folds if folds <= MAX_FOLD_COLUMNS else _extremes(criterion.folds)
+        shares = [criterion.prevalence, *of_folds, *([criterion.holdout] if holdout else [])]
+        table.add_row(criterion.name, str(criterion.positives), *(_percent(share, digits) for share in shares))
     return table
 
 
-def _ends(shares: Sequence[float | None]) -> list[float | None]:
+def _extremes(shares: Sequence[float | None]) -> list[float | None]:
     known = [share for share in shares if share is not None]
     return [min(known), max(known)] if known else [None, None]
 
 
-def _table(title: str, *, show_header: bool = True) -> Table:
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _table(title: str = "", *, show_header: bool = True) -> Table:
     return Table(
         title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD if show_header else None,
         show_header=show_header, show_edge=False, pad_edge=False, padding=(0, 1), collapse_padding=True,
@@ -148,7 +292,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _percent(share: float | None, digits: int) -> str:
-    """Per cent without the sign: with no digits asked for, one below ten, so that rare criteria can be told apart."""
+    """Per cent without the sign; below ten always with one decimal, so that rare criteria differ visibly."""
     if share is None or share != share:
         return "–"
     return f"{100 * share:.{1 if 100 * share < 9.95 else digits}f}"

@@ -1,4 +1,4 @@
-"""What a person does, with real processes and a real Postgres, on the smallest study."""
+"""What a user does, with real processes and a real Postgres, on the smallest study."""
 
 from __future__ import annotations
 
@@ -30,27 +30,29 @@ pytestmark = pytest.mark.slow
 
 
 def best(path: Path) -> dict[str, Any]:
+    """The content of best.json, after checking its schema and format."""
+
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
 
     text = path.read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text, parse_constant=refuse)
+    content: dict[str, Any] = json.loads(text, parse_constant=refuse)
     validator = jsonschema.Draft202012Validator(SCHEMA, format_checker=jsonschema.FormatChecker())
-    validator.validate(found)
-    assert text == json.dumps(found, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    return found
+    validator.validate(content)
+    assert text == json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return content
 
 
-def finished(found: dict[str, Any]) -> int:
-    return sum(found["trials"][state] for state in ("complete", "pruned", "infeasible"))
+def finished(content: dict[str, Any]) -> int:
+    return sum(content["trials"][state] for state in ("complete", "pruned", "infeasible"))
 
 
 def until(condition: Callable[[], Any], seconds: float = 300.0) -> Any:
     deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.1)
-    return found
+    return result
 
 
 def variant(folder: Path, name: str, **replaced: str) -> Path:
@@ -71,15 +73,19 @@ def test_a_study_from_its_first_run_to_its_export(call, start, tmp_path):
     first = best(tmp_path / "best.json")
     assert finished(first) == TRIALS
     assert len(re.findall(r"^\d/6 trial \d ", done.stdout, flags=re.MULTILINE)) == TRIALS
-    assert "linear floor" in done.stdout
+    assert re.search(
+        r"^Baselines \(average precision\): linear \d\.\d{4}, prevalence \(mean\) \d", done.stdout, re.MULTILINE
+    )
+    assert "not confirmed" in done.stdout
+    assert not re.search(r" $", done.stdout, re.MULTILINE)
     assert first["value"] == first["cv"]["mean"]
     assert (tmp_path / "best.json").stat().st_mode & 0o077 == 0
 
-    # once more: nothing is trained, nothing is embedded, the same best
+    # again: nothing is trained, nothing is embedded, the same best
     again = call("run", SMOKE, "--workers", "2")
     assert (again.returncode, again.stderr) == (0, "")
-    assert "nothing to do: 6 trials were asked for and 6 are finished" in again.stdout
-    assert " texts (all embeddings cached)" in again.stdout
+    assert "nothing to do: 6 of 6 requested trials are finished" in again.stdout
+    assert "(all embeddings cached)" in again.stdout
     second = best(tmp_path / "best.json")
     assert {**second["provenance"], "exported_at": ""} == {**first["provenance"], "exported_at": ""}
     assert {**second, "provenance": {}} == {**first, "provenance": {}}
@@ -92,22 +98,23 @@ def test_a_study_from_its_first_run_to_its_export(call, start, tmp_path):
     assert third["value"] >= first["value"]
 
     # status, export
-    told = json.loads(call("status", SMOKE, "--json").stdout)
-    assert (told["trials"]["finished"], told["best"]["value"], told["workers"]) == (8, third["value"], [])
+    status = json.loads(call("status", SMOKE, "--json").stdout)
+    assert (status["trials"]["finished"], status["best"]["value"], status["workers"]) == (8, third["value"], [])
+    assert status["baselines"] == third["cv"]["floors"]
     exported = call("export", SMOKE, "-o", "exported.json")
     assert (exported.returncode, exported.stderr) == (0, "")
     assert best(tmp_path / "exported.json")["params"] == third["params"]
 
-    # a study file that changed
+    # a changed study file is refused
     changed = variant(tmp_path, "smoke", patience="3")
     refused = call("run", changed)
     assert (refused.returncode, refused.stderr.count("\n")) == (4, 1), refused.stderr
     assert "training.patience is 3 here and 2 in the study" in refused.stderr
 
-    look_at_the_dashboard(start("dashboard", SMOKE, "--port", "0"))
+    check_the_dashboard(start("dashboard", SMOKE, "--port", "0"))
 
 
-def look_at_the_dashboard(server: subprocess.Popen[str]) -> None:
+def check_the_dashboard(server: subprocess.Popen[str]) -> None:
     assert server.stdout is not None
     page = server.stdout.readline().strip()
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/dashboard/", page), page
@@ -136,14 +143,14 @@ def answer(url: str, method: str = "GET", **headers: str) -> tuple[int, str]:
             return error.code, ""
 
 
-def test_two_workers_that_start_at_once_on_an_empty_database(start, call, tmp_path, empty_database):
+def test_two_workers_that_start_together_on_an_empty_database(start, call, tmp_path, empty_database):
     both = [start("worker", SMOKE, "--threads", "1", HPO_STORAGE=empty_database) for _ in range(2)]
     for worker in both:
-        _, said = worker.communicate(timeout=600)
-        assert (worker.returncode, said) == (0, "")
+        _, err = worker.communicate(timeout=600)
+        assert (worker.returncode, err) == (0, "")
     assert call("export", SMOKE, HPO_STORAGE=empty_database).returncode == 0
     assert finished(best(tmp_path / "best.json")) == TRIALS
-    # one that joins a finished study runs nothing
+    # a worker that joins a finished study runs nothing
     late = call("worker", SMOKE, "--threads", "1", HPO_STORAGE=empty_database)
     assert (late.returncode, late.stderr) == (0, "")
     assert (
@@ -151,34 +158,34 @@ def test_two_workers_that_start_at_once_on_an_empty_database(start, call, tmp_pa
     )
 
 
-def test_one_worker_twice_gives_the_same_best(call, tmp_path, fresh_database):
-    found = []
+def test_two_runs_with_one_worker_give_the_same_best(call, tmp_path, fresh_database):
+    results = []
     for number in range(2):
         done = call("run", SMOKE, "--workers", "1", "--out", f"{number}.json", "--storage", fresh_database())
         assert (done.returncode, done.stderr) == (0, "")
-        found.append(best(tmp_path / f"{number}.json"))
-        del found[-1]["provenance"]["exported_at"]
-    assert found[0] == found[1]
+        results.append(best(tmp_path / f"{number}.json"))
+        del results[-1]["provenance"]["exported_at"]
+    assert results[0] == results[1]
 
 
 def test_another_study_with_the_same_encoder_and_chunks_embeds_nothing(call, tmp_path, database):
     assert call("run", SMOKE, "--workers", "1", "--trials", "1", "--storage", database).returncode == 0
     other = call("run", variant(tmp_path, "other", folds="3", stages="[1, 2]"), "--trials", "1", "--storage", database)
     assert (other.returncode, other.stderr) == (0, "")
-    assert re.search(r"^other: 60 posts; \d+ texts \(all embeddings cached\)$", other.stdout, re.MULTILINE)
+    assert re.search(r"^other: 60 posts, \d+ texts \(all embeddings cached\)$", other.stdout, re.MULTILINE)
 
 
-# ---- stopped and killed ----
+# --- stopped and killed ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def long_study(tmp_path: Path) -> Path:
-    """A study whose trials never end by themselves."""
+    """A study whose trials do not end."""
     return variant(tmp_path, "long", epochs="10000", patience="10000")
 
 
-def held(url: str) -> list[dict[str, Any]]:
-    """Who holds which trial, in the trials' order."""
+def claims(url: str) -> list[dict[str, Any]]:
+    """The claims on running and released trials, in the trials' order."""
     opened = connection.open_storage(url)
     try:
         rows = list_claims(connection.engine_of(opened), studies.load_study(opened, "long"))
@@ -189,45 +196,45 @@ def held(url: str) -> list[dict[str, Any]]:
         connection.engine_of(opened).dispose()
 
 
-def gone(pids: list[int]) -> bool:
+def ended(pids: list[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_an_interrupted_run_hands_its_trials_back(start, long_study, database):
+def test_an_interrupted_run_releases_its_trials_and_shows_where_the_study_stands(start, long_study, database):
     run = start("run", long_study, "--workers", "2", "--trials", "2", "--storage", database)
-    at_work = until(lambda: len(rows := held(database)) == 2 and rows)
+    at_work = until(lambda: len(rows := claims(database)) == 2 and rows)
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=300)
     assert (run.returncode, err.count("\n")) == (130, 1), err
-    assert "nothing that was finished is lost" in err
-    assert "hand their trials back" in out
-    assert gone([row["pid"] for row in at_work])
-    handed_back = held(database)
-    assert [(row["trial"], row["released"]) for row in handed_back] == [(0, True), (1, True)]
-    # the next run takes those two, and starts no others
+    assert "no finished trial is lost, run the same command to resume" in err
+    assert "Press Ctrl-C again to stop immediately." in out
+    assert "long: 0 of 2 trials finished\n0 complete, 0 pruned, 0 running, 2 released\nno score yet\n" in out
+    assert ended([row["pid"] for row in at_work])
+    assert [(row["trial"], row["released"]) for row in claims(database)] == [(0, True), (1, True)]
+    # the next run resumes those two and starts no others
     again = start("run", long_study, "--workers", "2", "--trials", "2", "--storage", database)
-    until(lambda: [row["trial"] for row in held(database) if not row["released"]] == [0, 1])
+    until(lambda: [row["trial"] for row in claims(database) if not row["released"]] == [0, 1])
     again.send_signal(signal.SIGTERM)
     _, err = again.communicate(timeout=300)
     assert (again.returncode, err.count("\n")) == (130, 1), err
-    assert [row["released"] for row in held(database)] == [True, True]
+    assert [row["released"] for row in claims(database)] == [True, True]
 
 
 def test_a_killed_run_leaves_no_worker_behind(start, long_study, database):
     run = start("run", long_study, "--workers", "2", "--trials", "2", "--storage", database)
-    at_work = until(lambda: len(rows := held(database)) == 2 and rows)
+    at_work = until(lambda: len(rows := claims(database)) == 2 and rows)
     run.kill()
-    until(lambda: gone([row["pid"] for row in at_work]))
-    assert all(row["released"] for row in held(database))
+    until(lambda: ended([row["pid"] for row in at_work]))
+    assert all(row["released"] for row in claims(database))
 
 
-def test_a_killed_worker_is_replaced_and_workers_that_all_fail_end_the_run(start, long_study, database):
+def test_a_killed_worker_is_replaced_and_the_run_ends_when_all_workers_fail(start, long_study, database):
     run = start("run", long_study, "--workers", "2", "--trials", "2", "--storage", database, HPO_GRACE_SECONDS="21")
-    at_work = until(lambda: len(rows := held(database)) == 2 and rows)
+    at_work = until(lambda: len(rows := claims(database)) == 2 and rows)
     os.kill(at_work[0]["pid"], signal.SIGKILL)
     first = {row["pid"] for row in at_work}
-    now = until(lambda: len(rows := held(database)) == 2 and {row["pid"] for row in rows} - first and rows)
-    long_study.unlink()  # whoever comes now fails
+    now = until(lambda: len(rows := claims(database)) == 2 and {row["pid"] for row in rows} - first and rows)
+    long_study.unlink()  # new workers fail from here on
     for row in now:
         os.kill(row["pid"], signal.SIGKILL)
     out, err = run.communicate(timeout=300)

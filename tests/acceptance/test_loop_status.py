@@ -17,7 +17,7 @@ from sparse_evidence.hpo.database.claims_sql import list_claims
 pytestmark = pytest.mark.slow
 
 
-def status(folder: Path, url: str, *arguments: str) -> str:
+def hpo_status(folder: Path, url: str, *arguments: str) -> str:
     process = command(folder, url, "status", "tiny.toml", *arguments, COLUMNS="200")
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
@@ -35,8 +35,8 @@ def test_status_shows_workers_and_attempts(database: str, tmp_path: Path) -> Non
         study = study_of(database)
         rows = until(lambda: (r := list_claims(connection.engine_of(study), study)) and r[0]["attempt"] == 2 and r, 60)
         assert rows[0]["pid"] == second.pid
-        state = json.loads(status(tmp_path, database, "--json"))
-        text = status(tmp_path, database)
+        state = json.loads(hpo_status(tmp_path, database, "--json"))
+        table = hpo_status(tmp_path, database)
         second.send(signal.SIGTERM)
         assert second.end() == 0
     assert set(state) >= {"study", "trials", "best", "workers", "attempts"}
@@ -48,13 +48,13 @@ def test_status_shows_workers_and_attempts(database: str, tmp_path: Path) -> Non
     assert {"stage", "epoch"} <= set(row)
     assert 0 <= row["heartbeat_age"] < 20
     assert state["attempts"] == {"0": 2}
-    assert "begun more than once: trial 0 (2 times)" in text
-    assert socket.gethostname() in text
-    assert "handed back" in status(tmp_path, database)
+    assert "started more than once: trial 0 (2 times)" in table
+    assert socket.gethostname() in table
+    assert "released" in hpo_status(tmp_path, database)
     connection.engine_of(study).dispose()
 
 
-def test_status_of_a_study_that_was_never_started_is_one_sentence(database: str, tmp_path: Path) -> None:
+def test_status_of_a_study_that_was_never_started_is_an_error(database: str, tmp_path: Path) -> None:
     tiny(tmp_path)
     process: subprocess.Popen[str] = command(tmp_path, database, "status", "tiny.toml")
     output, _ = process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""Which trial is the best, and the study as plain JSON."""
+"""Which trial is the best, and `best.json`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from tiny import task
 from sparse_evidence.core.errors import UserError
 from sparse_evidence.hpo.database import record
 from sparse_evidence.hpo.database.connection import engine_of, try_baselines_lock
-from sparse_evidence.hpo.results import best as results
-from sparse_evidence.hpo.results import status
+from sparse_evidence.hpo.results import best
 from sparse_evidence.hpo.running import objective
 from sparse_evidence.hpo.running.artifacts import Checkpoints, open_store
 from sparse_evidence.hpo.running.claims import Claim, Claims
@@ -50,80 +49,76 @@ COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialS
         # the earliest among equals
         ("maximize", [(COMPLETE, 0.1, True), (COMPLETE, 0.3, True), (COMPLETE, 0.3, True)], 1),
         ("minimize", [(COMPLETE, 0.3, True), (COMPLETE, 0.1, True), (COMPLETE, 0.1, True)], 1),
-        # what was not scored on all folds is never the best
+        # a trial that was not scored on all folds is never the best
         ("maximize", [(COMPLETE, 0.1, True), (PRUNED, 0.9, False), (FAIL, None, False), (RUNNING, 0.9, False)], 0),
-        # somebody else's complete trial has no cross-validation behind it
+        # a complete trial that hpo did not run has no cross-validation
         ("maximize", [(COMPLETE, 0.9, False), (COMPLETE, 0.1, True)], 1),
         ("maximize", [(PRUNED, 0.9, False)], None),
         ("maximize", [], None),
     ],
 )
 def test_the_best_trial(direction, trials, expected):
-    best = results.best_trial(study_of(direction, *trials))
-    assert (best.number if best else None) == expected
+    trial = best.best_trial(study_of(direction, *trials))
+    assert (trial.number if trial else None) == expected
 
 
-def test_the_best_trial_among_some():
+def test_the_best_trial_among_given_numbers():
     study = study_of("maximize", (COMPLETE, 0.1, True), (COMPLETE, 0.3, True))
-    best = results.best_trial(study, among={0})
-    assert best is not None
-    assert best.number == 0
+    trial = best.best_trial(study, among={0})
+    assert trial is not None
+    assert trial.number == 0
 
 
-def test_an_export_and_a_status_of_a_real_study(database, tmp_path):
+def test_the_best_result_of_a_real_study(database, tmp_path):
     data = task(tmp_path)
     study = join_study(data.definition, data, database, trials=2)
     measure_baselines(study, data)
     with pytest.raises(UserError, match="has no complete trial yet"):
-        results.best_result(study)
-    mine = Claims(engine_of(study), study, budget=2, heartbeat_seconds=5, grace_seconds=60, max_attempts=3)
-    claim = mine.claim()
+        best.best_result(study)
+    claims = Claims(engine_of(study), study, budget=2, heartbeat_seconds=5, grace_seconds=60, max_attempts=3)
+    claim = claims.claim()
     assert isinstance(claim, Claim)
-    before = status.study_status(study)
-    assert (before["trials"]["running"], before["best"], len(before["workers"])) == (1, None, 1)
     with claim:
-        saved = Checkpoints(open_store(str(tmp_path / "artifacts")), every_seconds=5)
-        objective.run(claim, data, saved, device="cpu", stop=lambda: False)
-    best = results.best_result(study)
-    results.write_json(best, tmp_path / "best.json")
-    read = json.loads((tmp_path / "best.json").read_text(encoding="utf-8"))
-    jsonschema.Draft202012Validator(SCHEMA).validate(read)
-    assert read["params"] == study.trials[0].params
-    assert read["config"]["training"]["learning_rate"] == read["params"]["training.learning_rate"]
-    assert read["cv"]["floors"]["linear"] == pytest.approx(sum(read["cv"]["floors"]["linear_folds"]) / 3)
-    assert read["provenance"]["folds_sha256"] == data.identity()["folds_sha256"]
-    after = status.study_status(study)
-    json.dumps(after, allow_nan=False)
-    assert (after["trials"]["finished"], after["trials"]["requested"], after["workers"]) == (1, 2, [])
-    assert after["best"]["value"] == read["value"]
+        checkpoints = Checkpoints(open_store(str(tmp_path / "artifacts")), every_seconds=5)
+        objective.run(claim, data, checkpoints, device="cpu", stop=lambda: False)
+    best.write_json(best.best_result(study), tmp_path / "best.json")
+    content = json.loads((tmp_path / "best.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(SCHEMA).validate(content)
+    assert set(content) == set(best.BestResult.__annotations__)
+    assert (content["study"], content["metric"], content["trial"]) == ("tiny", "average_precision", 0)
+    assert content["params"] == study.trials[0].params
+    assert content["config"]["training"]["learning_rate"] == content["params"]["training.learning_rate"]
+    assert content["cv"]["floors"]["linear"] == pytest.approx(sum(content["cv"]["floors"]["linear_folds"]) / 3)
+    assert content["confirmed"] is None
+    assert content["provenance"]["folds_sha256"] == data.identity()["folds_sha256"]
     engine_of(study).dispose()
 
 
-def test_nan_is_not_written_and_the_old_file_stays(tmp_path):
+def test_nan_is_refused_and_the_old_file_stays(tmp_path):
     path = tmp_path / "best.json"
     path.write_text("old")
     with pytest.raises(ValueError, match="JSON"):
-        results.write_json({"value": float("nan")}, path)
+        best.write_json({"value": float("nan")}, path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_writing_leaves_nothing_else_behind(tmp_path):
     path = tmp_path / "best.json"
-    results.check_writable(path)
+    best.check_writable(path)
     assert list(tmp_path.iterdir()) == []
-    results.write_json({"b": "é", "a": 1}, path)
+    best.write_json({"b": "é", "a": 1}, path)
     assert path.read_text(encoding="utf-8") == '{\n  "a": 1,\n  "b": "é"\n}\n'
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_floors_are_measured_by_one_and_not_waited_for(database, tmp_path):
+def test_one_process_measures_the_baselines_and_others_do_not_wait(database, tmp_path):
     data = task(tmp_path)
     study = join_study(data.definition, data, database, trials=2)
     with engine_of(study).begin() as busy:
         assert try_baselines_lock(busy, study._study_id)
         measure_baselines(study, data)
         assert record.BASELINES not in study.user_attrs
-    measure_baselines(study, data)  # who was at it is gone
+    measure_baselines(study, data)  # the lock is free
     assert study.user_attrs[record.BASELINES] == data.baselines()
     engine_of(study).dispose()

@@ -1,0 +1,44 @@
+"""`hpo dashboard`: the study's trials in the browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .shared import Storage, fast_imports, load_definition
+
+
+def command(
+    study: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="STUDY", help="Verify that this study exists; all studies are listed anyway.", show_default=False
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on. Beyond loopback a password is required.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65535, help="Port to listen on; 0: any free one.")
+    ] = 8080,
+    allow_changes: Annotated[bool, typer.Option("--allow-changes", help="Allow editing and deleting.")] = False,
+    storage: Storage = None,
+) -> None:
+    """Serve optuna-dashboard over the study's database (password: HPO_DASHBOARD_PASSWORD)."""
+    from ..results import dashboard
+
+    dashboard.check_exposure(host)
+    definition = load_definition(study) if study is not None else None
+    with fast_imports():
+        from ..database.address import storage_url
+        from ..database.connection import open_storage
+        from ..database.studies import load_study
+    with storage_url(storage, create=False) as url:
+        opened = open_storage(url)
+        if definition is not None:
+            load_study(opened, definition.name)
+        dashboard.serve(
+            opened, host=host, port=port, changes=allow_changes, ready=lambda address: print(address, flush=True)
+        )

@@ -1,0 +1,83 @@
+"""`hpo run`: a whole study on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .shared import (
+    OUT_HELP,
+    Storage,
+    StudyFile,
+    Trials,
+    complain,
+    fast_imports,
+    load_definition,
+    make_console,
+    show,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..running.launcher import Outcome, StartedStudy
+
+
+def command(
+    study: StudyFile,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Worker processes. Default: one per GPU, without a GPU one per core, at most 4.",
+            show_default=False,
+        ),
+    ] = None,
+    trials: Trials = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help=OUT_HELP)] = Path("best.json"),
+    storage: Storage = None,
+) -> None:
+    """Create or resume the study on this machine, watch it, and export the best parameters."""
+    from ..results import best
+
+    definition = load_definition(study)
+    best.check_writable(out)
+    with fast_imports():
+        from ..database.address import storage_url
+        from ..results import live, tables
+        from ..running import launcher, worker  # noqa: F401 (what the launcher imports later)
+    console = make_console()
+    with storage_url(storage) as url:
+        with live.EmbeddingProgress(console) as progress:
+            started = launcher.start_study(definition, url, trials=trials, progress=progress)
+        task = started.task
+        console.print(f"{definition.name}: {len(task.corpus)} posts, {tables.texts_text(task.texts, task.computed)}")
+        outcome = _watch(started, console, workers)
+        if outcome.code == 0 or best.best_trial(started.study) is not None:
+            result = best.best_result(started.study)
+            best.write_json(result, out)
+            show(console, tables.result_table(result, str(out)))
+    if outcome.code:
+        raise typer.Exit(outcome.code)
+
+
+def _watch(started: StartedStudy, console: Console, workers: int | None) -> Outcome:
+    """Run the study in view; where it ends early, say how far it is and how to resume."""
+    from ..results import live, status, tables
+    from ..running import launcher
+
+    try:
+        with live.LiveView(console, started) as view:
+            outcome = launcher.run_study(started, view, workers=workers)
+    except KeyboardInterrupt:
+        show(console, tables.status_table(status.study_status(started.study)))
+        raise
+    progress = f"{outcome.finished} of {outcome.trials} trials are finished"
+    if outcome.code:
+        complain(f"no worker is left, and {progress}: {outcome.reason}; run the same command to resume")
+    elif not outcome.workers:
+        console.print(f"nothing to do: {outcome.finished} of {outcome.trials} requested trials are finished")
+    return outcome

@@ -1,0 +1,90 @@
+"""What the verbs share: their common options, the console, and imports that cost seconds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..running import process
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from ..study.definition import StudyDefinition
+
+StudyFile = Annotated[
+    Path,
+    typer.Argument(metavar="STUDY", help="The study file, for example studies/quickstart.toml.", show_default=False),
+]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="postgresql://USER@HOST:PORT/DB (env: HPO_STORAGE; password: PGPASSWORD or "
+        "HPO_STORAGE_PASSWORD_FILE). Default: an embedded Postgres under .hpo/.",
+        show_default=False,
+    ),
+]
+Trials = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Total number of trials. Default: from the study file.", show_default=False),
+]
+Artifacts = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PLACE",
+        help="Where checkpoints of unfinished trials are stored: a folder that all workers share, or "
+        "s3://BUCKET/PREFIX (env: HPO_ARTIFACTS). Default: .hpo/artifacts.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+OUT_HELP = "File to write the best parameters to."
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console that prints text as it is, on standard output or on standard error."""
+    from rich.console import Console
+
+    return Console(highlight=False, stderr=stderr)
+
+
+def show(console: Console, table: RenderableType) -> None:
+    """Print a table; in a pipe or a file without the blanks that pad its lines."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    console.out("\n".join(line.rstrip() for line in captured.get().splitlines()), highlight=False)
+
+
+def complain(message: str) -> None:
+    """Print a message on standard error, as one line."""
+    print(f"hpo: {' '.join(message.split())}", file=sys.stderr)
+
+
+def load_definition(study: Path) -> StudyDefinition:
+    """Read the study file. Raises `DefinitionError` that lists every mistake in it."""
+    from ..study.definition import load
+
+    return load(study)
+
+
+@contextmanager
+def fast_imports() -> Iterator[None]:
+    """Import heavy modules inside this block: the garbage collector pauses and later skips what they created.
+
+    Outside such a block the collector runs in every verb.
+    """
+    process.disable_gc()
+    try:
+        yield
+    finally:
+        process.freeze_gc()

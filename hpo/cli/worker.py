@@ -1,0 +1,103 @@
+"""`hpo worker`: work on a study from any machine."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sparse_evidence.core.errors import UserError
+
+from .shared import Artifacts, Storage, StudyFile, Trials, fast_imports, load_definition, make_console
+
+if TYPE_CHECKING:
+    from ..running.slots import Slot
+    from ..study.definition import StudyDefinition
+
+
+def command(
+    study: StudyFile,
+    trials: Trials = None,
+    slots: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|N",
+            help="Run one process in each of N slots and restart it when it crashes; auto: one per GPU, without a GPU "
+            "one per core, at most 4. Default: this process is the worker.",
+            show_default=False,
+        ),
+    ] = None,
+    per_gpu: Annotated[int, typer.Option(metavar="N", min=1, help="With --slots: workers per GPU.")] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="CPU threads per worker. Default: chosen by torch.", show_default=False),
+    ] = None,
+    slot: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Number of this worker on its machine, shown by `hpo status`.")
+    ] = 0,
+    storage: Storage = None,
+    artifacts: Artifacts = None,
+) -> None:
+    """Join the study from any machine and work until its trials are finished."""
+    from ..database.address import storage_url
+    from ..running.signals import graceful_shutdown, stop_with_parent
+
+    stop = threading.Event()
+    stop_with_parent(stop)
+    definition = load_definition(study)
+    budget = trials or definition.search.trials
+    if slots is not None:
+        machine = _plan(slots, per_gpu, threads)
+        with graceful_shutdown(stop, again=signal.default_int_handler), storage_url(storage) as url:
+            code = _run_slots(definition, url, budget, machine, artifacts, stop)
+    else:
+        with graceful_shutdown(stop), storage_url(storage) as url:
+            code = _work(definition, url, budget, slot, threads, artifacts, stop)
+    if code:
+        raise typer.Exit(code)
+
+
+def _plan(slots: str, per_gpu: int, threads: int | None) -> list[Slot]:
+    """The slots that `--slots`, `--per-gpu` and `--threads` describe."""
+    from ..running.slots import plan_slots
+
+    if slots != "auto" and not (slots.isdecimal() and int(slots) > 0):
+        raise UserError(f"--slots {slots}: give auto or a number from 1")
+    planned = plan_slots(None if slots == "auto" else int(slots), per_gpu=per_gpu)
+    return [replace(slot, threads=threads) for slot in planned] if threads else planned
+
+
+def _work(
+    definition: StudyDefinition,
+    url: str,
+    budget: int,
+    slot: int,
+    threads: int | None,
+    artifacts: str | None,
+    stop: threading.Event,
+) -> int:
+    """Be the worker."""
+    with fast_imports():
+        from ..results import live
+        from ..running.artifacts import open_store
+        from ..running.worker import WorkerOptions, work
+    store = open_store(artifacts)
+    with live.EmbeddingProgress(make_console()) as progress:
+        options = WorkerOptions(trials=budget, slot=slot, threads=threads)
+        return work(definition, url, store, options, stop=stop, progress=progress)
+
+
+def _run_slots(
+    definition: StudyDefinition, url: str, budget: int, slots: list[Slot], artifacts: str | None, stop: threading.Event
+) -> int:
+    """Start workers and restart them; this process stays small and imports neither torch nor Optuna."""
+    from ..running.launcher import run_slots
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    return run_slots(definition.path, url, trials=budget, slots=slots, artifacts=artifacts, stop=stop, say=say)

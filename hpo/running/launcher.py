@@ -1,0 +1,191 @@
+"""Runs a study on this machine: prepares it, starts one worker per slot, and watches until its trials are finished.
+
+`start_study` and `run_study` are `hpo run`, `run_slots` is `hpo worker --slots`. Call them in the main thread, which
+receives signals. Nothing here draws: an `Observer` follows the run.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import Exit
+from .signals import graceful_shutdown
+from .slots import Slot, plan_slots
+from .supervisor import WorkerPool
+
+# Torch and Optuna are imported by the functions that need them: a process that only supervises slots does without.
+if TYPE_CHECKING:
+    from optuna import Study
+
+    from ..database.claims_sql import Counts
+    from ..study.definition import StudyDefinition
+    from .task import Progress, StudyTask
+
+REFRESH_SECONDS = 0.5
+"""How often the study is counted and crashed workers are replaced."""
+
+
+class Observer(Protocol):
+    """Follows a study while it runs."""
+
+    def baselines(self, scores: Mapping[str, Any] | None) -> None:
+        """Receive the baselines' scores by name, once; None while another process measures them."""
+
+    def counts(self, counts: Counts) -> None:
+        """Receive the trials by state, every `REFRESH_SECONDS`."""
+
+    def line(self, text: str) -> None:
+        """Receive a line that a worker wrote."""
+
+    def stopping(self) -> None:
+        """A signal arrived: the workers release their trials."""
+
+
+@dataclass(frozen=True, eq=False)
+class StartedStudy:
+    """A study that exists in the database, with its data loaded on this machine."""
+
+    definition: StudyDefinition
+    url: str
+    """Storage URL, with its password."""
+    task: StudyTask
+    study: Study
+    trials: int
+    """The budget: trials to finish in total."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    code: int
+    """`Exit.DONE`, or the exit code of the workers that failed."""
+    finished: int
+    trials: int
+    workers: int
+    """Worker processes that were started; 0 if all trials had been finished before."""
+    reason: str = ""
+    """Why workers failed: how each ended and what it wrote last."""
+
+
+def start_study(
+    definition: StudyDefinition, url: str, *, trials: int | None = None, progress: Progress | None = None
+) -> StartedStudy:
+    """Load the study's data, and create the study or join it.
+
+    Args:
+        definition: the study.
+        url: from `storage_url`.
+        trials: trials to finish in total; None: as the definition says.
+        progress: called while texts are embedded.
+
+    Raises:
+        UserError: the data, the folds or the encoder cannot be used.
+        RefusedError: the study was started with other data, folds, configuration or code.
+        StorageError: the database is unreachable.
+    """
+    from ..database.connection import engine_of, open_storage
+    from .joining import join_study
+    from .task import load_task
+
+    engine_of(open_storage(url)).dispose()  # a wrong URL is reported before minutes of embedding
+    task = load_task(definition, progress=progress)
+    budget = trials or definition.search.trials
+    return StartedStudy(definition, url, task, join_study(definition, task, url, trials=budget), budget)
+
+
+def run_study(started: StartedStudy, observer: Observer, *, workers: int | None = None) -> Outcome:
+    """Run worker processes until the study's trials are finished.
+
+    Args:
+        started: from `start_study`.
+        observer: follows the run.
+        workers: worker processes; None: one per GPU, without a GPU one per core, at most 4.
+
+    Raises:
+        KeyboardInterrupt: SIGINT or SIGTERM arrived before the end; the workers have released their trials.
+    """
+    left = started.trials - _finished(started)
+    if left <= 0:
+        _measure_baselines(started, observer)
+        return Outcome(Exit.DONE, started.trials - left, started.trials, workers=0)
+    slots = plan_slots(min(workers or len(plan_slots(None)), left), per_gpu=workers or 1)
+    stop = threading.Event()
+    with graceful_shutdown(stop, again=signal.default_int_handler), WorkerPool(
+        started.definition.path, started.url, trials=started.trials, slots=slots, print_line=observer.line
+    ) as pool:  # fmt: skip
+        _measure_baselines(started, observer)  # takes about as long as the workers take to start
+        _watch(started, observer, pool, stop)
+    finished = _finished(started)
+    if finished >= started.trials:
+        return Outcome(Exit.DONE, finished, started.trials, len(slots))
+    if stop.is_set():
+        raise KeyboardInterrupt
+    code, reason = pool.failure()
+    return Outcome(code, finished, started.trials, len(slots), reason)
+
+
+def _watch(started: StartedStudy, observer: Observer, pool: WorkerPool, stop: threading.Event) -> None:
+    """Return when the trials are finished, no worker is left, or `stop` is set."""
+    from ..database.claims_sql import count_trials
+
+    while pool.poll() and not stop.wait(REFRESH_SECONDS):
+        counts = count_trials(started.study)
+        observer.counts(counts)
+        if counts.finished >= started.trials:
+            return  # without waiting for a worker that has only just started
+    observer.counts(count_trials(started.study))
+    if stop.is_set():
+        observer.stopping()
+
+
+def _measure_baselines(started: StartedStudy, observer: Observer) -> None:
+    from ..database import record
+    from .joining import measure_baselines
+
+    measure_baselines(started.study, started.task)
+    observer.baselines(record.baselines(started.study))
+
+
+def _finished(started: StartedStudy) -> int:
+    from ..database.claims_sql import count_trials
+
+    return count_trials(started.study).finished
+
+
+def run_slots(
+    study: Path,
+    url: str,
+    *,
+    trials: int,
+    slots: Sequence[Slot],
+    artifacts: str | None = None,
+    stop: threading.Event,
+    say: Callable[[str], None],
+) -> int:
+    """Keep a worker process in every slot until the study's trials are finished or `stop` is set.
+
+    Args:
+        study: the study file.
+        url: from `storage_url`.
+        trials: trials to finish in total.
+        slots: from `plan_slots`.
+        artifacts: where checkpoints are stored; None: as the environment says.
+        stop: once set, the workers release their trials and end.
+        say: called with every line that a worker writes.
+
+    Returns:
+        `Exit.DONE`, or the exit code of the workers that failed.
+    """
+    for slot in slots:
+        say(f"slot {slot.number}: {slot.gpu or 'no GPU'}, {slot.threads} CPU threads")
+    with WorkerPool(study, url, trials=trials, slots=slots, print_line=say, artifacts=artifacts) as pool:
+        while pool.poll() and not stop.wait(REFRESH_SECONDS):
+            pass
+    done = stop.is_set() or Exit.DONE in pool.codes()  # one worker that saw the budget spent speaks for all
+    return Exit.DONE if done else pool.failure()[0]

@@ -1,0 +1,75 @@
+"""A whole study run from Python, with real worker processes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparse_evidence.hpo.database.claims_sql import Counts
+from sparse_evidence.hpo.database.connection import engine_of
+from sparse_evidence.hpo.errors import Exit
+from sparse_evidence.hpo.running.launcher import Outcome, run_slots, run_study, start_study
+from sparse_evidence.hpo.running.slots import Slot
+from sparse_evidence.hpo.study.definition import load
+
+SMOKE = Path(__file__).parents[2] / "studies" / "smoke.toml"
+
+pytestmark = pytest.mark.slow
+
+
+class Recorder:
+    """An `Observer` that keeps what it receives."""
+
+    def __init__(self) -> None:
+        self.scores: list[Mapping[str, Any] | None] = []
+        self.counted: list[Counts] = []
+        self.lines: list[str] = []
+        self.stopped = False
+
+    def baselines(self, scores: Mapping[str, Any] | None) -> None:
+        self.scores.append(scores)
+
+    def counts(self, counts: Counts) -> None:
+        self.counted.append(counts)
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    def stopping(self) -> None:
+        self.stopped = True
+
+
+def test_a_study_is_run_and_then_has_nothing_to_do(database):
+    started = start_study(load(SMOKE, environ={}), database, trials=3)
+    first, second = Recorder(), Recorder()
+    assert run_study(started, first, workers=1) == Outcome(Exit.DONE, finished=3, trials=3, workers=1)
+    assert first.counted[-1].finished == 3
+    assert first.scores == [started.task.baselines()]
+    assert (first.lines, first.stopped) == ([], False)
+    assert run_study(started, second, workers=1) == Outcome(Exit.DONE, finished=3, trials=3, workers=0)
+    assert (second.scores, second.counted) == (first.scores, [])
+    engine_of(started.study).dispose()
+
+
+def test_a_run_whose_workers_fail_says_why(database, tmp_path):
+    path = tmp_path / "smoke.toml"
+    path.write_text(SMOKE.read_text(encoding="utf-8"), encoding="utf-8")
+    started = start_study(load(path, environ={}), database, trials=3)
+    path.unlink()
+    outcome = run_study(started, Recorder(), workers=1)
+    assert (outcome.code, outcome.finished, outcome.workers) == (Exit.USAGE, 0, 1)
+    assert "smoke.toml does not exist" in outcome.reason
+    engine_of(started.study).dispose()
+
+
+def test_slots_end_when_the_trials_are_finished(database, tmp_path):
+    lines: list[str] = []
+    stop = threading.Event()
+    slots = [Slot(number=0, threads=1)]
+    artifacts = str(tmp_path / "artifacts")
+    code = run_slots(SMOKE, database, trials=1, slots=slots, artifacts=artifacts, stop=stop, say=lines.append)
+    assert (code, lines) == (Exit.DONE, ["slot 0: no GPU, 1 CPU threads"])

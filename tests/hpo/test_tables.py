@@ -1,0 +1,211 @@
+"""Plan, status and result as a person reads them: everything that matters, in 80 columns."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+
+from sparse_evidence.hpo.results import tables
+from sparse_evidence.hpo.results.plan import ChunksPerPost, Cost, Criterion, NearDuplicates, Plan
+
+NAMES = [
+    "depressed_mood", "anhedonia", "appetite_change", "sleep_issues", "psychomotor", "fatigue", "worthlessness",
+    "cognitive_issues", "suicidal_thoughts", "special_case",
+]  # fmt: skip
+
+
+def drawn(renderable: RenderableType, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    console.print(renderable)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert max(map(cell_len, text.splitlines())) <= width
+    return text
+
+
+def unwrapped(text: str) -> str:
+    """The text without the line breaks of table cells."""
+    return " ".join(text.split())
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def planned(folds: int = 5, **changed: object) -> Plan:
+    values = {
+        "study": "redsm5", "path": "studies/redsm5_iris.toml", "posts": 1484, "groups": 700, "held_out": 297,
+        "chunks": 20_000, "chunks_per_post": ChunksPerPost(1, 12, 90), "stages": (folds,),
+        "validation_posts": (237,) * folds, "texts": 20_010, "embedded_now": 0, "short_posts": {4: 0.125, 12: 0.5},
+        "metric": "average_precision",
+        "baselines": {"linear": 0.4589, "mean_prevalence": 0.2, "criterion_only_auroc": 0.61,
+                      "criterion_only_f1": 0.458, "all_positive_f1": None},
+        "trials": 300, "cost": Cost(epoch_seconds=0.5, shortest_seconds=20.0, longest_seconds=112.0),
+        "criteria": tuple(Criterion(name, 328, 0.221, (0.0236,) * folds, 0.216) for name in NAMES),
+        "parameters": {"training.accumulation_steps": "one of 1, 2, 4", "loss": "one of bce, focal"},
+        "near_duplicates": NearDuplicates(0, ()), "notes": ("3 rows were repeated",),
+    }  # fmt: skip
+    return Plan(**{**values, **changed})
+
+
+@pytest.mark.parametrize("folds", [2, 5, 10, 50])
+def test_a_plan_of_ten_criteria_and_many_folds_is_readable(folds):
+    text = drawn(tables.plan_table(planned(folds)))
+    assert "…" not in text
+    for name in NAMES:
+        row = next(line for line in text.splitlines() if line.startswith(name))
+        ends = ("22", "22") if folds == 10 else ("22.1", "21.6")
+        assert row.split() == [name, "328", ends[0], *["2.4"] * (2 if folds == 50 else folds), ends[1]]
+    assert "training.accumulation_steps" in text
+    assert "note: 3 rows were repeated" in text
+
+
+def test_a_plan_says_what_the_study_is_and_costs():
+    text = unwrapped(drawn(tables.plan_table(planned())))
+    for expected in (
+        "redsm5 (studies/redsm5_iris.toml)", "1,484 in 700 groups, 297 of them held out",
+        "20,000; 1 to 90 per post, median 12", "5, in stages of 5; validation posts 237, 237, 237, 237, 237",
+        "20,010 texts (all embeddings cached)", "12.5 % at k = 4, 50.0 % at k = 12",
+        "average precision: linear 0.4589, prevalence (mean) 0.2000", "all called positive: F1 –",
+        "0.50 s for all 5 folds", "2 parameters to search",
+        "20 s to 1 min 52 s for 300 trials and one worker (no pruning; from every trial stopping early to none)",
+    ):  # fmt: skip
+        assert expected in text
+
+
+def test_a_plan_names_near_duplicates_by_id():
+    assert "near-duplicate" not in drawn(tables.plan_table(planned()))
+    one = unwrapped(drawn(tables.plan_table(planned(near_duplicates=NearDuplicates(1, (("p3", "p9"),))))))
+    assert "note: 1 pair of near-duplicate posts is in different groups (p3 and p9): give" in one
+    pairs = tuple((f"p{number}", f"q{number}") for number in range(20))
+    many = unwrapped(drawn(tables.plan_table(planned(near_duplicates=NearDuplicates(1234, pairs)))))
+    assert "1,234 pairs of near-duplicate posts are in different groups (p0 and q0, p1 and q1, p2 and q2, …)" in many
+
+
+def test_embeddings_that_were_computed_are_counted():
+    assert tables.texts_text(1814, 0) == "1,814 texts (all embeddings cached)"
+    assert tables.texts_text(1814, 300) == "1,814 texts (300 embedded now, 1,514 cached or repeated)"
+
+
+# --- the result -------------------------------------------------------------------------------------------------------
+
+
+def best(folds: int) -> dict[str, object]:
+    values = [0.4971] * folds
+    floors = {"linear": 0.4589, "linear_folds": values, "mean_prevalence": 0.2, "criterion_only_f1": 0.458}
+    cv = {
+        "mean": 0.4971, "std": 0.05, "folds": values, "best_epoch": 7, "epochs": 13, "threshold": 0.31,
+        "pooled": {"f1": 0.51}, "per_criterion": {}, "floors": floors,
+    }  # fmt: skip
+    return {
+        "study": "quickstart", "metric": "average_precision", "value": 0.4971, "trial": 17, "cv": cv,
+        "params": {"loss": "focal", "training.learning_rate": 0.00312345}, "confirmed": None,
+        "trials": {"complete": 31, "pruned": 9, "infeasible": 0, "failed": 0, "requested": 40},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("folds", [2, 5, 10])
+def test_a_result_has_value_folds_baselines_parameters_and_path(folds):
+    text = drawn(tables.result_table(best(folds), "results/best.json"))
+    for expected in (
+        "best average precision", "0.4971 (trial 17)", "linear baseline", "0.4589", "prevalence (mean)", "0.2000",
+        "0.003123", "31 complete, 9 pruned, 0 failed of 40 requested", "7 of 13", "results/best.json",
+        "0.5100 at threshold 0.310 (0.4580 without reading the posts)",
+    ):  # fmt: skip
+        assert expected in unwrapped(text)
+    assert text.count("0.4971") == 2 * folds + 1
+
+
+def test_a_result_says_whether_it_was_confirmed():
+    text = unwrapped(drawn(tables.result_table(best(5), "best.json")))
+    assert "not confirmed selected and scored on the same folds; expect slightly lower on new data" in text
+    confirmed = best(5) | {"confirmed": {"repeats": 4, "mean": 0.4812, "std": 0.0123}}
+    text = unwrapped(drawn(tables.result_table(confirmed, "best.json")))
+    assert "confirmed 0.4812 sd 0.0123 (4 fresh cross-validations)" in text
+    assert "not confirmed" not in text
+
+
+def test_a_result_without_baselines():
+    without = best(5)
+    without["cv"]["floors"] = None
+    assert "baseline" not in drawn(tables.result_table(without, "best.json"))
+
+
+# --- the status -------------------------------------------------------------------------------------------------------
+
+
+def status(**changed: object) -> dict[str, object]:
+    worker = {
+        "host": "a-machine-with-a-long-name.example.org", "pid": 123456, "slot": 7, "gpu": None, "trial": 1234,
+        "attempt": 1, "stage": 1, "epoch": 39, "released": False, "heartbeat_age": 3.2, "held_seconds": 75.0,
+    }  # fmt: skip
+    return {
+        "study": "quickstart", "metric": "average_precision", "workers": [worker], "attempts": {"3": 2},
+        "trials": {"requested": 40, "finished": 12, "complete": 8, "pruned": 4, "infeasible": 0, "failed": 0,
+                   "running": 1, "released": 0},
+        "best": {"value": 0.4971, "trial": 3, "params": {}}, "baselines": {"linear": 0.4589, "mean_prevalence": 0.2},
+        "pace": {"trials_per_hour": 45.0, "seconds_left": 840.0},
+    } | changed  # fmt: skip
+
+
+def test_a_status_with_workers():
+    text = drawn(tables.status_table(status()))
+    for expected in (
+        "12 of 40 trials finished", "8 complete, 4 pruned, 1 running\n", "best average precision 0.4971 (trial 3)",
+        "Baselines (average precision): linear 0.4589, prevalence (mean) 0.2000", "45.0 trials/h, 14 min 00 s left",
+        "started more than once: trial 3 (2 times)", "123456", "1 min 15 s", "3 s ago",
+    ):  # fmt: skip
+        assert expected in text.replace(" \n", "\n").replace("  \n", "\n")
+
+
+def test_a_gpu_is_named_by_the_start_of_its_uuid():
+    state = status()
+    state["workers"][0]["gpu"] = "GPU-1a2b3c4d-5e6f-7890-abcd-ef0123456789"
+    text = drawn(tables.status_table(state))
+    assert "GPU-1a2b3c4d 123456" in unwrapped(text)
+    assert "5e6f" not in text
+
+
+def test_a_status_without_workers_has_no_pace():
+    pace = {"trials_per_hour": None, "seconds_left": None}
+    text = drawn(tables.status_table(status(workers=[], best=None, baselines=None, attempts={}, pace=pace)))
+    for expected in ("no worker is running", "no score yet", "Baselines (average precision): not measured yet"):
+        assert expected in text
+    assert "left" not in text
+    assert "more than once" not in text
+
+
+def test_a_status_shows_released_trials_as_released():
+    state = status()
+    state["workers"][0]["released"] = True
+    state["trials"] |= {"running": 0, "released": 1}
+    text = drawn(tables.status_table(state))
+    assert "8 complete, 4 pruned, 0 running, 1 released" in text
+    assert "ago" not in text
+
+
+# --- text for values --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3725, "1 h 02 min"), (200_000, "2 days 7 h")],
+)
+def test_durations(seconds, expected):
+    assert tables.duration(seconds) == expected
+
+
+@pytest.mark.parametrize(
+    ("trials_per_hour", "expected"), [(12.34, "12.3 trials/h"), (60, "60.0 trials/h"), (210, "3.5 trials/min")]
+)
+def test_a_pace_is_per_minute_where_there_is_more_than_one_trial_a_minute(trials_per_hour, expected):
+    assert tables.pace_text(trials_per_hour) == expected
+
+
+def test_prevalence_is_a_baseline_of_average_precision_only():
+    baselines = {"linear": 0.6, "mean_prevalence": 0.2}
+    assert tables.baselines_text("average_precision", baselines) == "linear 0.6000, prevalence (mean) 0.2000"
+    assert tables.baselines_text("auroc", baselines) == "linear 0.6000"
+    assert tables.baselines_text("auroc", None) == "not measured yet"
