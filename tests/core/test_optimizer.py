@@ -154,6 +154,9 @@ class Single(Model):
         super().__init__()
         self.body, self.head = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
 
+    def forward(self, batch):
+        return batch @ self.body[:, None]
+
     def parameter_groups(self, learning_rate):
         return [{"params": [self.head], "lr": learning_rate}, {"params": [self.body], "lr": learning_rate / 10}]
 
