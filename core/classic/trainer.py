@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +126,10 @@ class Trainer:
         self.progress = progress
         self.history: dict[str, list[float]] = {}
         self._monitor = ("train_loss", False)  # name, higher is better
-        self._totals = _Totals(self.device)  # of the epoch in training
+        # of the epoch in training
+        self._logits: list[Tensor] = []
+        self._labels: list[Tensor] = []
+        self._running_loss: _RunningLoss | None = None
         if gradient_checkpointing:
             enable_gradient_checkpointing(model)
         model.to(self.device)
@@ -159,7 +162,7 @@ class Trainer:
             NonFiniteLossError: the loss became NaN or infinite; the model is useless from then on.
             OutOfMemoryError: the model and a batch do not fit into memory.
         """
-        self._totals = _Totals(self.device)
+        self._logits, self._labels = [], []
         with closing(self._training_batches(batches)) as items:
             end = self.engine.advance(items)
         if self.scheduler_interval == "epoch" and not isinstance(self.scheduler, ReduceLROnPlateau | None):
@@ -193,20 +196,21 @@ class Trainer:
             raise ValueError("the loader has no batches: it is empty, or an iterator that was used up before")
         if not math.isfinite(total):
             raise NonFiniteLossError
-        all_logits, all_labels = torch.cat(logits), torch.cat(labels)
-        totals = _Totals(self.device)
-        totals.count(all_logits, all_labels)
-        z, y = all_logits.cpu().numpy(), all_labels.cpu().numpy()
+        z, y = torch.cat(logits).cpu().numpy(), torch.cat(labels).cpu().numpy()
         metric = None if metric_fn is None else float(metric_fn(y, z))
-        return Evaluated(total / max(weight, 1.0), z, y, metric, totals.accuracy())
+        return Evaluated(total / max(weight, 1.0), z, y, metric, _accuracy(logits, labels))
 
     def predict(self, inputs: Any) -> Tensor:  # noqa: ANN401
         """Float32 logits of one batch of inputs (on the trainer's device), without dropout and without gradients."""
         return self.engine.predict(inputs)
 
     def _training_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of a batch, whose logits are kept for the accuracy: counting batch by batch would cost more."""
         loss = self.loss_fn(logits, targets)
-        self._totals.count(logits.detach(), targets, loss.detach())
+        self._logits.append(logits.detach())
+        self._labels.append(targets)
+        if self._running_loss is not None:
+            self._running_loss.add(loss.detach(), targets)
         return loss
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -216,10 +220,11 @@ class Trainer:
         """The loader's items in this epoch's order, with a progress bar."""
         _reseed_loader(loader, stable_seed(self.seed, "loader", self.epoch), self.epoch)
         with self._bar(loader, f"epoch {self.epoch + 1}") as bar:
+            self._running_loss = None if bar.disable else _RunningLoss()
             for item in bar:
                 yield item
-                if not bar.disable:
-                    bar.set_postfix(train_loss=f"{self._totals.mean_loss():.4f}", refresh=False)
+                if self._running_loss is not None:
+                    bar.set_postfix(train_loss=f"{self._running_loss.mean():.4f}", refresh=False)
 
     # ---- many epochs --------------------------------------------------------------------------------------------
 
@@ -259,7 +264,10 @@ class Trainer:
         self._monitor = self._monitored(metric, higher_is_better, validates=val_loader is not None)
         with self._bar(None, "training", total=num_epochs, initial=self.epoch) as bar:
             while self.epoch < num_epochs and not self._stale():
-                measured = {"train_loss": self.train_epoch(train_loader), "train_acc": self._totals.accuracy()}
+                measured = {
+                    "train_loss": self.train_epoch(train_loader),
+                    "train_acc": _accuracy(self._logits, self._labels),
+                }
                 if val_loader is not None:
                     evaluated = self.evaluate(val_loader, metric_fn)
                     measured |= {"val_loss": evaluated.loss, "val_acc": evaluated.accuracy}
@@ -399,34 +407,32 @@ class _ScaledUpdate:
         return self._scaler.get_scale() >= scale
 
 
-class _Totals:
-    """Sums over the labelled items of an epoch; they stay on the device until a mean is requested."""
+class _RunningLoss:
+    """Mean loss of an epoch so far, over the labelled items; for a progress bar."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._loss = torch.zeros((), device=device)
-        self._items = torch.zeros((), device=device)
-        self._correct: Tensor | None = torch.zeros((), device=device)
+    def __init__(self) -> None:
+        self._total = self._items = 0.0
 
-    @torch.no_grad()
-    def count(self, logits: Tensor, targets: Tensor, loss: Tensor | None = None) -> None:
-        """Add a batch. Logits that do not have the targets' shape (several classes) have no accuracy."""
-        labelled = targets >= 0
-        items = labelled.sum()
-        self._items = self._items + items
-        if loss is not None:
-            self._loss = self._loss + loss.mean() * items
-        if logits.shape != targets.shape:
-            self._correct = None
-        if self._correct is not None:
-            self._correct = self._correct + ((logits >= 0).to(targets.dtype) == targets).sum()
+    def add(self, loss: Tensor, targets: Tensor) -> None:
+        items = float((targets >= 0).sum())
+        self._total += float(loss.mean()) * items
+        self._items += items
 
-    def mean_loss(self) -> float:
-        """Mean loss; 0 without labelled items."""
-        return float(self._loss / self._items.clamp(min=1))
+    def mean(self) -> float:
+        return self._total / max(self._items, 1.0)
 
-    def accuracy(self) -> float:
-        """Share of correct classes; NaN without labelled items, or if it is not defined."""
-        return math.nan if self._correct is None else float(self._correct / self._items)
+
+def _accuracy(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> float:
+    """Share of the labelled items of all batches whose predicted class is their label.
+
+    NaN without labelled items, and for logits that do not have the labels' shape (several classes).
+    """
+    if any(z.shape != y.shape for z, y in zip(logits, labels, strict=True)):
+        return math.nan
+    z, y = (torch.cat([batch.flatten() for batch in batches]) for batches in (logits, labels))
+    labelled = int((y >= 0).sum())
+    correct = int(((z >= 0).to(y.dtype) == y).sum())
+    return correct / labelled if labelled else math.nan
 
 
 def _check_minimum(name: str, value: int | None, minimum: int) -> None:
