@@ -30,21 +30,15 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "studies": studies.measure,
 }
 
-# figure: (label, target)
+# The label and the target of each figure.
 TARGETS = {
     "epoch.vs_reference": ("epoch of all folds: times faster than a plain implementation", "≥ 10"),
     "epoch.vs_matmul": ("epoch: time relative to its bare matrix products", "≤ 3.5"),
     "epoch.vs_matmul_10x": ("the same with ten times the posts", "≤ 3.5"),
     "encode.vs_sentence_transformers": ("embedding: times faster than SentenceTransformer.encode", "≥ 1.0"),
-    "service.vs_optuna_100": ("database and sampler per trial, relative to plain Optuna, 100 stored trials", ""),
-    "service.vs_optuna_1000": (
-        "database and sampler per trial, relative to plain Optuna, 1,000 stored trials",
-        "≤ 0.35",
-    ),
-    "service.vs_optuna_5000": (
-        "database and sampler per trial, relative to plain Optuna, 5,000 stored trials",
-        "≤ 0.4",
-    ),
+    "service.vs_optuna_100": ("database and sampler per trial vs plain Optuna, 100 stored trials", ""),
+    "service.vs_optuna_1000": ("database and sampler per trial vs plain Optuna, 1,000 stored trials", "≤ 0.35"),
+    "service.vs_optuna_5000": ("database and sampler per trial vs plain Optuna, 5,000 stored trials", "≤ 0.4"),
     "scaling.workers_2": ("trials per second, two workers relative to one", "≥ 1.7"),
     "scaling.sleeping_64_loss": ("share of throughput that 64 workers with 2 s trials lose", "< 0.10"),
     "memory.worker_gib": ("peak resident memory of a worker, GiB", "< 1.5"),
