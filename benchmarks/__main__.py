@@ -3,7 +3,7 @@
     python -m benchmarks [epoch] [encode] [service] [scaling] [studies]
     python -m benchmarks table
 
-With names only those parts are measured; the other figures stay. `table` prints the stored figures.
+With names only these are measured again; the other figures stay as they were. `table` prints what there is.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "studies": studies.measure,
 }
 
-# The label and the target of each figure.
+# figure: (what it is, what it should be)
 TARGETS = {
-    "epoch.vs_reference": ("epoch of all folds: times faster than a plain implementation", "≥ 10"),
-    "epoch.vs_matmul": ("epoch: time relative to its bare matrix products", "≤ 3.5"),
-    "epoch.vs_matmul_10x": ("the same with ten times the posts", "≤ 3.5"),
+    "epoch.vs_reference": ("an epoch of all folds: times faster than written plainly", "≥ 10"),
+    "epoch.vs_matmul": ("an epoch over its bare matrix products", "≤ 3.5"),
+    "epoch.vs_matmul_10x": ("the same at ten times the posts", "≤ 3.5"),
     "encode.vs_sentence_transformers": ("embedding: times faster than SentenceTransformer.encode", "≥ 1.0"),
-    "service.vs_optuna_100": ("database and sampler per trial vs plain Optuna, 100 stored trials", ""),
-    "service.vs_optuna_1000": ("database and sampler per trial vs plain Optuna, 1,000 stored trials", "≤ 0.35"),
-    "service.vs_optuna_5000": ("database and sampler per trial vs plain Optuna, 5,000 stored trials", "≤ 0.4"),
-    "scaling.workers_2": ("trials per second, two workers relative to one", "≥ 1.7"),
-    "scaling.sleeping_64_loss": ("share of throughput that 64 workers with 2 s trials lose", "< 0.10"),
-    "memory.worker_gib": ("peak resident memory of a worker, GiB", "< 1.5"),
+    "service.vs_optuna_100": ("database and sampler a trial, over plain Optuna's, 100 stored trials", ""),
+    "service.vs_optuna_1000": ("database and sampler a trial, over plain Optuna's, 1,000 stored trials", "≤ 0.35"),
+    "service.vs_optuna_5000": ("database and sampler a trial, over plain Optuna's, 5,000 stored trials", "≤ 0.4"),
+    "scaling.workers_2": ("trials a second with two workers over one", "≥ 1.7"),
+    "scaling.sleeping_64_loss": ("throughput that 64 workers with 2 s trials lose", "< 0.10"),
+    "memory.worker_gib": ("largest resident memory of a worker, GiB", "< 1.5"),
     "startup.help_seconds": ("`hpo --help`, seconds", "< 0.3"),
-    "startup.worker_seconds": ("start-up of a worker that joins a home-case study, seconds", "< 3"),
-    "study.home_vs_script": ("home-case study: times faster than a plain script", "≥ 5"),
-    "study.quickstart_vs_script": ("quickstart study: times faster than a plain script", "≥ 2"),
-    "study.home_minus_script": ("home-case study: re-scored winner minus the script's", "≥ -0.01"),
-    "study.quickstart_minus_script": ("quickstart study: re-scored winner minus the script's", "≥ -0.01"),
+    "startup.worker_seconds": ("a worker that joins a study of the home case's size, seconds", "< 3"),
+    "study.home_vs_script": ("a study of the home case's size: times faster than a plain script", "≥ 5"),
+    "study.quickstart_vs_script": ("the quickstart: times faster than a plain script", "≥ 2"),
+    "study.home_minus_script": ("re-scored winner minus the script's, home case's size", "≥ -0.01"),
+    "study.quickstart_minus_script": ("re-scored winner minus the script's, quickstart", "≥ -0.01"),
 }
 
 
 def machine() -> dict[str, Any]:
-    """The machine that the figures were measured on."""
+    """What the figures were measured on."""
     model = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),
@@ -73,11 +73,11 @@ def table(found: dict[str, Any]) -> list[str]:
         for key, (words, target) in TARGETS.items()
         if key in found
     ]
-    return ["| figure | measured | target |", "|---|---|---|", *rows]
+    return ["| figure | measured | wanted |", "|---|---|---|", *rows]
 
 
 def main() -> None:
-    """Measure the requested parts and write the figures."""
+    """Measure what was asked for and write it down."""
     wanted = [] if sys.argv[1:] == ["table"] else sys.argv[1:] or list(PARTS)
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() and sys.argv[1:] else {}
     for name in wanted:

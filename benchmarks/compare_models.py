@@ -153,7 +153,7 @@ def floor(data: Data) -> Row:
     model = fit_linear_baseline(data.means, data.embedded.labels, data.folds)
     validation = [data.folds.validation(fold) for fold in range(data.folds.count)]
     reading = explain.joined(explain.read(model, data.embedded, validation))
-    return Row("linear baseline", probabilities, reading, time.perf_counter() - started, None)
+    return Row("linear floor", probabilities, reading, time.perf_counter() - started, None)
 
 
 def line(row: Row, base: Row, data: Data, repeats: int) -> str:
@@ -197,7 +197,7 @@ def token_candidate() -> CandidateConfig:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--no-token", action="store_true", help="skip the fine-tuned transformer")
+    parser.add_argument("--no-token", action="store_true", help="leave out the fine-tuned transformer")
     parser.add_argument("--repeats", type=int, default=1000, help="bootstrap draws behind each interval")
     parser.add_argument("--data", choices=SOURCES, default="editorials")
     arguments = parser.parse_args()
@@ -219,10 +219,10 @@ def main() -> None:
         f"out-of-fold; in brackets the 95 % interval over groups; {len(chance.hit)} pairs with known evidence."
     )
     print()
-    print("| model | average precision | above the baseline | F1 | evidence | by attention | epochs | training |")
+    print("| model | average precision | above the floor | F1 | evidence | by attention | epochs | training |")
     print("|---|---|---|---|---|---|---|---|")
     print(
-        f"| prevalence only | {floors['mean_prevalence']:.3f} | | {floors['criterion_only_f1']:.3f} "
+        f"| never reads a post | {floors['mean_prevalence']:.3f} | | {floors['criterion_only_f1']:.3f} "
         f"| {chance.expected:.2f} | | | |"
     )
     for row in table:

@@ -12,7 +12,7 @@ from benchmarks import epoch
 
 KINDS = {
     "matrix products": ("bmm", "baddbmm", "mm", "addmm"),
-    "gathering the posts' chunks": ("index_select", "index"),
+    "gathering of the posts' chunks": ("index_select", "index"),
     "k-th largest": ("maximum", "minimum", "topk"),
     "softmax, layer norm": ("_softmax", "_softmax_backward_data", "native_layer_norm", "native_layer_norm_backward"),
     "ReLU": ("relu_", "clamp_min_", "threshold_backward"),

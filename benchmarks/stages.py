@@ -184,7 +184,7 @@ def rows(splits: Sequence[Curves], patience: int) -> Iterator[str]:
             f"| {lost.mean():.4f} | {anew.mean():.4f} ± {error:.4f} |"
         )
 
-    yield "| stages | percentile | within stages | epochs per trial | share | complete | loss | loss on other splits |"
+    yield "| stages | percentile | within stages | epochs a trial | of all | complete | lost | lost anew |"
     yield "|---|---|---|---|---|---|---|---|"
     yield row(f"{folds} | – | –", whole)
     for length in (trials // 2, trials // 4):
