@@ -1,9 +1,9 @@
-# People and CI call the same targets. Only Python (3.11 or newer), pip and make are needed.
+# The targets that people and CI use. You need Python 3.11 or newer, pip and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# One torch thread per test process: two processes already fill two cores.
+# Each test process uses one torch thread, so two processes fill two cores.
 TEST_PROCESSES ?= 2
 
 .PHONY: help install demo test lint format bench up lock clean
@@ -19,29 +19,29 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: install  ## run the quickstart study on real text, two workers, to best.json
+demo: install  ## run the quickstart study on real text with two workers, export best.json
 	$(BIN)/hpo run studies/quickstart.toml --workers 2 --out best.json
 
 test: install  ## run every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist worksteal
 
-lint: install  ## style, types and the import contracts
+lint: install  ## check style, types and import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: install  ## let ruff write the style
+format: install  ## format and fix with ruff
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install  ## measure ratios, to benchmarks/results.json
+bench: install  ## measure speed, write benchmarks/results.json
 	$(BIN)/python -m benchmarks
 
 up:  ## start Postgres, the dashboard and workers in containers (POSTGRES_PASSWORD, HPO_DASHBOARD_PASSWORD)
 	docker compose --profile $$(nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu) up --build --detach
 
-lock: install  ## write requirements.lock from what is installed
+lock: install  ## write the installed packages to requirements.lock
 	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
 
 clean:  ## remove .venv (the embedded database under .hpo/ stays)

@@ -1,40 +1,169 @@
-"""The README is accurate: its script runs, its commands and files exist, its figures are the measured ones."""
+"""The documentation is true: its scripts run, and its commands, files, modules and figures exist."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import optuna
+import pandas as pd
 import pytest
+
+from sparse_evidence.core.corpus.sources import SOURCES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+HALVES = ("core", "hpo")
+VERBS = ("init", "validate", "run", "worker", "status", "export", "dashboard")
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def code_block(page: str, language: str, containing: str) -> str:
+    """The only code block of that language which contains a text."""
+    fenced = page.split("```")[1::2]
+    (block,) = (block for block in fenced if block.startswith(f"{language}\n") and containing in block)
+    return block.removeprefix(f"{language}\n")
+
+
+def run_python(code: str, folder: Path, **environment: str) -> str:
+    """Run a script as a user would, with warnings as errors; returns what it prints."""
+    script = folder / "script.py"
+    script.write_text(code, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script)],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# ---- code ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_the_script_by_hand_runs(tmp_path):
-    script = tmp_path / "by_hand.py"
-    script.write_text(re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1), encoding="utf-8")
-    command = [sys.executable, "-W", "error", str(script)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    value, low, high = map(float, re.findall(r"[\d.]+", done.stdout.splitlines()[-1]))
+def test_training_by_hand_runs_and_finds_the_planted_evidence(tmp_path):
+    printed = run_python(code_block(README, "python", "Trainer("), tmp_path)
+    value, low, high = map(float, re.findall(r"[\d.]+", printed.splitlines()[-1]))
     assert low < value < high
     assert value > 0.5, "the planted evidence is not found"
 
 
-def test_every_file_that_is_linked_is_there():
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
-            if "://" not in target:
-                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+def test_plain_optuna_opens_a_study(database, tmp_path):
+    study = optuna.create_study(storage=database, study_name="quickstart", direction="maximize")
+    study.optimize(lambda trial: trial.suggest_float("x", 0.25, 0.25), n_trials=1)
+    printed = run_python(code_block(README, "python", "storage_url"), tmp_path, HPO_STORAGE=database)
+    assert "COMPLETE" in printed
+    assert "0.25" in printed
+
+
+def test_the_example_table_loads(tmp_path):
+    rows = code_block(README, "csv", "post_id,")
+    (tmp_path / "posts.csv").write_text(rows, encoding="utf-8")
+    corpus = SOURCES["pairs"](path="posts.csv").load(tmp_path)
+    assert (len(corpus), len(corpus.criteria)) == (2, 2)
+    assert (corpus.labels == 1).sum() == 1
+
+
+def test_a_wide_table_is_melted_to_pairs(tmp_path):
+    wide = {"post_id": ["a", "b"], "post": ["One sentence.", "Another one."], "sad": [1, 0], "angry": [0, None]}
+    pd.DataFrame(wide).to_csv(tmp_path / "wide.csv", index=False)
+    run_python(code_block(README, "python", ".melt("), tmp_path)
+    corpus = SOURCES["pairs"](path="posts.csv").load(tmp_path)
+    labels = {
+        (post, criterion.name): int(corpus.labels[row, column])
+        for row, post in enumerate(corpus.post_ids)
+        for column, criterion in enumerate(corpus.criteria)
+    }
+    assert labels == {("a", "sad"): 1, ("b", "sad"): 0, ("a", "angry"): 0, ("b", "angry"): -1}
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+@each_page
+def test_linked_files_exist(page):
+    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@each_page
+def test_python_names_exist(page):
+    """`sparse_evidence.core.explain`, `sparse_evidence.core.seeding.stable_seed`, and every imported name."""
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"\bsparse_evidence(?:\.\w+)+", text):
+        pkgutil.resolve_name(name)
+    for module, names in re.findall(r"^from (sparse_evidence[\w.]*) import (.+)$", text, re.MULTILINE):
+        for name in names.split(","):
+            pkgutil.resolve_name(f"{module}:{name.strip()}")
+
+
+@each_page
+def test_source_files_exist(page):
+    """`core/config.py`, `hpo/cli/`, `tests/acceptance/test_loop_*.py`, `studies/smoke.toml`."""
+    paths = re.findall(
+        r"(?<![\w./-])(?:core|hpo|benchmarks|tests|studies|deploy|docs)/[\w./*-]*", page.read_text(encoding="utf-8")
+    )
+    missing = [path for path in paths if not list(ROOT.glob(path.rstrip(".")))]
+    assert missing == []
+
+
+@each_page
+def test_benchmark_commands_exist(page):
+    for module in re.findall(r"python -m\s+(benchmarks[.\w]*)", page.read_text(encoding="utf-8")):
+        assert importlib.util.find_spec(module), module
+
+
+def test_contributing_lists_every_module():
+    tree = code_block((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), "", "core/\n")
+    paths = tree_paths(tree)
+    sources = [path for half in HALVES for path in (ROOT / half).rglob("*.py")]
+    modules = {path.relative_to(ROOT).as_posix() for path in sources if path.name != "__init__.py"}
+    assert {path for path in paths if path.endswith(".py")} == modules
+    packages = {f"{path.parent.relative_to(ROOT).as_posix()}/" for path in sources if path.name == "__init__.py"}
+    assert {path for path in paths if path.endswith("/")} == packages
+
+
+def tree_paths(tree: str) -> list[str]:
+    """Full paths of an indented tree, two spaces a level; folders end with a slash."""
+    paths: list[str] = []
+    above: list[str] = []
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        name = line.split()[0]
+        above[depth:] = [name]
+        paths.append("".join(above))
+    return paths
+
+
+def test_every_verb_and_target_is_named():
+    printed = subprocess.run(
+        [sys.executable, "-m", "sparse_evidence.hpo", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for verb in VERBS:
+        assert re.search(rf"\b{verb}\b", printed), verb
+        assert f"`hpo {verb}" in README, verb
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"[`$] ?make ([a-z]+)", README)
+    assert {"demo", "test", "lint", "bench"} <= {*targets}
+    for target in targets:
+        assert f"\n{target}:" in makefile, target
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------------
 
 
 def test_measured_figures_are_those_of_the_last_measurement():
@@ -48,15 +177,3 @@ def test_measured_figures_are_those_of_the_last_measurement():
     quoted = re.findall(r"\(`([a-z]+\.\w+)`\) \| ([\d.-]+) \|", README)
     assert len(quoted) > 5
     assert quoted == [(key, f"{measured[key]:.3g}") for key, _ in quoted]
-
-
-def test_every_verb_and_target_is_named():
-    verbs = subprocess.run(
-        [sys.executable, "-m", "sparse_evidence.hpo", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    for verb in ("validate", "run", "worker", "status", "export", "dashboard"):
-        assert re.search(rf"\b{verb}\b", verbs)
-        assert f"hpo {verb}" in README
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"make ([a-z]+)", README):
-        assert f"\n{target}:" in makefile or target == "are", target
