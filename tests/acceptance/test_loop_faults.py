@@ -95,12 +95,12 @@ def test_connections_are_killed_every_second_for_a_minute(database: str, server:
     killed = 0
     with (
         running_workers(tmp_path, database, 4, faults=[done, SlowEpochs(0.02)]) as four,
-        engine.connect() as connection,
+        engine.connect() as session,
     ):
         until(lambda: done.epochs > 10, 60)
         end = time.monotonic() + 60
         while time.monotonic() < end:
-            killed += connection.execute(kill, {"name": sa.make_url(database).database}).scalar_one()
+            killed += session.execute(kill, {"name": sa.make_url(database).database}).scalar_one()
             time.sleep(1)
         for worker in four:
             assert worker.alive(), worker.output
