@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,28 +101,28 @@ def create_dataloader(
     labels = torch.from_numpy(_checked_labels(df, label_column).astype(np.float32))
     if collate is None:
         _refuse_missing(df, post_column, criterion_column)
-        numbers = {
-            "posts": torch.from_numpy(_numbered(df[post_column], post_ids, "post_ids")),
-            "criteria": torch.from_numpy(_numbered(df[criterion_column], criteria, "criteria")),
-        }
-
-    def gather(rows: list[int]) -> dict[str, Any]:
-        index = torch.tensor(rows, dtype=torch.int64)
-        if collate is not None:
-            batch = df.iloc[rows]
-            inputs: Mapping[str, Any] = collate({str(name): batch[name].tolist() for name in batch.columns})
-        else:
-            inputs = {name: column[index] for name, column in numbers.items()}
-        return {**inputs, "labels": labels[index]}
-
+        posts = torch.from_numpy(_numbered(df[post_column], post_ids, "post_ids"))
+        numbers = {"posts": posts, "criteria": torch.from_numpy(_numbered(df[criterion_column], criteria, "criteria"))}
+        inputs = partial(_select_numbers, numbers)
+    else:
+        inputs = partial(_collate_rows, df, collate)
     return DataLoader(
         range(len(df)),  # type: ignore[arg-type]  # a range has all that a map-style data set needs
         batch_size=batch_size,
         shuffle=shuffle,
-        collate_fn=gather,
+        collate_fn=lambda rows: {**inputs(rows), "labels": labels[rows]},
         num_workers=num_workers,
         generator=torch_generator(seed, "loader"),
     )
+
+
+def _select_numbers(numbers: Mapping[str, torch.Tensor], rows: list[int]) -> Mapping[str, Any]:
+    return {name: column[rows] for name, column in numbers.items()}
+
+
+def _collate_rows(df: pd.DataFrame, collate: Collate, rows: list[int]) -> Mapping[str, Any]:
+    batch = df.iloc[rows]
+    return collate({str(name): batch[name].tolist() for name in batch.columns})
 
 
 def _refuse_missing(df: pd.DataFrame, *columns: str) -> None:

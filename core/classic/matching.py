@@ -24,7 +24,7 @@ from ..models.iris import Iris
 
 
 class IRISForCriterionMatching(nn.Module):
-    """Does a post meet a criterion? A `core.models.iris.Iris` with one fold, and the same arithmetic.
+    """Does a post meet a criterion? The same model and arithmetic as a `core.models.iris.Iris` with one fold.
 
     Call `build_retriever` first, then the model with post and criterion numbers. A batch of the `Trainer` is therefore
     `{"posts": int64 [batch], "criteria": int64 [batch], "labels": float [batch]}`.

@@ -135,17 +135,20 @@ class Trainer:
         model.to(self.device)
         if isinstance(loss_fn, nn.Module):  # its class weights are tensors, too
             loss_fn.to(self.device)
-        self.engine = Engine(
-            model,
-            optimizer,
+        self.engine = self._make_engine(gradient_accumulation_steps, max_grad_norm or 0.0, penalty)
+
+    def _make_engine(self, accumulation_steps: int, max_norm: float, penalty: Callable[[], Tensor] | None) -> Engine:
+        return Engine(
+            self.model,
+            self.optimizer,
             self._training_loss,
             device=self.device,
-            accumulation_steps=gradient_accumulation_steps,
-            penalty=penalty if penalty is not None else getattr(model, "penalty", None),
-            scheduler=scheduler if self.scheduler_interval == "step" else None,
+            accumulation_steps=accumulation_steps,
+            penalty=penalty if penalty is not None else getattr(self.model, "penalty", None),
+            scheduler=self.scheduler if self.scheduler_interval == "step" else None,
             autocast=self._autocast,
-            update=_ScaledUpdate(optimizer, self.scaler, max_grad_norm or 0.0),
-            seed=seed,
+            update=_ScaledUpdate(self.optimizer, self.scaler, max_norm),
+            seed=self.seed,
         )
 
     # ---- one epoch ----------------------------------------------------------------------------------------------

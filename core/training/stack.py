@@ -214,7 +214,7 @@ class FoldStack:
     def batches(self) -> Iterator[Batch]:
         """The micro-batches of the coming epoch in order; inputs are numbers of posts `[folds, width]`."""
         plans = np.stack([self._plan(fold, posts) for fold, posts in zip(self.fold_ids, self._train, strict=True)])
-        # Padding points at the first post of its own step, and counts nothing. A small fold may have steps without a
+        # Padding points at the first post of its own step, and does not count. A small fold may have steps without a
         # post: their padding points at a post of its first step.
         first = np.where(plans[:, :, :1] >= 0, plans[:, :, :1], plans[:, :1, :1])
         padded = np.where(plans >= 0, plans, first)
