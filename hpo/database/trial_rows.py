@@ -1,7 +1,7 @@
 """Trials in Optuna's tables, in plain SQL: read in one statement, written in one statement per table.
 
 Optuna's own `RDBStorage` takes seven statements to read a trial, and one more before every write. What is read here
-equals what Optuna reads, and what is written equals what Optuna writes; `tests/contract/test_optuna_storage.py`
+equals what Optuna reads, and what is written equals what Optuna writes; `tests/hpo/database/test_optuna_storage.py`
 compares them. Only distributions, which are immutable, are parsed once and shared by all trials that have them.
 
 This module knows Optuna's tables by name and touches no Optuna object; `optuna_storage` is the only one that does.

@@ -19,7 +19,7 @@ from sparse_evidence.hpo.study.definition import StudyDefinition, differences, l
 from sparse_evidence.hpo.study.fields import Choices, Range
 from sparse_evidence.hpo.study.schema import json_schema
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "studies").glob("*.toml"))
 DATA = '[data]\nsource = "editorials"\n'
 MODEL = '[model]\nname = "iris"\n'

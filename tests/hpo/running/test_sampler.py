@@ -11,7 +11,7 @@ from claim_tools import claimed, join_study
 from optuna.trial import TrialState
 
 from sparse_evidence.hpo.running.claims import Claims
-from sparse_evidence.hpo.running.sampler import seeded, short_seed
+from sparse_evidence.hpo.running.sampler import make_sampler, short_seed
 
 
 def proposals(claims: Claims, number: int) -> list[dict[str, Any]]:
@@ -39,7 +39,7 @@ def test_the_same_seed_makes_the_same_proposals_with_and_without_a_restart(
         url = fresh_database()
         run = []
         for trials in parts:
-            worker = join_study(url, sampler=seeded(name, 3))
+            worker = join_study(url, sampler=make_sampler(name, 3))
             run += proposals(worker, trials)
             worker.engine.dispose()
         runs.append(run)
@@ -48,7 +48,7 @@ def test_the_same_seed_makes_the_same_proposals_with_and_without_a_restart(
 
 
 def test_proposals_equal_those_of_optunas_sampler_with_the_trials_seed(claims: Any) -> None:
-    mine, other = (claims(sampler=seeded("tpe", 3)) for _ in range(2))
+    mine, other = (claims(sampler=make_sampler("tpe", 3)) for _ in range(2))
     proposals(mine, 14)
     suggested(claimed(other).trial)  # running trials of other workers count, too
     for _ in range(3):
@@ -67,7 +67,7 @@ def suggested(trial: optuna.Trial) -> tuple[float, str]:
 
 
 def test_values_drawn_before_a_kill_do_not_change_values_drawn_after(claims: Any) -> None:
-    whole, resumed = (claims(sampler=seeded("random", 7)) for _ in range(2))
+    whole, resumed = (claims(sampler=make_sampler("random", 7)) for _ in range(2))
     trial = claimed(whole).trial
     x, y = trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
     assert x != y

@@ -16,7 +16,7 @@ from sparse_evidence.hpo.study.definition import StudyDefinition, load
 from sparse_evidence.hpo.study.schema import json_schema
 from sparse_evidence.hpo.study.template import study_template
 
-STUDIES = Path(__file__).parents[2] / "studies"
+STUDIES = Path(__file__).parents[3] / "studies"
 
 
 def table(

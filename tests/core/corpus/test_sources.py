@@ -66,6 +66,6 @@ def test_importing_the_sources_loads_no_heavy_package():
         "import sys, sparse_evidence.core.corpus.sources;"
         "print(*{'torch', 'pandas', 'pyarrow', 'sklearn', 'transformers', 'faiss'} & sys.modules.keys())"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     completed = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert completed.stdout.split() == []

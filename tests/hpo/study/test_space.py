@@ -22,7 +22,7 @@ from sparse_evidence.hpo.study import space
 from sparse_evidence.hpo.study.definition import load
 from sparse_evidence.hpo.study.fields import Choices, Range
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "studies").glob("*.toml"))
 DATA = '[data]\nsource = "editorials"\n'
 MODEL = '[model]\nname = "iris"\n'

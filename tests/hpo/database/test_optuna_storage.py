@@ -21,7 +21,7 @@ from waiting import until
 
 from sparse_evidence.hpo.database import connection
 from sparse_evidence.hpo.running import pruning
-from sparse_evidence.hpo.running.sampler import seeded
+from sparse_evidence.hpo.running.sampler import make_sampler
 
 DISTRIBUTIONS = {
     "float": FloatDistribution(0, 1),
@@ -317,7 +317,7 @@ MOST_STATEMENTS, MOST_TRANSACTIONS = 26, 9
 
 
 def test_a_trial_costs_few_statements_however_many_there_are(database: str) -> None:
-    worker = join_study(database, budget=99, heartbeat_seconds=60, grace_seconds=120, sampler=seeded("tpe", 0))
+    worker = join_study(database, budget=99, heartbeat_seconds=60, grace_seconds=120, sampler=make_sampler("tpe", 0))
     counts: Counter[str] = Counter()
     sa.event.listen(worker.engine, "before_cursor_execute", lambda *_: counts.update(["statements"]))
     sa.event.listen(worker.engine, "checkout", lambda *_: counts.update(["connections"]))

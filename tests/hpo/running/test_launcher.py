@@ -16,7 +16,7 @@ from sparse_evidence.hpo.running.launcher import Outcome, run_slots, run_study, 
 from sparse_evidence.hpo.running.slots import Slot
 from sparse_evidence.hpo.study.definition import load
 
-SMOKE = Path(__file__).parents[2] / "studies" / "smoke.toml"
+SMOKE = Path(__file__).parents[3] / "studies" / "smoke.toml"
 
 pytestmark = pytest.mark.slow
 

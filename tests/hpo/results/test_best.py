@@ -20,7 +20,7 @@ from sparse_evidence.hpo.running.artifacts import Checkpoints, open_store
 from sparse_evidence.hpo.running.claims import Claim, Claims
 from sparse_evidence.hpo.running.joining import join_study, measure_baselines
 
-SCHEMA = json.loads((Path(__file__).parents[2] / "studies" / "best.schema.json").read_text(encoding="utf-8"))
+SCHEMA = json.loads((Path(__file__).parents[3] / "studies" / "best.schema.json").read_text(encoding="utf-8"))
 
 
 def study_of(direction: str, *trials: tuple[TrialState, float | None, bool]) -> optuna.Study:

@@ -11,7 +11,7 @@ from waiting import until
 from sparse_evidence.hpo.database import connection, studies
 from sparse_evidence.hpo.database.claims_sql import Worker
 from sparse_evidence.hpo.running.claims import Claim, Claims
-from sparse_evidence.hpo.running.sampler import seeded
+from sparse_evidence.hpo.running.sampler import make_sampler
 
 IDENTITY = {"definition": {}, "definition_sha256": "d", "data_sha256": "a", "folds_sha256": "f", "code": "1"}
 
@@ -20,7 +20,7 @@ def join_study(url: str, *, sampler: optuna.samplers.BaseSampler | None = None, 
     """Open the study `s`, with terms that suit tests."""
     storage = connection.open_storage(url, retry_seconds=20)
     study = studies.open_study(
-        storage, "s", direction="maximize", identity=IDENTITY, sampler=sampler or seeded("random", 0)
+        storage, "s", direction="maximize", identity=IDENTITY, sampler=sampler or make_sampler("random", 0)
     )
     terms = {"budget": 40, "heartbeat_seconds": 0.2, "grace_seconds": 2.0, "max_attempts": 3} | changes
     return Claims(connection.engine_of(study), study, worker=Worker(), **terms)

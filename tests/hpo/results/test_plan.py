@@ -93,7 +93,7 @@ def test_near_duplicates_of_different_groups_are_named_by_their_ids(tmp_path):
 
 @pytest.mark.slow
 def test_a_plan_of_a_study_file(tmp_path: Path) -> None:
-    smoke = Path(__file__).parents[2] / "studies" / "smoke.toml"
+    smoke = Path(__file__).parents[3] / "studies" / "smoke.toml"
     planned = make_plan(load(smoke, environ={}))
     assert (planned.posts, planned.held_out) == (60, 12)
     assert list(planned.short_posts) == [2, 4]
