@@ -106,9 +106,9 @@ def test_python_names_exist(page):
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"\bsparse_evidence(?:\.\w+)+", text):
         pkgutil.resolve_name(name)
-    for module, names in re.findall(r"^from (sparse_evidence[\w.]*) import (.+)$", text, re.MULTILINE):
-        for name in names.split(","):
-            pkgutil.resolve_name(f"{module}:{name.strip()}")
+    for module, names in re.findall(r"^from (sparse_evidence[\w.]*) import (\([^)]*\)|.+)$", text, re.MULTILINE):
+        for name in re.findall(r"\w+", names):
+            pkgutil.resolve_name(f"{module}:{name}")
 
 
 @each_page

@@ -1,10 +1,11 @@
-# ruff: noqa: E501 - the templates are data, one sentence per line
 """Generated posts with planted evidence: no text by real people, and identical on every platform.
 
 Sentences are small templates: `{a|b|c}` stands for one of its alternatives. All randomness comes from
 `random.Random.random`, the only method whose sequence Python guarantees across versions, and no calculation depends on
 the platform's mathematics library.
 """
+
+# ruff: noqa: E501 - the templates are data, one sentence per line
 
 from __future__ import annotations
 

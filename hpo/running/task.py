@@ -57,13 +57,6 @@ class StudyTask:
         """The criteria's names, in column order."""
         return tuple(criterion.name for criterion in self.corpus.criteria)
 
-    @property
-    def embedding_summary(self) -> str:
-        """How much was embedded, e.g. "1,814 texts (312 embedded, 1,502 cached)"."""
-        cached = self.texts - self.computed
-        detail = f"{self.computed:,} embedded, {cached:,} cached" if self.computed else "all embeddings cached"
-        return f"{self.texts:,} texts ({detail})"
-
     def identity(self) -> dict[str, Any]:
         """What must be identical for all workers of the study."""
         revisions = "\n".join(f"{name} {encoder.revision}" for name, encoder in sorted(self.encoders.items()))

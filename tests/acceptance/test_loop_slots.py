@@ -173,7 +173,7 @@ def test_a_second_sigterm_kills_all_workers_immediately(database: str, tmp_path:
         for child in workers:
             child.suspend()  # it hangs, so it would never stop gracefully
         parent.send_signal(signal.SIGTERM)
-        until(lambda: all(map(sigterm_pending, workers)), 10, "the pool to pass the signal on")
+        until(lambda: all(map(sigterm_pending, workers)), what="the pool to pass the signal on")
         assert parent.poll() is None
         parent.send_signal(signal.SIGTERM)
         parent.communicate(timeout=10)

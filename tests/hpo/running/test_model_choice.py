@@ -1,11 +1,9 @@
 """A study that chooses between models: each has its own parameters and trains on its own kind of features."""
 
 import math
-from dataclasses import replace
 
 import optuna
 import pytest
-import tiny
 
 from sparse_evidence.core.features.views import EmbeddedCorpus, TextCorpus
 from sparse_evidence.core.training.crossval import CrossValidation
@@ -58,12 +56,6 @@ def test_each_model_has_its_own_parameters(definition, tiny_encoder):
     }
     assert encoder_names(definition) == ["all-MiniLM-L6-v2", str(tiny_encoder)]
     assert encoder_names(definition, fine_tuned=False) == ["all-MiniLM-L6-v2"]
-
-
-def test_the_embedding_summary(tmp_path):
-    cached = replace(tiny.task(tmp_path), texts=1814, computed=0)
-    assert cached.embedding_summary == "1,814 texts (all embeddings cached)"
-    assert replace(cached, computed=312).embedding_summary == "1,814 texts (312 embedded, 1,502 cached)"
 
 
 @pytest.mark.slow
