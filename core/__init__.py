@@ -1,1 +1,1 @@
-"""Texts and tensors: corpus, chunks, embeddings, folds, models, training. Knows nothing of Optuna or databases."""
+"""Texts and tensors: corpus, features, folds, models, training. No Optuna, no database, no command line."""

@@ -17,14 +17,14 @@ from .errors import UserError
 
 CACHE_VARIABLE = "HPO_CACHE"
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
     """Return the cache folder (`HPO_CACHE`, or the system's default), created with access for its owner only.
 
     Raises:
-        UserError: when it cannot be created.
+        UserError: it cannot be created.
     """
     configured = os.environ.get(CACHE_VARIABLE) or user_cache_dir("sparse-evidence-hpo", appauthor=False)
     path = Path(configured).expanduser().absolute()
@@ -39,7 +39,7 @@ def cache_dir() -> Path:
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file that no reader ever sees half written; only its owner may read it."""
+    """Write a file so that readers see either the old or the complete new content; only its owner may read it."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -96,5 +96,5 @@ def _intact(path: Path, sha256: str) -> bytes | None:
         return None
     if hashlib.sha256(content).hexdigest() == sha256:
         return content
-    _log.warning("%s is damaged; fetching it again", path)
+    logger.warning("%s is damaged; fetching it again", path)
     return None

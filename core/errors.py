@@ -1,4 +1,4 @@
-"""Errors whose messages are written for users, and the search for the word that a user probably meant."""
+"""Errors whose messages are written for users, and suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -54,6 +54,20 @@ class OutOfMemoryError(MemoryError):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.__doc__)
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+    """Return the error for a name that is not in `known`: it suggests the nearest one and lists them all.
+
+    Args:
+        kind: what the name should be, such as "metric".
+        name: the unknown name.
+        known: all allowed names.
+    """
+    known = list(known)
+    close = nearest(name, known)
+    hint = f"did you mean '{close}'? " if close else ""
+    return ConfigError(f"'{name}' is not a {kind}; {hint}allowed: {', '.join(known)}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

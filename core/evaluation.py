@@ -13,6 +13,8 @@ from . import metrics
 from .metrics import Floats, Index, Labels, Scores
 
 BINS = 10
+"""Bins of the calibration error."""
+
 _POOLED = ("average_precision", "auroc", "f1", "precision", "sensitivity", "specificity", "brier")
 
 
@@ -34,7 +36,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of predictions; None means not defined, and no value is NaN."""
+    """Metrics of predictions; undefined values are None, never NaN."""
 
     posts: int
     groups: int
@@ -132,7 +134,7 @@ def bootstrap_interval(
         level: share of the draws inside the interval.
 
     Returns:
-        (low, high); NaN both if the statistic is defined in no draw.
+        (low, high); both NaN if the statistic is defined in no draw.
 
     Raises:
         ValueError: fewer than two groups, or level or repeats out of range.
@@ -151,7 +153,7 @@ def bootstrap_intervals(
     seed: int,
     level: float = 0.95,
 ) -> Floats:
-    """Return the `bootstrap_interval` of several statistics on the same draws.
+    """Return the intervals of `bootstrap_interval` for a vector of statistics, all on the same draws.
 
     Args:
         statistics: a function of int64 [rows], the rows drawn, to float64 [statistics].
@@ -188,8 +190,8 @@ def bootstrap_intervals(
 # ---- calibration ------------------------------------------------------------------------------------------------
 
 
-def expected_calibration_error(labels: Labels, probabilities: Scores, *, bins: int = 10) -> float:
-    """Return Σ_b (n_b / n) |mean p − mean y| over bins of equal mass, all pairs together: the calibration error.
+def expected_calibration_error(labels: Labels, probabilities: Scores, *, bins: int = BINS) -> float:
+    """Return the calibration error of all pairs, Σ_b (n_b / n) |mean p − mean y| over bins b of equal mass.
 
     Naeini, Cooper and Hauskrecht, AAAI 2015; equal mass as in Nguyen and O'Connor, EMNLP 2015. Equal probabilities
     share a bin.
@@ -212,8 +214,8 @@ def expected_calibration_error(labels: Labels, probabilities: Scores, *, bins: i
         return math.nan
     _, run, count = np.unique(p, return_inverse=True, return_counts=True)
     middle = np.cumsum(count) - count / 2  # ranks in the middle of each run of equal probabilities
-    chosen = np.minimum((middle * bins / y.size).astype(np.int64), bins - 1)[run]
-    return float(np.abs(np.bincount(chosen, p - y, minlength=bins)).sum() / y.size)
+    bin_of_pair = np.minimum((middle * bins / y.size).astype(np.int64), bins - 1)[run]
+    return float(np.abs(np.bincount(bin_of_pair, p - y, minlength=bins)).sum() / y.size)
 
 
 def fit_temperature(labels: Labels, logits: Scores) -> float:
@@ -234,10 +236,10 @@ def fit_temperature(labels: Labels, logits: Scores) -> float:
         raise ValueError("nothing is labelled, so no temperature can be fitted")
     if not np.isfinite(z).all():
         raise ValueError("a logit is NaN or infinite, so no temperature can be fitted")
-    wrong_way = np.where(y == 1, -z, z)
+    logits_of_wrong_class = np.where(y == 1, -z, z)
 
     def loss(log_temperature: float) -> float:
-        return float(np.logaddexp(0, wrong_way * math.exp(-log_temperature)).mean())
+        return float(np.logaddexp(0, logits_of_wrong_class * math.exp(-log_temperature)).mean())
 
     from scipy.optimize import minimize_scalar  # takes half a second, and only this function needs it
 
@@ -250,27 +252,30 @@ def fit_temperature(labels: Labels, logits: Scores) -> float:
 
 def _summary(labels: Labels, p: Floats, threshold: float) -> Floats:
     """The values with an interval: pooled metrics, means over the criteria, each criterion's average precision."""
-    chosen = labels >= 0
-    y, s = labels[chosen][:, None], p[chosen][:, None]
+    labelled = labels >= 0
+    y, s = labels[labelled][:, None], p[labelled][:, None]
     counts, columns = metrics.confusion(y, s, threshold), metrics.confusion(labels, p, threshold)
     precisions = metrics.average_precision_per_criterion(labels, p)
     areas = metrics.auroc_per_criterion(labels, p)
     rankings = [metrics.average_precision_per_criterion(y, s), metrics.auroc_per_criterion(y, s)]
     decisions = [metrics.f1, metrics.precision, metrics.sensitivity, metrics.specificity]
-    pooled = [*(ranking[0] for ranking in rankings), *(of(counts)[0] for of in decisions), metrics.brier(y, s)[0]]
+    pooled = [
+        *(ranking[0] for ranking in rankings),
+        *(metric(counts)[0] for metric in decisions),
+        metrics.brier(y, s)[0],
+    ]
     means = [metrics.macro_f1(columns), metrics.mean_defined(precisions), metrics.mean_defined(areas)]
     return np.concatenate([pooled, means, precisions])
 
 
 def _calibration(labels: Labels, z: Floats) -> Calibration:
-    chosen = labels >= 0
-    y, logits = labels[chosen], z[chosen]
+    labelled = labels >= 0
+    y, logits = labels[labelled], z[labelled]
     temperature = fit_temperature(y, logits)
-    measured = [
-        (float(metrics.brier(y, p)[0]), expected_calibration_error(y, p, bins=BINS))
+    (brier, ece), (brier_scaled, ece_scaled) = (
+        (float(metrics.brier(y, p)[0]), expected_calibration_error(y, p))
         for p in (_sigmoid(logits), _sigmoid(logits / temperature))
-    ]
-    (brier, ece), (brier_scaled, ece_scaled) = measured
+    )
     return Calibration(brier, ece, temperature, brier_scaled, ece_scaled)
 
 

@@ -77,7 +77,7 @@ class Attribution:
 
 @dataclass(frozen=True, eq=False)
 class EvidenceHits:
-    """Is the top chunk evidence? One entry for each pair of a post and a criterion with known evidence."""
+    """Whether the top chunk is evidence, for each pair of a post and a criterion with known evidence."""
 
     posts: Index
     """[pairs]"""
@@ -132,7 +132,7 @@ def attribute(model: Model, corpus: ChunkEmbeddings, posts: Sequence[Index]) -> 
         posts: one list of post numbers for each fold, none empty.
 
     Returns:
-        One attribution for each fold, with the posts in the given order.
+        One attribution for each fold, in the order of its posts.
 
     Raises:
         TypeError: the model does not read chunks.
@@ -167,13 +167,13 @@ def _attribute_batch(model: Model, bag: Bag, length: int) -> tuple[Floats, Float
     attention = model.attention(bag)
     logits = model.chunk_logits(bag)
     contribution = torch.full_like(attention, torch.nan)
-    for place in range(bag.present.shape[-1]):
+    for chunk in range(bag.present.shape[-1]):
         present = bag.present.clone()
-        present[..., place] = False
+        present[..., chunk] = False
         without = torch.where(
             present.any(-1, keepdim=True), model.chunk_logits(Bag(bag.embeddings, present)), model.empty_logits()
         )
-        contribution[..., place] = torch.where(bag.present[..., place, None], logits - without, torch.nan)
+        contribution[..., chunk] = torch.where(bag.present[..., chunk, None], logits - without, torch.nan)
     padding = (0, length - attention.shape[-1])
     return (
         logits.cpu().numpy(),
@@ -201,8 +201,12 @@ def attribute_text(
         corpus: the texts.
         config: the model's configuration.
         chunks: the chunks of all posts of the corpus.
-        posts: post numbers.
+        posts: numbers of the posts to explain, `[posts]`.
         batch_size: texts in one forward pass.
+
+    Raises:
+        ConfigError: the encoder does not support the configuration.
+        TypeError: the configuration is not of a model that reads text.
     """
     counts = np.diff(chunks.offsets)[posts]
     numbers = _chunk_numbers(chunks.offsets, posts, int(counts.max()))
@@ -214,8 +218,8 @@ def attribute_text(
     predicted = _predict(model, make_inputs(config, occluded, model.bias.device), batch_size)
     logits, without = predicted[: len(posts)], predicted[len(posts) :]
     contribution = np.full((len(posts), logits.shape[1], numbers.shape[1]), np.nan, dtype=np.float32)
-    row, place = np.nonzero(numbers != NOTHING)
-    contribution[row, :, place] = logits[row] - without
+    rows, columns = np.nonzero(numbers != NOTHING)
+    contribution[rows, :, columns] = logits[rows] - without
     return Attribution(posts, logits, numbers, np.full_like(contribution, np.nan), contribution)
 
 
@@ -284,10 +288,10 @@ def evidence_hits(
 
 
 def specialisation(model: Iris, corpus: ChunkEmbeddings, posts: Index, *, fold: int = 0, k: int = 10) -> Specialisation:
-    """What the queries of one fold retrieve.
+    """Measure what the queries of one fold retrieve.
 
     Args:
-        model: stacked over folds or with a single fold.
+        model: an IRIS, stacked over folds or with a single fold.
         corpus: the embeddings; `nearest` searches all of them.
         posts: the posts over which the overlap is averaged.
         fold: the fold's position in the stack.

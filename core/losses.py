@@ -214,6 +214,7 @@ def make_loss(config: LossConfig, labels_per_fold: Sequence[Tensor]) -> Elementw
         A function of logits [folds, batch, criteria] and targets of the same shape, to losses of the same shape.
 
     Raises:
+        ConfigError: there is no loss for the configuration.
         ValueError: a parameter must be computed, but a fold (for log-odds: a criterion of a fold) has only one class.
     """
     device = labels_per_fold[0].device
@@ -237,7 +238,7 @@ def make_loss(config: LossConfig, labels_per_fold: Sequence[Tensor]) -> Elementw
             return partial(asymmetric, gamma_pos=gamma_pos, gamma_neg=gamma_neg, clip=as_constant(clip).to(device))
         case LogitAdjustedConfig(tau=tau):
             return partial(logit_adjusted_bce, log_odds=per_fold(map(compute_log_odds, labels_per_fold)), tau=tau)
-    raise ConfigError(f"no loss is known for {config!r}")
+    raise ConfigError(f"there is no loss for {config!r}")
 
 
 def as_constant(value: Parameter) -> Tensor:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import ConfigError, nearest
+from .errors import unknown_name
 
 Floats = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -104,7 +104,8 @@ def auroc_per_criterion(labels: Labels, scores: Scores) -> Floats:
 class _Cuts(NamedTuple):
     """The distinct scores of every column from high to low, columns concatenated; each array [cuts].
 
-    `pos` and `neg` count the labels with exactly that score, `above_pos` and `above_neg` those with at least it.
+    `pos` and `neg` count the labels with exactly that score, `above_pos` and `above_neg` those with at least that
+    score.
     """
 
     column: Index
@@ -265,8 +266,8 @@ def best_threshold(labels: Labels, scores: Scores) -> float:
     positives = int(cuts.pos.sum())
     if positives == 0:
         raise ValueError("the labels have no positive, so F1 is undefined and there is no best threshold")
-    scores_f1 = 2 * cuts.above_pos / (cuts.above_pos + cuts.above_neg + positives)
-    best = int(np.argmax(scores_f1))
+    f1_of_cut = 2 * cuts.above_pos / (cuts.above_pos + cuts.above_neg + positives)
+    best = int(np.argmax(f1_of_cut))
     distinct = np.unique(s)[::-1]
     upper = float(distinct[best])
     if best + 1 == len(distinct):
@@ -313,9 +314,7 @@ def score(metric: str, labels: Labels, scores: Scores) -> float:
         ValueError: shapes differ, or a score is NaN.
     """
     if metric not in METRICS:
-        close = nearest(metric, METRICS)
-        hint = f"did you mean '{close}'? " if close else ""
-        raise ConfigError(f"'{metric}' is not a metric; {hint}allowed: {', '.join(METRICS)}")
+        raise unknown_name("metric", metric, METRICS)
     return mean_defined(METRICS[metric].function(labels, scores))
 
 
@@ -332,10 +331,10 @@ class Report:
 
 
 def report(labels: Labels, probabilities: Scores, threshold: float, criteria: Sequence[str]) -> Report:
-    """Compute all metrics of the predictions.
+    """Compute all metrics of the predictions, pooled over all (post, criterion) pairs and per criterion.
 
-    average_precision, auroc, f1, precision, sensitivity, specificity, brier, prevalence and positives, pooled over all
-    (post, criterion) pairs and per criterion; pooled also macro_f1, the mean F1 of the criteria.
+    The metrics are average_precision, auroc, f1, precision, sensitivity, specificity, brier, prevalence and positives.
+    The pooled metrics also include macro_f1, the mean F1 of the criteria.
 
     Args:
         labels: [posts, criteria].
@@ -468,5 +467,5 @@ def mean_defined(values: Floats) -> float:
 
 
 def none_if_nan(value: float) -> float | None:
-    """Return a value as a float, and None for NaN."""
+    """Return the value as a float, or None if it is NaN."""
     return None if math.isnan(value) else float(value)

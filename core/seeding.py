@@ -1,4 +1,4 @@
-"""Seeds that are the same on every machine: a stable hash of what the random numbers are for."""
+"""Seeds that are the same on every machine: a stable hash of the purpose of the random numbers."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def seeded(*parts: int | str) -> Iterator[None]:
 
 @contextmanager
 def torch_seeded(*parts: int | str, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators inside, also that of a CUDA `device`; outside they are undisturbed."""
+    """Seed torch's global generators (the CPU's, and that of a CUDA `device`) inside the block; then restore them."""
     import torch
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

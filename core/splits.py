@@ -78,7 +78,7 @@ def holdout_split(
         labels: int8 [posts, criteria]: 1 positive, 0 negative, -1 not labelled.
         share: share of the posts to hold out, 0 ≤ share < 1.
         seed: breaks ties.
-        keep: groups of each kind that the search needs, which is the number of folds.
+        keep: minimum number of groups of each kind that the search needs: usually the number of folds.
 
     Returns:
         bool [posts]: True = held out.
@@ -244,10 +244,10 @@ def _check_group_counts(groups: Sequence[str], labels: Labels, folds: int, crite
                 rare.append(f"criterion '{name}' has {posts_of_kind} in {groups_of_kind}")
     if rare:
         remedy = f"set folds to at most {fewest}, or remove " if fewest > 1 else "remove "
-        these = "that criterion" if len(rare) == 1 else "those criteria"
+        rare_criteria = "that criterion" if len(rare) == 1 else "those criteria"
         raise SplitError(
             f"among the {posts} posts to split, {'; '.join(rare)}, fewer than {folds} folds, and every fold needs "
-            f"both classes; {remedy}{these}, or label more posts"
+            f"both classes; {remedy}{rare_criteria}, or label more posts"
         )
 
 
@@ -287,7 +287,7 @@ def _group_counts(groups: Sequence[str], labels: Labels) -> tuple[Index, Floats]
 def _partition(
     groups: Sequence[str], labels: Labels, shares: Sequence[float], seed: int, need: Floats
 ) -> NDArray[np.int16]:
-    """Partition; `need` [parts, columns] is the number of groups with a nonzero count that each part must get."""
+    """See `partition`; each part must get `need` [parts, columns] groups with a nonzero count in the column."""
     part_shares = np.asarray(shares, dtype=np.float64)
     if part_shares.size == 0 or not np.all(np.isfinite(part_shares)) or np.any(part_shares <= 0):
         raise SplitError(f"shares must be positive numbers, but are {list(shares)}")

@@ -1,6 +1,6 @@
 """Training one model by hand: data frames, loaders, loss modules, and a trainer with early stopping.
 
-Everything here works without a study; `core.training` trains the folds of a cross-validation instead.
+Cross-validation of whole configurations is in `core.training`; both use the same engine.
 """
 
 from ..losses import compute_log_odds, compute_pos_weight

@@ -21,7 +21,7 @@ Collate = Callable[[dict[str, list[Any]]], Mapping[str, Any]]
 """From the columns of a batch's rows, as lists by name, to the model's keyword arguments."""
 
 _WHERE = "the data frame"
-_EXAMPLES = 3  # in a message
+_EXAMPLES = 3  # maximum number of rows that a message names
 
 
 def create_kfold_splits(
@@ -76,14 +76,14 @@ def create_dataloader(
     seed: int = 0,
     num_workers: int = 0,
 ) -> DataLoader[int]:
-    """Batches of a data frame's rows for the `Trainer`, each with float32 "labels" `[batch]`.
+    """Make batches of a data frame's rows for the `Trainer`, each with float32 "labels" `[batch]`.
 
     Args:
         df: the rows, such as `df.iloc[train]` of a fold.
         batch_size: rows per batch.
         post_ids: all posts in the model's order. A column of numbers needs no such list, nor does a categorical column,
             which defines an order.
-        criteria: all criteria in the model's order, likewise.
+        criteria: all criteria in the model's order; the same exceptions apply.
         collate: makes the model's arguments from the rows of a batch. Default: post and criterion numbers, "posts" and
             "criteria", int64 `[batch]`. For a model that takes text, something like
             `lambda rows: tokenizer(rows["criterion"], rows["post"], padding=True, return_tensors="pt")`.
@@ -144,8 +144,8 @@ def _checked_labels(df: pd.DataFrame, column: str) -> npt.NDArray[np.int8]:
     values = pd.to_numeric(df[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     invalid = np.flatnonzero(~np.isin(values, (-1, 0, 1)))
     if invalid.size:
-        shown = ", ".join(f"{df[column].iloc[row]!r} in row {row}" for row in invalid[:_EXAMPLES])
-        raise DataError(_WHERE, [f"{invalid.size} of column {column!r} are none of 1, 0 and -1: {shown}"])
+        examples = ", ".join(f"{df[column].iloc[row]!r} in row {row}" for row in invalid[:_EXAMPLES])
+        raise DataError(_WHERE, [f"{invalid.size} of column {column!r} are none of 1, 0 and -1: {examples}"])
     return values.astype(np.int8)
 
 

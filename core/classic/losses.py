@@ -1,6 +1,6 @@
-"""The losses as modules with a reduction, class weights, and a loss by its name: for a training by hand.
+"""Losses for training by hand: modules with a reduction, class weights, and a factory that takes a loss's name.
 
-Each module is its function in `core.losses`, reduced over the labelled targets; targets below 0 do not count.
+Each module reduces a function of `core.losses` over the labelled targets; targets below 0 do not count.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import LOSSES
-from ..errors import ConfigError, nearest
+from ..errors import unknown_name
 from ..losses import (
     Elementwise,
     Labels,
@@ -200,10 +200,10 @@ def compute_focal_alpha(labels: Labels, method: Literal["balanced", "inverse"] =
 
 
 def create_loss_function(name: str, labels: Labels, **overrides: Parameter | Reduction | None) -> nn.Module:
-    """Build a loss by its name; missing arguments are computed from the labels (of the training part only).
+    """Build a loss by its name; omitted class weights are computed from the labels, which must be training labels.
 
-    pos_weight: `compute_pos_weight`; alpha: `compute_focal_alpha(..., "inverse")`, as in `core.config.FocalConfig`;
-    log_odds: `compute_log_odds`. All other arguments default to those of the configuration.
+    They are pos_weight (`compute_pos_weight`), alpha (`compute_focal_alpha(..., "inverse")`, as in
+    `core.config.FocalConfig`) and log_odds (`compute_log_odds`). All other arguments have the defaults of the modules.
 
     Args:
         name: "bce", "weighted_bce", "focal", "asymmetric" or "logit_adjusted".
@@ -250,8 +250,8 @@ def _reduce(loss: Elementwise, logits: Tensor, targets: Tensor, reduction: Reduc
 
 def _arguments_text(reduction: Reduction, **parameters: Tensor | None) -> str:
     """The arguments of a module, each number with six digits: `alpha=0.9, gamma=2, reduction='mean'`."""
-    shown = [f"{name}={None if value is None else _numbers_text(value)}" for name, value in parameters.items()]
-    return ", ".join([*shown, f"reduction={reduction!r}"])
+    texts = [f"{name}={None if value is None else _numbers_text(value)}" for name, value in parameters.items()]
+    return ", ".join([*texts, f"reduction={reduction!r}"])
 
 
 def _numbers_text(value: Tensor) -> str:
@@ -270,13 +270,7 @@ def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def _lookup(kind: str, name: str, entries: dict[str, Entry]) -> Entry:
-    """Return the entry of that name.
-
-    Raises:
-        ConfigError: the name is unknown; the message suggests the nearest one.
-    """
-    if name in entries:
-        return entries[name]
-    close = nearest(name, entries)
-    hint = f"did you mean '{close}'? " if close else ""
-    raise ConfigError(f"'{name}' is not a {kind}; {hint}allowed: {', '.join(entries)}")
+    """Return the entry with this name, or raise a ConfigError that suggests the nearest one."""
+    if name not in entries:
+        raise unknown_name(kind, name, entries)
+    return entries[name]

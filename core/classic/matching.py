@@ -1,4 +1,4 @@
-"""IRIS for a training by hand: scores (post, criterion) pairs, and shows the chunks that it retrieved."""
+"""IRIS for training by hand: scores (post, criterion) pairs, with an index of the chunks that it retrieves from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..models.iris import Iris
 
 
 class IRISForCriterionMatching(nn.Module):
-    """Does a post meet a criterion? The same model and arithmetic as a `core.models.iris.Iris` with one fold.
+    """Scores whether posts meet criteria: the same model and arithmetic as `core.models.iris.Iris` with one fold.
 
     Call `build_retriever` first, then the model with post and criterion numbers. A batch of the `Trainer` is therefore
     `{"posts": int64 [batch], "criteria": int64 [batch], "labels": float [batch]}`.
@@ -35,12 +35,12 @@ class IRISForCriterionMatching(nn.Module):
         embedding_dim: expected width of the encoder's embeddings; default: not checked.
         temperature: of the softmax over the retrieved chunks' cosine similarities.
         encoder_name: a sentence-transformers name or a local folder; frozen.
-        criteria: names and texts, or texts; the queries start at their embeddings. Default: the ten of
-            RedSM5.
+        criteria: names and texts, or only texts; the queries start at the texts' embeddings. Default: the ten criteria
+            of ReDSM5.
         prior: share of positives that an untrained model predicts; one number, or one per criterion.
         hidden: width of the head.
         dropout: of the head.
-        query_noise: length of the random vector that is added to a criterion's embedding to start a query.
+        query_noise: length of the random vector that is added to a criterion's embedding to initialise a query.
         diversity_weight: weight of `penalty`, which `core.classic.Trainer` adds to the loss.
         seed: seed of the initial weights.
 
@@ -88,12 +88,11 @@ class IRISForCriterionMatching(nn.Module):
         self.iris = Iris(config, starts, _log_odds(prior, len(texts)), seed=seed, folds=[0])
         self.retriever: ChunkIndex | None = None
         self.chunks: Chunks | None = None
-        self._bags: ChunkBags | None = None
 
     def build_retriever(
         self, posts: Sequence[str], batch_size: int | None = None, *, use_gpu: bool = False
     ) -> ChunkIndex:
-        """Cut all posts into sentences, embed these (they are cached) and index them.
+        """Cut all posts into sentences, embed them (with the cache of `core.features.embeddings`) and index them.
 
         The posts may include validation posts: a post is only ever compared with its own chunks, and the index holds no
         labels.
@@ -112,12 +111,11 @@ class IRISForCriterionMatching(nn.Module):
             ConfigError: `use_gpu` is true, but there is no GPU.
         """
         if use_gpu and not torch.cuda.is_available():
-            raise ConfigError("use_gpu is true, but torch finds no GPU; omit it, or give torch.cuda.is_available()")
+            raise ConfigError("use_gpu is true, but torch finds no GPU; omit it, or pass torch.cuda.is_available()")
         self.chunks = chunk(posts, ChunksConfig())
         device = "cuda" if use_gpu else "cpu"
         vectors = embed(self.chunks.texts, self.encoder, device=device, batch_size=batch_size).vectors
         self.retriever = ChunkIndex(vectors, self.chunks.offsets, use_gpu=use_gpu)
-        self._bags = None
         return self.retriever
 
     def forward(self, posts: Tensor, criteria: Tensor | None = None) -> Tensor:
@@ -147,14 +145,11 @@ class IRISForCriterionMatching(nn.Module):
         """
         if self.retriever is None:
             raise ConfigError("there are no posts to retrieve from yet; call build_retriever(posts) first")
-        device = self.iris.bias.device
-        if self._bags is None or self._bags.embeddings.device != device:
-            self._bags = ChunkBags(self.retriever.embeddings, self.retriever.offsets, device)
-        return self._bags
+        return self.retriever.bags.chunks(self.iris.bias.device)
 
 
 def _log_odds(prior: float | Sequence[float], criteria: int) -> Tensor:
-    """A prior as log-odds, float32 `[1, criteria]`."""
+    """The log-odds of a prior, float32 `[1, criteria]`; `criteria` is their number."""
     shares = [prior] * criteria if isinstance(prior, (int, float)) else list(prior)
     if len(shares) != criteria or not all(0 < share < 1 for share in shares):
         raise ConfigError(f"prior is {prior}; give a share above 0 and below 1, or one for each of {criteria} criteria")

@@ -1,8 +1,8 @@
 """Training one model by hand: validation, early stopping, half precision, checkpoints and progress bars.
 
-The loop itself is `core.training.engine.Engine`, the same that cross-validation uses. A `Trainer` adds what a user who
+The loop itself is `core.training.engine.Engine`, which cross-validation uses too. A `Trainer` adds what a user who
 trains a single model wants around it. A run that was interrupted after any epoch continues from its checkpoint bit for
-bit as if it had never stopped, in whatever process.
+bit as if it had never stopped, even in another process.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _ACCURACIES = ("train_acc", "val_acc")
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """A model on a loader's items, in the loader's order."""
+    """The evaluation of a model on all items of a loader, in the loader's order."""
 
     loss: float
     """Mean over the labelled items."""
@@ -74,9 +74,9 @@ class Trainer:
             or the metric's name. Default: the metric if there is one, else the validation loss, else the training loss.
         checkpoint_dir: folder for the checkpoints of `train`.
         save: the "best" epoch only, as best.safetensors, or "every" epoch, as epoch-0001.safetensors and so on.
-        gradient_checkpointing: make the model (a Hugging Face transformer) recompute activations instead of keeping
+        gradient_checkpointing: make the model (a Hugging Face transformer) recompute activations instead of storing
             them.
-        seed: of dropout and of the order of the batches.
+        seed: seed of dropout and of the order of the batches.
         progress: show progress bars; default: only if standard error is a terminal.
 
     Raises:
@@ -126,14 +126,14 @@ class Trainer:
         self.progress = progress
         self.history: dict[str, list[float]] = {}
         self._monitor = ("train_loss", False)  # name, higher is better
-        # of the epoch in training
+        # what the current epoch has produced so far
         self._logits: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._running_loss: _RunningLoss | None = None
         if gradient_checkpointing:
             enable_gradient_checkpointing(model)
         model.to(self.device)
-        if isinstance(loss_fn, nn.Module):  # its class weights are tensors, too
+        if isinstance(loss_fn, nn.Module):  # its class weights are tensors on a device
             loss_fn.to(self.device)
         self.engine = self._make_engine(gradient_accumulation_steps, max_grad_norm or 0.0, penalty)
 
@@ -164,6 +164,7 @@ class Trainer:
         Raises:
             NonFiniteLossError: the loss became NaN or infinite; the model is useless from then on.
             OutOfMemoryError: the model and a batch do not fit into memory.
+            ValueError: there are no batches.
         """
         self._logits, self._labels = [], []
         with closing(self._training_batches(batches)) as items:
@@ -173,17 +174,18 @@ class Trainer:
         return end
 
     def train_epoch(self, loader: Iterable[Any]) -> float:
-        """Train one epoch; returns its mean loss."""
+        """Train one epoch and return its mean loss; raises what `advance` raises."""
         (loss,) = self.advance(loader).train_loss
         return loss
 
     @torch.no_grad()
     def evaluate(self, loader: Iterable[Any], metric_fn: MetricFunction | None = None) -> Evaluated:
-        """Mean loss, logits, accuracy and the metric on a loader's items, without dropout and without gradients.
+        """Measure the model on a loader's items, without dropout and without gradients.
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
             OutOfMemoryError: the model and a batch do not fit into memory.
+            ValueError: there are no batches.
         """
         self.model.eval()
         total = weight = 0.0
@@ -208,7 +210,7 @@ class Trainer:
         return self.engine.predict(inputs)
 
     def _training_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss of a batch, whose logits are kept for the accuracy: counting batch by batch would cost more."""
+        """The loss of a batch. Stores the logits for the accuracy: counting once per epoch is cheaper."""
         loss = self.loss_fn(logits, targets)
         self._logits.append(logits.detach())
         self._labels.append(targets)
@@ -246,8 +248,8 @@ class Trainer:
         The model is left as it is after the last epoch; `load_checkpoint(best_checkpoint)` restores its best epoch.
 
         Args:
-            train_loader: the training items, gone through once per epoch.
-            val_loader: the items that are evaluated after every epoch.
+            train_loader: the training items, iterated once per epoch.
+            val_loader: the items to evaluate after every epoch.
             num_epochs: total number, including those before a checkpoint that was loaded.
             metric_fn: (labels, logits) of all validation items to a number.
             metric_name: the metric's name in the history.
@@ -262,6 +264,7 @@ class Trainer:
             ConfigError: the monitored name is not measured, or the metric has no items to be measured on.
             NonFiniteLossError: the loss became NaN or infinite.
             OutOfMemoryError: the model and a batch do not fit into memory.
+            ValueError: a loader has no batches.
         """
         metric = None if metric_fn is None else metric_name
         self._monitor = self._monitored(metric, higher_is_better, validates=val_loader is not None)
@@ -290,7 +293,7 @@ class Trainer:
 
     @property
     def best_checkpoint(self) -> Path | None:
-        """The best epoch's checkpoint, if checkpoints are kept."""
+        """The file of the best epoch's checkpoint; None without `checkpoint_dir` or before the first epoch."""
         if self.checkpoint_dir is None or not self.best_epoch:
             return None
         return self.checkpoint_dir / self._checkpoint_name(self.best_epoch)
@@ -305,14 +308,12 @@ class Trainer:
                 f"the metric '{metric}' needs a val_loader to be measured on, and a name other than that of a loss, an "
                 "accuracy or the learning rate"
             )
-        kinds = 1 + validates
-        losses, metrics = _LOSSES[:kinds], () if metric is None else (metric,)
-        default = (*losses, *metrics)[-1]
-        name = self.early_stopping_metric or default
+        losses, accuracies = (_LOSSES, _ACCURACIES) if validates else (_LOSSES[:1], _ACCURACIES[:1])
+        name = self.early_stopping_metric or (losses[-1] if metric is None else metric)
         name = losses[-1] if name == "loss" else name
-        measured = [*losses, *_ACCURACIES[:kinds], *metrics]
+        measured = [*losses, *accuracies, *([] if metric is None else [metric])]
         if name not in measured:
-            raise ConfigError(f"early_stopping_metric is '{name}', but what is measured is {', '.join(measured)}")
+            raise ConfigError(f"early_stopping_metric is '{name}', but the measured values are {', '.join(measured)}")
         if self.history and self.history.keys() != {*measured, "learning_rate"}:
             raise ConfigError(
                 f"this run has measured {', '.join(self.history)} so far; continue with the same metric and loaders"
@@ -336,9 +337,9 @@ class Trainer:
             self.save_checkpoint(self.checkpoint_dir / self._checkpoint_name(self.epoch))
 
     def _bar(self, batches: Iterable[Any] | None, title: str, **options: int) -> tqdm[Any]:
-        """A progress bar, silent if `progress` says so, and by default if standard error is no terminal."""
-        silent = None if self.progress is None else not self.progress
-        return tqdm(batches, desc=title, disable=silent, leave=batches is None, **options)
+        """A progress bar. It is hidden if `progress` is false, and by default if standard error is not a terminal."""
+        hidden = None if self.progress is None else not self.progress
+        return tqdm(batches, desc=title, disable=hidden, leave=batches is None, **options)
 
     # ---- checkpoints --------------------------------------------------------------------------------------------
 
@@ -428,7 +429,7 @@ class _RunningLoss:
 def _accuracy(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> float:
     """Share of the labelled items of all batches whose predicted class is their label.
 
-    NaN without labelled items, and for logits that do not have the labels' shape (several classes).
+    NaN without labelled items, and for logits of another shape than the labels (one logit per class).
     """
     if any(z.shape != y.shape for z, y in zip(logits, labels, strict=True)):
         return math.nan
@@ -454,10 +455,10 @@ def _device_of(model: nn.Module) -> torch.device:
 
 
 def _reseed_loader(loader: Any, seed: int, epoch: int) -> None:  # noqa: ANN401
-    """Make the order of a loader's batches follow from the epoch, even if it has its own generators."""
+    """Make the order of a loader's batches depend on the epoch alone, even if it has its own generators."""
     sampler = getattr(loader, "sampler", None)
-    for owner in (loader, sampler, getattr(loader, "batch_sampler", None)):
-        generator = getattr(owner, "generator", None)
+    for source in (loader, sampler, getattr(loader, "batch_sampler", None)):
+        generator = getattr(source, "generator", None)
         if isinstance(generator, torch.Generator):
             generator.manual_seed(seed)
     set_epoch = getattr(sampler, "set_epoch", None)  # torch's DistributedSampler, and samplers with its interface

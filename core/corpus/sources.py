@@ -1,4 +1,4 @@
-"""The registry of data sources: what can supply a corpus, by name."""
+"""The registry of data sources, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generated posts with planted evidence: no text by real people, and identical on every platform.
+"""The source "synthetic": generated posts with planted evidence, identical on every platform; no text by real people.
 
 Sentences are small templates: `{a|b|c}` stands for one of its alternatives. All randomness comes from
 `random.Random.random`, the only method whose sequence Python guarantees across versions, and no calculation depends on
@@ -277,8 +277,8 @@ def generate(*, posts: int, criteria: int, seed: int, sentences_mean: float, min
 
     Args:
         posts: number of posts.
-        criteria: the first so many of `TOPICS`.
-        seed: of all random choices.
+        criteria: number of criteria, the first of `TOPICS`.
+        seed: seed of all random choices.
         sentences_mean: mean number of sentences per post.
         min_positives: minimum number of posts that meet each criterion.
     """

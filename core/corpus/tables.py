@@ -37,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The readable rows of a file, and the problems of the others."""
+    """The valid rows of a file, and the problems of the other rows."""
 
     path: Path
     columns: tuple[str, ...]
@@ -57,7 +57,7 @@ def read_table(
         path: the file.
         required: columns that the file must have.
         optional: columns that it may have.
-        folder: where a relative path starts; by default the current folder.
+        folder: where a relative path starts; default: the current folder.
 
     Raises:
         UserError: the file does not exist or may not be read, or its suffix is not supported.
@@ -77,7 +77,7 @@ def read_table(
 
 
 def quote_value(value: str, max_words: int = 3) -> str:
-    """Quote a cell's value for a message; a value of more words could be a post's text, so only its length is given."""
+    """Quote a cell's value for a message; of a longer one, which could be a post's text, only the length is shown."""
     if not value:
         return "empty"
     if len(value) <= 40 and len(value.split()) <= max_words:
@@ -96,7 +96,7 @@ def parse_label(row: Row, column: str, problems: list[str]) -> int | None:
 
 
 def find_passage(passage: str, post: str) -> tuple[int, int] | None:
-    """Return start and end of the passage in the post, or None; the two may differ in whitespace."""
+    """Return start and end of the passage in the post, or None; passage and post may differ in whitespace."""
     words = passage.split()
     if not words:
         return None

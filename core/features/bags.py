@@ -87,7 +87,7 @@ class MeanBags:
 
 
 class DeviceBags:
-    """The bags of a corpus, loaded once for each device and kept as long as this object.
+    """The bags of a corpus, loaded once for each device; they stay there as long as this object exists.
 
     Args:
         embeddings: float32 `[chunks, dim]`.

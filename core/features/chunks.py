@@ -1,6 +1,7 @@
 """Cut posts into chunks: sentences, each with its position in the post.
 
-Written by hand because every character of a post must be in exactly one chunk, at a known position (for evidence).
+The splitter is our own, because libraries do not promise that every character of a post is in exactly one chunk, at a
+known position. Locating evidence needs both.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def evidence_mask(corpus: Corpus, chunks: Chunks) -> npt.NDArray[np.bool_]:
 
 
 def share_within(chunks: Chunks, k: int) -> float:
-    """Share of posts with at most `k` chunks, for which retrieving `k` returns all of them; NaN without posts."""
+    """Share of posts (0 to 1) with at most `k` chunks: retrieving `k` returns all of them. NaN without posts."""
     counts = np.diff(chunks.offsets)
     return float((counts <= k).mean()) if len(counts) else float("nan")
 

@@ -1,10 +1,10 @@
-"""Texts to float32 vectors with a frozen encoder; each text is embedded once, ever.
+"""Texts to float32 vectors with a frozen encoder; each text is embedded only once.
 
 The cache is content-addressed: a vector is stored under the SHA-256 of its text, in a folder named after the encoder
-and its revision. Vectors are in immutable pack files, which are written under a temporary name and renamed, so a reader
-never sees half a file and a killed writer leaves nothing that counts. One process embeds at a time; others wait and use
-its results. The gathered matrix of every requested list of texts is cached as well, as a memory-mapped view, so that
-all workers of a machine share one copy in memory.
+and its revision. Vectors are in immutable pack files, which are written under a temporary name and renamed, so other
+processes see only complete files, even if the writer is killed. One process embeds at a time; others wait and use its
+results. The gathered matrix of every requested list of texts is cached as well, as a memory-mapped view, so that all
+workers of a machine share one copy in memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from ..cache import cache_dir, write_atomically
+from ..cache import CACHE_VARIABLE, cache_dir, write_atomically
 from ..errors import UserError
 from .encoders import Encoder
 
@@ -64,10 +64,10 @@ def embed(
     Args:
         texts: at least one.
         encoder: from `encoders.locate`.
-        device: where the encoder runs if it has to.
+        device: where the encoder runs if some texts are not in the cache.
         batch_size: maximum number of texts per pass through the encoder; default: what the token budget allows.
         progress: called with (texts done, texts to do).
-        root: the cache folder; default: the user's.
+        root: the cache folder; default: `cache.cache_dir()`.
 
     Raises:
         UserError: the cache cannot be written.
@@ -88,7 +88,7 @@ def embed(
     except OSError as error:
         raise UserError(
             f"the embedding cache {folder} cannot be used ({error.strerror or error}); free disk space, fix its "
-            "permissions, or set HPO_CACHE to a writable folder"
+            f"permissions, or set {CACHE_VARIABLE} to a writable folder"
         ) from error
     written = _map(view)
     assert written is not None
@@ -96,8 +96,8 @@ def embed(
 
 
 def _folder_name(encoder: Encoder) -> str:
-    readable = re.sub(r"[^A-Za-z0-9]+", "-", encoder.name).strip("-")[-60:]
-    return f"{readable}-{hashlib.sha256(encoder.revision.encode()).hexdigest()[:16]}"
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", encoder.name).strip("-")[-60:]
+    return f"{slug}-{hashlib.sha256(encoder.revision.encode()).hexdigest()[:16]}"
 
 
 @contextmanager
@@ -133,11 +133,11 @@ def _compute_missing(
     for at in range(0, len(missing), PACK_TEXTS):
         part = missing[at : at + PACK_TEXTS]
 
-        def tell(done: int, before: int = at) -> None:
+        def report(done: int, before: int = at) -> None:
             if progress is not None:
                 progress(before + done, len(missing))
 
-        _write_pack(folder, [key for key, _ in part], _encode(model, [text for _, text in part], batch_size, tell))
+        _write_pack(folder, [key for key, _ in part], _encode(model, [text for _, text in part], batch_size, report))
     return len(missing)
 
 
@@ -145,9 +145,9 @@ def _encode(
     model: Any,  # noqa: ANN401
     texts: Sequence[str],
     batch_size: int | None,
-    tell: Callable[[int], None],
+    report: Callable[[int], None],
 ) -> npt.NDArray[np.float32]:
-    """Unit vectors of at least one text, `[texts, dim]`; calls `tell` with the number of texts done."""
+    """Unit vectors of at least one text, `[texts, dim]`; calls `report` with the number of texts done."""
     vectors: npt.NDArray[np.float32] | None = None
     done = 0
     for rows in _batches(model, texts, batch_size):
@@ -158,7 +158,7 @@ def _encode(
             vectors = np.empty((len(texts), batch.shape[1]), dtype=np.float32)
         vectors[rows] = batch
         done += len(rows)
-        tell(done)
+        report(done)
     assert vectors is not None
     return vectors
 
@@ -180,7 +180,10 @@ def _batches(
 
 
 def _lengths(model: Any, texts: Sequence[str]) -> npt.NDArray[np.int64]:  # noqa: ANN401
-    """Tokens of each text; batches of even token counts take a quarter less time than batches of even characters."""
+    """Number of tokens of each text, int64 `[texts]`.
+
+    Batches grouped by token counts take a quarter less time than batches grouped by characters.
+    """
     if not callable(model.tokenizer):  # an encoder without a transformer: lengths do not matter
         return np.array([len(text) // 4 + 1 for text in texts])
     tokens = model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length)["input_ids"]
@@ -188,7 +191,7 @@ def _lengths(model: Any, texts: Sequence[str]) -> npt.NDArray[np.int64]:  # noqa
 
 
 def load_encoder(encoder: Encoder, device: str) -> Any:  # noqa: ANN401  (importing the class costs seconds)
-    """The sentence-transformers model, from local files and without progress bars."""
+    """Load the sentence-transformers model from local files, without progress bars."""
     import sentence_transformers
     import transformers
 
@@ -201,7 +204,7 @@ def _known_keys(folder: Path) -> set[bytes]:
 
 
 def _packs(folder: Path) -> list[dict[str, npt.NDArray[Any]]]:
-    """All packs; a damaged one is removed, so that its texts are embedded again."""
+    """Load all packs; a damaged one is removed, so that its texts are embedded again."""
     packs = []
     for path in sorted(folder.glob("pack-*.safetensors")):
         try:
@@ -237,7 +240,7 @@ def _write_view(folder: Path, view: Path, keys: Sequence[bytes]) -> None:
 
 
 def _map(view: Path) -> npt.NDArray[np.float32] | None:
-    """The matrix in a view file, or None if there is none or it is damaged."""
+    """Map the matrix in a view file into memory; None if the file is missing or damaged."""
     try:
         # copy-on-write: torch wants a writable array, and the pages stay shared because nothing writes to them
         return np.load(view, mmap_mode="c", allow_pickle=False)  # type: ignore[no-any-return]

@@ -27,7 +27,7 @@ class Encoder:
     name: str
     folder: Path
     revision: str
-    """Hub commit, or SHA-256 of the folder's files: a cached vector is reused only for exactly the same weights."""
+    """Hub commit, or SHA-256 of the folder's files: a cached vector is reused only with exactly the same weights."""
 
 
 def locate(name: str, base: Path | None = None) -> Encoder:
@@ -35,7 +35,7 @@ def locate(name: str, base: Path | None = None) -> Encoder:
 
     Args:
         name: a sentence-transformers name, a hub id, or the path of a folder.
-        base: what a relative path is relative to.
+        base: folder where a relative path starts; default: the current folder.
 
     Raises:
         EncoderError: it is in none of these locations.

@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
 
 NOTHING = -1
-"""In place of a chunk number where a post has fewer chunks than requested."""
+"""Stands for a missing chunk number where a post has fewer chunks than requested."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +84,11 @@ class ChunkIndex:
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         shape = (len(posts), len(queries), k)
         chunks, similarity = np.full(shape, NOTHING, dtype=np.int64), np.full(shape, -np.inf, dtype=np.float32)
-        for place, post in enumerate(posts):
+        for row, post in enumerate(posts):
             start, end = self.offsets[post], self.offsets[post + 1]
             count = min(k, int(end - start))
-            scores, rows = faiss.knn(queries, self.embeddings[start:end], count, metric=faiss.METRIC_INNER_PRODUCT)
-            chunks[place, :, :count], similarity[place, :, :count] = rows + start, scores
+            scores, hits = faiss.knn(queries, self.embeddings[start:end], count, metric=faiss.METRIC_INNER_PRODUCT)
+            chunks[row, :, :count], similarity[row, :, :count] = hits + start, scores
         return Hits(chunks, similarity)
 
     def post_of(self, chunks: Index) -> Index:
@@ -109,18 +109,18 @@ def near_duplicates(
         embeddings: float32 `[chunks, dim]`.
         offsets: int64 `[posts + 1]`.
         groups: the group of each post.
-        threshold: least cosine of two near-duplicates.
+        threshold: minimum cosine of two near-duplicates.
 
     Returns:
         The most similar pairs first.
     """
     means = mean_embeddings(np.asarray(embeddings, dtype=np.float32), offsets)
     means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    limits, similarity, other = _flat_index(means, use_gpu=False).range_search(means, threshold)
+    limits, similarity, second = _flat_index(means, use_gpu=False).range_search(means, threshold)
     first = np.repeat(np.arange(len(means)), np.diff(limits.astype(np.int64)))
     pairs = [
         NearDuplicate(i, j, score)
-        for i, j, score in zip(first.tolist(), other.tolist(), similarity.tolist(), strict=True)
+        for i, j, score in zip(first.tolist(), second.tolist(), similarity.tolist(), strict=True)
         if i < j and groups[i] != groups[j]
     ]
     return sorted(pairs, key=lambda pair: (-pair.similarity, pair.first, pair.second))
@@ -134,6 +134,6 @@ def _flat_index(vectors: Floats, *, use_gpu: bool) -> Any:  # noqa: ANN401  (imp
         if hasattr(faiss, "StandardGpuResources"):
             index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
         else:
-            logger.info("the installed FAISS has no GPU support; the index stays on the CPU, which is exact, too")
+            logger.info("the installed FAISS has no GPU support; the index stays on the CPU, with the same results")
     index.add(vectors)
     return index

@@ -1,7 +1,7 @@
 """Posts as token sequences for a transformer; every text is tokenised once per process.
 
-A sequence is `[CLS] criterion [SEP] window of the post [SEP]`, or the same without the criterion. Which special tokens
-stand where is read from the tokenizer itself, so every encoder keeps its own format.
+A sequence is `[CLS] criterion [SEP] window of the post [SEP]`, or the same without the criterion. The special tokens
+and their positions come from the tokenizer, so every encoder gets its own format.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HEAD_SHARE = 0.25
 """Share of a truncated post that is taken from its beginning; the remainder is its end (128 and 382 of 510 tokens were
 best in Sun, Qiu, Xu and Huang, "How to Fine-Tune BERT for Text Classification?", CCL 2019)."""
 MIN_POST_TOKENS = 8
-"""Tokens that must be left for the post beside the longest criterion."""
+"""Minimum number of tokens for the post beside the longest criterion."""
 _UNBOUNDED = 1_000_000
 
 
@@ -47,7 +47,7 @@ class SpecialTokens:
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """What an encoder's tokenizer says about its sequences."""
+    """An encoder's sequence format: special tokens and length limit."""
 
     pad: int
     """The padding token."""
@@ -72,7 +72,7 @@ class TokenBatch:
     segments: int
     """Number of those pairs or posts."""
     inverse: Tensor
-    """int64 `[width]`: which of the distinct posts stands at each place of the batch."""
+    """int64 `[width]`: index of each post of the batch among the distinct posts."""
 
 
 @lru_cache(maxsize=8)
@@ -104,7 +104,7 @@ def _tokenizer(encoder: Encoder) -> Any:  # noqa: ANN401  (importing the class c
 
 
 def _special_tokens(tokenizer: Any, texts: int) -> SpecialTokens:  # noqa: ANN401
-    """Encode a probe of one or two words, and see which tokens stand around them."""
+    """The template of a sequence of one or two `texts`: the tokens that the tokenizer adds around a probe of words."""
     probe = tokenizer(*["word"] * texts, return_token_type_ids=True)
     text_ids, ids = probe.sequence_ids(0), np.asarray(probe["input_ids"], dtype=np.int64)
     types = probe.get("token_type_ids") or [0] * len(ids)
@@ -133,7 +133,7 @@ class _Sequence:
 
     ids: Ids
     post_start: int
-    """Where the post begins."""
+    """Index of the first token of the post."""
     segment_id: int
 
 

@@ -27,7 +27,7 @@ class EmbeddedCorpus:
     labels: npt.NDArray[np.int8]
     """int8 `[posts, criteria]`: 1, 0 or -1 (unlabelled)."""
     bags: DeviceBags = field(init=False)
-    """The embeddings on the devices where models train; loaded once, whatever the number of models."""
+    """The embeddings on the devices where models train; loaded once, however many models use them."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bags", DeviceBags(self.embeddings, self.offsets))
@@ -63,7 +63,7 @@ def embed_corpus(
         corpus: posts, criteria and labels.
         chunks: the chunks of its posts, from `chunks.chunk`.
         encoder: from `encoders.locate`.
-        device: where the encoder runs if it has to.
+        device: where the encoder runs if some texts are not in the cache.
         progress: called with (texts done, texts to do) while the chunks are embedded.
 
     Returns:

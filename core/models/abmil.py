@@ -24,11 +24,11 @@ class Abmil(Model):
     """Chunk features → gated attention over all chunks → one logit per criterion.
 
     Args:
-        config: widths.
+        config: widths and dropout.
         dim: width of the embeddings.
         prior: float32 `[folds, criteria]`, log-odds of each criterion in the fold's training part.
-        seed: seed of the study.
-        folds: fold numbers; fold `f` starts at the same weights whichever folds it is stacked with.
+        seed: seeds the initial weights, together with the fold number.
+        folds: fold numbers; the initial weights of a fold do not depend on the folds it is stacked with.
     """
 
     value: nn.Parameter

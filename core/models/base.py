@@ -36,7 +36,7 @@ class Model(nn.Module, ABC):
     stacked_folds: ClassVar[bool] = True
     """Every parameter has a leading `folds` axis. If False, a module holds a single fold."""
     warmup_epochs: int = 0
-    """Epochs at the start in which only a part of the model learns."""
+    """Number of epochs at the start in which only a part of the model is trained."""
 
     bias: nn.Parameter
     """`[folds, criteria]`, or `[criteria]` if folds do not stack; starts at the prior log-odds."""
@@ -91,8 +91,8 @@ class Model(nn.Module, ABC):
         Args:
             start: draws the initial weights of one fold.
             prior: float32 `[folds, criteria]`.
-            seed: seed of the study.
-            folds: fold numbers; a fold starts at the same weights whichever folds it is stacked with.
+            seed: seeds the weights, together with the fold number.
+            folds: fold numbers; the weights of a fold do not depend on the folds it is stacked with.
         """
         starts = [start(torch_generator(seed, "model", fold)) for fold in folds]
         for name in starts[0]:
@@ -106,7 +106,7 @@ def normal(generator: torch.Generator, *shape: int, std: float) -> Tensor:
 
 
 def enable_gradient_checkpointing(module: nn.Module, options: dict[str, Any] | None = None) -> None:
-    """Make a transformer recompute activations in the backward pass instead of keeping them.
+    """Make a transformer recompute activations in the backward pass instead of storing them.
 
     Args:
         module: a Hugging Face model.
@@ -118,5 +118,8 @@ def enable_gradient_checkpointing(module: nn.Module, options: dict[str, Any] | N
     # transformers renames it in version 6
     enable = getattr(module, "activation_checkpointing_enable", getattr(module, "gradient_checkpointing_enable", None))
     if enable is None:
-        raise ConfigError(f"gradient_checkpointing is on, but {type(module).__name__} cannot do it; transformers can")
+        raise ConfigError(
+            f"gradient_checkpointing is on, but {type(module).__name__} does not support it; use a Hugging Face "
+            "transformer, or turn it off"
+        )
     enable() if options is None else enable(options)

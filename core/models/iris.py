@@ -27,11 +27,11 @@ class Iris(Model):
     """Queries → top-k chunks of each post → attention over those → head → one logit per criterion.
 
     Args:
-        config: widths, k, temperature.
+        config: widths, k, temperature, dropout and the weight of the penalty.
         criteria: float32 `[criteria, dim]`, embeddings of the criteria's texts, where the queries start.
         prior: float32 `[folds, criteria]`, log-odds of each criterion in the fold's training part.
-        seed: seed of the study.
-        folds: fold numbers; fold `f` starts at the same weights whichever folds it is stacked with.
+        seed: seeds the initial weights, together with the fold number.
+        folds: fold numbers; the initial weights of a fold do not depend on the folds it is stacked with.
     """
 
     queries: nn.Parameter
@@ -96,7 +96,7 @@ class Iris(Model):
         chunks = bag.embeddings.view(folds, width * length, dim)
         projected = torch.bmm(chunks, projection).view(folds, width, length, -1)
         scores, values = projected.split([queries.shape[1], self.config.hidden], dim=-1)
-        with torch.no_grad():  # the choice of chunks has no gradient, only their weights have
+        with torch.no_grad():  # gradients flow through the weights of the chunks, not through the choice of chunks
             mask = torch.zeros_like(bag.present, dtype=scores.dtype).masked_fill(~bag.present, -math.inf)[..., None]
             if self.config.k_retrieved < length:
                 masked_scores = scores + mask
@@ -146,7 +146,7 @@ class Iris(Model):
 
 
 def overlap(queries: Tensor) -> Tensor:
-    """Mean over criteria of ‖Q̂Q̂ᵀ − I‖² of queries `[folds, criteria, queries, dim]`, `[folds]`."""
+    """Mean over criteria of ‖Q̂Q̂ᵀ − I‖²: queries `[folds, criteria, queries, dim]` to `[folds]`."""
     overlaps: Tensor = _Overlap.apply(queries)  # type: ignore[no-untyped-call]
     return overlaps
 

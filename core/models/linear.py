@@ -86,7 +86,11 @@ def linear_baseline(
 
 
 def fit_linear_baseline(means: npt.NDArray[np.float32], labels: npt.NDArray[np.int8], folds: Folds) -> Linear:
-    """Fit the logistic regressions of `linear_baseline`: one model, stacked over the folds."""
+    """Fit the logistic regressions of `linear_baseline`; the arguments are the same.
+
+    Returns:
+        One model, stacked over the folds.
+    """
     model = Linear(means.shape[1], torch.zeros(folds.count, labels.shape[1]))
     with torch.no_grad():
         for fold in range(folds.count):
@@ -100,7 +104,7 @@ def fit_linear_baseline(means: npt.NDArray[np.float32], labels: npt.NDArray[np.i
 
 
 def _fit(rows: npt.NDArray[np.float32], target: npt.NDArray[np.int8]) -> tuple[npt.NDArray[np.float64], float]:
-    """Weights `[dim]` and intercept; if only one class occurs, a constant certain of it, and 0 without any row."""
+    """Weights `[dim]` and intercept; with only one class they predict it with certainty, without rows both are 0."""
     positives = int((target == 1).sum())
     if not 0 < positives < len(target):
         return np.zeros(rows.shape[1]), (2.0 * positives - len(target)) * _CERTAIN

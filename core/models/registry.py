@@ -1,4 +1,4 @@
-"""Which models there are: a new one needs its own module, an entry here and its configuration in `core.config`."""
+"""The registry of models: a new model needs a module, an entry in `REGISTRY` and a configuration in `core.config`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Device = torch.device | str
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """What has to be known about a kind of model."""
+    """One kind of model: its classes, and how the model and its inputs are built."""
 
     config: type[ModelConfig]
     model: type[Model]
@@ -38,12 +38,12 @@ class ModelEntry:
 
     @property
     def fuses_folds(self) -> bool:
-        """Can several folds train as one batched model?"""
+        """True if several folds can train as one batched model."""
         return self.model.stacked_folds
 
     @property
     def reads_text(self) -> bool:
-        """Are its features the texts (`TextCorpus`), rather than their embeddings (`EmbeddedCorpus`)?"""
+        """True if its features are the texts (`TextCorpus`) rather than their embeddings (`EmbeddedCorpus`)."""
         return self.features is TextCorpus
 
 
@@ -65,21 +65,26 @@ REGISTRY = {
     "linear": ModelEntry(LinearConfig, Linear, EmbeddedCorpus, Linear.build, _mean_bags),
     "token": ModelEntry(TokenConfig, Token, TextCorpus, Token.build, _token_posts),
 }
-"""By the name of the configuration."""
+"""Every model by the `name` of its configuration."""
 
 
 def reads_text(config: ModelConfig) -> bool:
-    """Does this model train on a `TextCorpus`, rather than on an `EmbeddedCorpus`?"""
+    """True if this model trains on a `TextCorpus` rather than on an `EmbeddedCorpus`."""
     return REGISTRY[config.name].reads_text
 
 
 def fuses_folds(config: ModelConfig) -> bool:
-    """Can several folds of this model train as one batched model?"""
+    """True if several folds of this model can train as one batched model."""
     return REGISTRY[config.name].fuses_folds
 
 
 def prior_log_odds(labels: npt.NDArray[np.int8], train: Sequence[npt.NDArray[np.int64]]) -> Tensor:
-    """Log-odds of each criterion in each training part, float32 `[folds, criteria]`, smoothed by half a post."""
+    """Log-odds of each criterion in each training part, float32 `[folds, criteria]`, smoothed by half a post.
+
+    Args:
+        labels: 1, 0 or -1 (unlabelled), `[posts, criteria]`.
+        train: training posts of each fold.
+    """
     labelled = np.stack([(labels[part] >= 0).sum(0) for part in train]) + 1.0
     positive = np.stack([(labels[part] == 1).sum(0) for part in train]) + 0.5
     return torch.from_numpy(np.log(positive / (labelled - positive)).astype(np.float32))
@@ -94,14 +99,14 @@ def build_model(
     seed: int,
     device: Device = "cpu",
 ) -> tuple[Model, Inputs]:
-    """The untrained model of `folds`, stacked, and its inputs.
+    """Build the untrained model of `folds`, stacked, and its inputs.
 
     Args:
         config: the model's configuration.
         features: what it trains on, with the labels.
         train: training posts of each fold; the priors are computed from these alone.
         folds: fold numbers, which seed the initial weights; a single one where folds do not fuse.
-        seed: seed of the study.
+        seed: seed of the initial weights and of the dropout.
         device: where it trains.
 
     Raises:
@@ -115,9 +120,9 @@ def build_model(
 
 
 def make_inputs(config: ModelConfig, features: Features, device: Device = "cpu") -> Inputs:
-    """The inputs of a model: of the corpus that it trains on, or of one that it predicts.
+    """Make the inputs of a model from the corpus that it trains on, or from one that it predicts.
 
-    Embeddings are loaded onto a device once, whatever the number of models that use them there.
+    Embeddings are loaded onto a device once, however many models use them there.
 
     Raises:
         ConfigError: the encoder does not support the configuration.

@@ -35,8 +35,8 @@ class Token(Model):
         config: encoder, windows and pooling.
         encoder: the pretrained weights.
         prior: float32 `[1, criteria]`, log-odds of each criterion in the fold's training part.
-        seed: seed of the study.
-        fold: fold number, which seeds the new weights and the dropout.
+        seed: seeds the new weights and the dropout, together with the fold number.
+        fold: fold number.
 
     Raises:
         ConfigError: the extra `lora` is missing, or `freeze_layers` exceeds the encoder's layers.
@@ -70,9 +70,9 @@ class Token(Model):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Logits `[1, width, criteria]` of a batch of posts."""
-        fixed = self.training and self._head_only
-        self.encoder.train(self.training and not fixed)
-        with self._seeded_dropout(batch.ids.device), torch.set_grad_enabled(torch.is_grad_enabled() and not fixed):
+        frozen = self.training and self._head_only
+        self.encoder.train(self.training and not frozen)
+        with self._seeded_dropout(batch.ids.device), torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             states = torch.cat([self._encode(batch, at) for at in range(0, len(batch.ids), SEQUENCES_PER_PASS)])
         # unit vectors, like frozen embeddings: the head then trains at the learning rate of the other models' heads
         states = self.dropout(functional.normalize(states, dim=-1)[None])[0]
@@ -93,7 +93,7 @@ class Token(Model):
         inputs = {"input_ids": batch.ids[rows, :length], "attention_mask": mask.long()}
         if getattr(self.encoder.config, "type_vocab_size", 0) > 1:
             inputs["token_type_ids"] = batch.types[rows, :length]
-        # one context per pass: autocast caches the cast weights until it exits, and an optimizer step outdates them
+        # one context per pass: autocast caches the cast weights until it exits, and an optimizer step invalidates them
         with torch.autocast(mask.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             states: Tensor = self.encoder(**inputs).last_hidden_state
         states = states.float()
@@ -128,7 +128,7 @@ class Token(Model):
         return self.bias[None, None]
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """The new weights at `learning_rate`, the pretrained ones that are not frozen at a share of it."""
+        """The new weights at `learning_rate`, and the unfrozen pretrained ones at `learning_rate_factor` of it."""
         trained = [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
         return [
             {"params": [self.head, self.bias], "lr": learning_rate},
@@ -136,7 +136,7 @@ class Token(Model):
         ]
 
 
-def pool(logits: Tensor, segment_ids: Tensor, segments: int, how: str) -> Tensor:
+def pool(logits: Tensor, segment_ids: Tensor, segments: int, pooling: str) -> Tensor:
     """Pool the logits of windows `[sequences, columns]` over their segments, `[segments, columns]`.
 
     `logsumexp` is log((1/n) Σ exp z) (Pinheiro and Collobert, CVPR 2015, with r = 1): a post does not score higher
@@ -145,24 +145,24 @@ def pool(logits: Tensor, segment_ids: Tensor, segments: int, how: str) -> Tensor
     Args:
         logits: one row per window.
         segment_ids: int64 `[sequences]`, the segment of each window; every segment has at least one.
-        segments: their number.
-        how: "max", "mean" or "logsumexp".
+        segments: number of segments.
+        pooling: "max", "mean" or "logsumexp".
     """
     index = segment_ids[:, None].expand_as(logits)
-    if how == "max":
+    if pooling == "max":
         return logits.new_full((segments, logits.shape[1]), -torch.inf).scatter_reduce(0, index, logits, "amax")
     count = torch.zeros(segments, 1, dtype=logits.dtype, device=logits.device).index_add(
         0, segment_ids, torch.ones_like(logits[:, :1])
     )
-    if how == "mean":
+    if pooling == "mean":
         return torch.zeros_like(logits[:1]).expand(segments, -1).index_add(0, segment_ids, logits) / count
     top = pool(logits.detach(), segment_ids, segments, "max")  # subtracted, so that no exponential overflows
     sums = torch.zeros_like(top).index_add(0, segment_ids, torch.exp(logits - top[segment_ids]))
     return top + torch.log(sums / count)
 
 
-def _load(config: TokenConfig, encoder: Encoder) -> Any:  # noqa: ANN401  (a transformer has what its class has)
-    """The pretrained encoder, partly frozen or with LoRA as the configuration says."""
+def _load(config: TokenConfig, encoder: Encoder) -> Any:  # noqa: ANN401  (any class of transformers)
+    """Load the pretrained encoder; freeze layers or add LoRA as configured."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()

@@ -1,8 +1,8 @@
 """A cross-validation as a stream of frozen events, stage by stage.
 
-The folds of a stage advance epoch by epoch together, and their mean score is the early-stopping signal. The consumer of
-the stream decides what an event leads to: stop, prune, report, draw. All folds share one best epoch, the one with the
-best mean over *all* folds, and every number of the summary is taken at that epoch.
+The folds of a stage advance epoch by epoch in lock-step, and their mean score is the early-stopping signal. The
+consumer of the stream decides how to act on an event: stop, prune, report, draw. All folds share one best epoch, the
+one with the best mean over *all* folds, and every number of the summary is taken at that epoch.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class CvSummary:
 
 
 class Stage:
-    """One stage: a stack of folds, and its epochs so far."""
+    """One stage: a stack of folds, and the results of its epochs so far."""
 
     def __init__(self, number: int, stack: Stack) -> None:
         self.number = number
@@ -82,10 +82,10 @@ class CrossValidation:
     """State of one candidate's cross-validation.
 
     Args:
-        corpus: the inputs of the model, and labels.
-        folds: the folds of the study.
+        features: what the model trains on, with the labels.
+        folds: all folds, including their training posts.
         candidate: model, training and loss.
-        stages: numbers of folds that train in lock-step, stage after stage; they add up to the number of folds.
+        stages: number of folds of each stage; they add up to the number of folds.
         metric: a name in `metrics.METRICS`.
         criteria: the criteria's names, for the report.
         seed: seed of weights, batches and dropout.
@@ -95,7 +95,7 @@ class CrossValidation:
 
     def __init__(
         self,
-        corpus: Features,
+        features: Features,
         folds: Folds,
         candidate: CandidateConfig,
         *,
@@ -107,7 +107,7 @@ class CrossValidation:
         fuse: bool = True,
     ) -> None:
         assert sum(stages) == folds.count
-        self.corpus = corpus
+        self.labels = features.labels
         self.folds = folds
         self.training = candidate.training
         self.metric = metrics.METRICS[metric]
@@ -116,7 +116,7 @@ class CrossValidation:
         self.stages = tuple(
             Stage(
                 number,
-                make_stack(corpus, folds, range(end - size, end), candidate, seed=seed, device=device, fuse=fuse),
+                make_stack(features, folds, range(end - size, end), candidate, seed=seed, device=device, fuse=fuse),
             )
             for number, (size, end) in enumerate(zip(stages, map(int, ends), strict=True))
         )
@@ -131,7 +131,7 @@ class CrossValidation:
             yield self._advance(stage)
 
     def _next(self) -> Stage | None:
-        """The stage that trains next; None at the end. It follows from the curves alone, so a resumed run continues."""
+        """The stage that trains next, or None at the end; depends on the curves alone, so a resumed run continues."""
         for stage in self.stages:
             if not stage.ended:
                 return stage
@@ -143,9 +143,7 @@ class CrossValidation:
         end = stage.stack.advance()
         logits, validation_loss = stage.stack.validate()
         scores = tuple(
-            metrics.score(
-                self.metric.name, self.corpus.labels[self.folds.validation(fold)], _probabilities(fold_logits)
-            )
+            metrics.score(self.metric.name, self.labels[self.folds.validation(fold)], _probabilities(fold_logits))
             for fold, fold_logits in zip(stage.stack.fold_ids, logits, strict=True)
         )
         means = [*stage.means, float(np.mean(scores))]
@@ -211,12 +209,12 @@ class CrossValidation:
         curve = np.array(self.curves()["scores"])  # [folds, epochs]
         means = curve.mean(0).tolist()
         best = best_index(means, higher_is_better=self.metric.higher_is_better)
-        probabilities = np.full(self.corpus.labels.shape, np.nan, dtype=np.float32)
+        probabilities = np.full(self.labels.shape, np.nan, dtype=np.float32)
         for stage in self.stages:
             for fold, logits in zip(stage.stack.fold_ids, stage.logits[best], strict=True):
                 probabilities[self.folds.validation(fold)] = _probabilities(logits)
         scored = self.folds.assignment >= 0
-        labels = self.corpus.labels[scored]
+        labels = self.labels[scored]
         threshold = metrics.best_threshold(labels, probabilities[scored])
         return CvSummary(
             value=means[best],
@@ -253,7 +251,7 @@ class CrossValidation:
 
 
 def _event_state(event: CvEpoch) -> dict[str, Any]:
-    """An event in the form of a checkpoint. The names belong to the file format, whatever the fields are called."""
+    """An event as stored in a checkpoint. The keys belong to the file format and do not follow renames of fields."""
     return {
         "stage": event.stage,
         "folds": event.folds,

@@ -1,11 +1,11 @@
-"""The one training loop of the project: an optimizer step and an epoch, from top to bottom.
+"""The only training loop of the project: an epoch and its optimizer steps, from top to bottom.
 
 The engine knows one model, its optimizer and its loss; it knows nothing of folds, files, early stopping or progress
 bars. A loss may have any shape: the loss of a single model is a scalar, the loss of folds stacked into one model is a
 vector with one entry per fold, and the arithmetic is the same.
 
 Every epoch seeds the global random generators from (seed, epoch) and restores them afterwards. A run that was
-interrupted after any epoch therefore continues bit for bit as if it had never stopped, in whatever process.
+interrupted after any epoch therefore continues bit for bit as if it had never stopped, even in another process.
 """
 
 from __future__ import annotations
@@ -169,11 +169,11 @@ class Engine:
 
 @contextmanager
 def named_memory_errors() -> Iterator[None]:
-    """Turn every error of a device or of the host that has run out of memory into an `OutOfMemoryError`."""
+    """Turn the errors that torch and Python raise when memory runs out, on host or device, into `OutOfMemoryError`."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # torch's CPU allocator has no error class for it
+        # torch's CPU allocator raises a plain RuntimeError
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
             reason = str(error).partition("\n")[0]
             raise OutOfMemoryError(f"{OutOfMemoryError.__doc__} ({reason})") from error

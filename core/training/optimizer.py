@@ -1,4 +1,4 @@
-"""The optimizers of a training, the warm-up schedule, and the update that a training step ends with."""
+"""The optimizers, the warm-up schedule, and the update that ends a training step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..models.base import Model
 
 
 def make_optimizer(model: Model, training: TrainingConfig) -> Optimizer:
-    """The optimizer of a model, which clips its gradients itself; every stacked fold has its own gradient norm."""
+    """Make the optimizer of a model. It clips the gradients, those of every stacked fold by their own norm."""
     rate, decay, limit = training.learning_rate, training.weight_decay, training.clip_norm
     if model.stacked_folds:
         return FoldAdamW(model.parameters(), rate, weight_decay=decay, max_norm=limit)
@@ -58,7 +58,7 @@ class ClippedAdamW(AdamW):
 
     Args:
         params: parameters or groups of parameters.
-        lr: learning rate of groups that have none.
+        lr: learning rate of the groups that do not set it.
         weight_decay: a step multiplies every weight by 1 − learning rate · weight decay.
         max_norm: largest gradient norm of all parameters together; 0 = no clipping.
     """

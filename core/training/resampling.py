@@ -16,7 +16,7 @@ def fresh_folds(corpus: Corpus, folds: Folds, seed: int) -> Folds:
     Args:
         corpus: the posts that `folds` splits.
         folds: the folds of the search; posts with -1 (the hold-out) are in no fresh fold either.
-        seed: of the fresh folds; the seed that made `folds` gives them again.
+        seed: seed of the fresh folds; the seed of `folds` reproduces `folds`.
 
     Returns:
         The same number of folds, with whole groups and both classes of every criterion in each.

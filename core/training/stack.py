@@ -1,9 +1,9 @@
 """The folds of a stage: they advance together, and no fold depends on another.
 
 A `FoldStack` trains its folds as one batched model; a `FoldRow` holds one stack per fold, for models that cannot be
-batched over folds. Both have the interface `Stack`, and `make_stack` chooses. Whichever folds share a stack, a fold
-sees the same batches, starts from the same weights and draws the same dropout. Folds that train together, one after
-the other, or after an interruption therefore agree (bit for bit where the arithmetic is the same).
+batched over folds. Both have the interface `Stack`, and `make_stack` chooses. The batches, initial weights and dropout
+of a fold do not depend on the other folds of its stack. Folds therefore give the same results whether they train
+together, one after the other, or after an interruption (bit for bit where the arithmetic is the same).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Stack(Protocol):
     fold_ids: tuple[int, ...]
 
     warmup_epochs: int
-    """Epochs at the beginning in which a warm-up slows learning down."""
+    """Number of epochs at the beginning in which a warm-up slows learning down."""
 
     @property
     def epoch(self) -> int:
@@ -70,7 +70,7 @@ class Stack(Protocol):
 
 
 def make_stack(
-    corpus: Features,
+    features: Features,
     folds: Folds,
     fold_ids: Sequence[int],
     candidate: CandidateConfig,
@@ -79,20 +79,21 @@ def make_stack(
     device: torch.device | str = "cpu",
     fuse: bool = True,
 ) -> Stack:
-    """The folds `fold_ids` as one batched model if the model allows it, else as a row of models; see `FoldStack`.
+    """Build the folds `fold_ids` as one batched model if the model allows it, else as a row of models.
 
-    Without `fuse` the result is always a row: slower, and the reference that fused folds are compared with.
+    The arguments are those of `FoldStack`. Without `fuse` the result is always a row: slower, and the reference that
+    fused folds are compared with.
     """
     if fuse and fuses_folds(candidate.model):
-        return FoldStack(corpus, folds, fold_ids, candidate, seed=seed, device=device)
-    return FoldRow([FoldStack(corpus, folds, [fold], candidate, seed=seed, device=device) for fold in fold_ids])
+        return FoldStack(features, folds, fold_ids, candidate, seed=seed, device=device)
+    return FoldRow([FoldStack(features, folds, [fold], candidate, seed=seed, device=device) for fold in fold_ids])
 
 
 class FoldStack:
     """Some folds in training, as one batched model.
 
     Args:
-        corpus: the inputs of the model, and labels.
+        features: what the model trains on, with the labels.
         folds: the training and the validation posts of every fold.
         fold_ids: numbers of the folds in this stack.
         candidate: model, training and loss.
@@ -104,7 +105,7 @@ class FoldStack:
 
     def __init__(
         self,
-        corpus: Features,
+        features: Features,
         folds: Folds,
         fold_ids: Sequence[int],
         candidate: CandidateConfig,
@@ -118,14 +119,14 @@ class FoldStack:
         self.seed = seed
         self._train = [folds.train(fold) for fold in self.fold_ids]
         self._validation = [folds.validation(fold) for fold in self.fold_ids]
-        # The largest fold of all, in this stack or not, sets the shape of an epoch: every fold takes the same number of
-        # steps whichever folds share its stack, and no fold has a short last batch.
+        # The largest fold of all, in this stack or not, sets the shape of an epoch: the number of steps of a fold does
+        # not depend on its stack, and no fold has a short last batch.
         largest = max(len(folds.train(fold)) for fold in range(folds.count))
         self.steps = math.ceil(largest / (training.batch_size * training.accumulation_steps))
         self.width = math.ceil(largest / self.steps)
-        self._labels = torch.tensor(corpus.labels, device=device)
+        self._labels = torch.tensor(features.labels, device=device)
         self.model, self.inputs = build_model(
-            candidate.model, corpus, self._train, folds=self.fold_ids, seed=seed, device=device
+            candidate.model, features, self._train, folds=self.fold_ids, seed=seed, device=device
         )
         self.warmup_epochs = max(math.ceil(training.warmup_steps / self.steps), self.model.warmup_epochs)
         self._loss = make_loss(candidate.loss, [self._labels[posts] for posts in self._train])
@@ -245,7 +246,7 @@ class FoldRow:
     """Folds of a model that cannot be batched over folds: one stack per fold, trained one after the other.
 
     Args:
-        stacks: each with one fold; all have finished the same number of epochs.
+        stacks: stacks of one fold that have finished the same number of epochs.
     """
 
     def __init__(self, stacks: Sequence[FoldStack]) -> None:

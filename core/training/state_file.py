@@ -44,7 +44,7 @@ def load_state(path: Path | str) -> dict[str, Any]:
     """Load a file of `save_state`, with all tensors on the CPU.
 
     Raises:
-        CheckpointError: the file is missing, damaged or no checkpoint.
+        CheckpointError: the file is missing, damaged or not a checkpoint.
     """
     try:
         content = Path(path).read_bytes()
@@ -74,7 +74,7 @@ def unpack_state(content: bytes, name: str = "the checkpoint") -> dict[str, Any]
         name: the checkpoint's name in error messages.
 
     Raises:
-        CheckpointError: the content is damaged or no checkpoint.
+        CheckpointError: the content is damaged or not a checkpoint.
     """
     try:
         tensors = safetensors.torch.load(content)
@@ -82,9 +82,9 @@ def unpack_state(content: bytes, name: str = "the checkpoint") -> dict[str, Any]
         metadata = json.loads(content[_LENGTH_BYTES:end]).get("__metadata__", {})
         envelope = json.loads(metadata.get(_KEY, "{}"))
     except (SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{name} is damaged or no checkpoint of this project ({error})") from error
+        raise CheckpointError(f"{name} is damaged or not a checkpoint of this project ({error})") from error
     if not isinstance(envelope, dict) or envelope.get("format") != _FORMAT:
-        raise CheckpointError(f"{name} is no checkpoint of this project, or was written by another version of it")
+        raise CheckpointError(f"{name} is not a checkpoint of this project, or was written by another version of it")
     if envelope.get("sha256") != _digest(envelope.get("state"), tensors):
         raise CheckpointError(f"{name} is damaged (its SHA-256 differs); use an earlier one")
     state = _decode(envelope["state"], tensors)
@@ -100,8 +100,8 @@ def _digest(plain: Any, tensors: Mapping[str, Tensor]) -> str:  # noqa: ANN401
     return digest.hexdigest()
 
 
-# ---- a state as JSON, with its tensors apart --------------------------------------------------------------------
-# A value that JSON does not have is written as a dict with a single key that begins with "$".
+# ---- a state as JSON, and its tensors separately -----------------------------------------------------------------
+# A value that JSON cannot express is written as a dict with a single key that begins with "$".
 
 
 def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401

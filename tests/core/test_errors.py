@@ -1,4 +1,4 @@
-"""Messages for users: all mistakes at once, and the word that was probably meant."""
+"""Messages for users: all mistakes in one message, and suggestions for misspelled names."""
 
 import pytest
 
@@ -12,6 +12,7 @@ from sparse_evidence.core.errors import (
     SplitError,
     UserError,
     nearest,
+    unknown_name,
 )
 
 
@@ -37,7 +38,7 @@ def test_every_mistake_of_the_user_is_a_user_error(kind):
 
 
 @pytest.mark.parametrize(("kind", "remedy"), [(NonFiniteLossError, "learning rate"), (OutOfMemoryError, "batches")])
-def test_errors_of_a_training_have_a_message_of_their_own(kind, remedy):
+def test_training_errors_have_a_default_message(kind, remedy):
     assert remedy in str(kind())
     assert str(kind("other words")) == "other words"
     assert not issubclass(kind, UserError)
@@ -58,3 +59,11 @@ def test_the_nearest_word(word, known, expected):
     assert nearest(word, known) == expected
     assert nearest(word, iter(known)) == expected
     assert nearest(word, dict.fromkeys(known)) == expected
+
+
+def test_an_unknown_name_is_refused_with_a_suggestion_or_only_the_list():
+    assert str(unknown_name("metric", "aurok", ["brier", "auroc"])) == (
+        "'aurok' is not a metric; did you mean 'auroc'? allowed: brier, auroc"
+    )
+    assert str(unknown_name("metric", "zzz", iter(["auroc"]))) == "'zzz' is not a metric; allowed: auroc"
+    assert isinstance(unknown_name("metric", "zzz", []), ConfigError)

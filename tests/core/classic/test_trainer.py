@@ -492,11 +492,11 @@ def test_default_is_to_monitor_the_validation_loss():
 @pytest.mark.parametrize(
     ("options", "arguments", "message"),
     [
-        ({"early_stopping_metric": "auc"}, {}, "early_stopping_metric is 'auc', but what is measured is train_loss, "),
+        ({"early_stopping_metric": "auc"}, {}, "metric is 'auc', but the measured values are train_loss, "),
         (
             {"early_stopping_metric": "val_loss"},
             {"val_loader": None, "metric_fn": None},
-            "measured is train_loss, train_acc$",
+            "measured values are train_loss, train_acc$",
         ),
         ({}, {"val_loader": None}, "'f1' needs a val_loader"),
         ({}, {"metric_name": "val_loss"}, "a name other than that of a loss"),
@@ -769,7 +769,7 @@ def test_gradient_checkpointing_recomputes_activations():
     assert calls == [1, 2]  # computed again for the gradient
     assert results[0] == results[2]
     torch.testing.assert_close(results[1], results[3], atol=1e-6, rtol=0)
-    with pytest.raises(ConfigError, match="Sequential cannot do it"):
+    with pytest.raises(ConfigError, match="Sequential does not support it"):
         trainer(gradient_checkpointing=True)
 
 

@@ -80,7 +80,7 @@ def test_mistakes_in_both_files_are_reported_together_and_without_text(tmp_path)
         "redsm5_annotations.csv: row 5: symptom 'SLEEP_ISSUE' is unknown; did you mean SLEEP_ISSUES?",
         "redsm5_annotations.csv: row 6: post 's_0_0' is not among the posts",
         "redsm5_annotations.csv: row 7: status is 'yes'; allowed are 0 and 1",
-        "redsm5_annotations.csv: row 8: symptom 'zzz' is unknown; known are "
+        "redsm5_annotations.csv: row 8: symptom 'zzz' is unknown; allowed: "
         + ", ".join(item.name.upper() for item in DEPRESSION),
         "redsm5_annotations.csv: row 9: it has 2 cells, but the header has 6",
     }

@@ -291,7 +291,7 @@ def test_the_only_parameter_group_holds_all_parameters(config):
 
 
 def test_gradient_checkpointing_of_a_model_without_it_is_refused():
-    with pytest.raises(ConfigError, match="gradient_checkpointing is on, but Linear cannot do it"):
+    with pytest.raises(ConfigError, match="gradient_checkpointing is on, but Linear does not support it"):
         enable_gradient_checkpointing(torch.nn.Linear(1, 1))
 
 

@@ -305,7 +305,7 @@ def test_out_of_fold_predictions_cover_exactly_the_folds():
     scored = cv.folds.assignment >= 0
     assert np.isfinite(summary.probabilities[scored]).all()
     assert np.isnan(summary.probabilities[~scored]).all()
-    labels = cv.corpus.labels[scored]
+    labels = cv.labels[scored]
     assert summary.threshold == metrics.best_threshold(labels, summary.probabilities[scored])
     assert summary.report.pooled["positives"] == (labels == 1).sum()
 

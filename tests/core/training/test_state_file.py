@@ -135,7 +135,7 @@ def test_foreign_files_are_refused(tmp_path):
     (tmp_path / "plain").write_bytes(safetensors.torch.save({"a": torch.ones(2)}))
     (tmp_path / "newer").write_bytes(safetensors.torch.save({}, {"checkpoint": '{"format": 99, "state": {}}'}))
     torch.save({"a": 1}, tmp_path / "pickle")
-    for name, message in (("plain", "no checkpoint"), ("newer", "another version"), ("pickle", "no checkpoint")):
+    for name, message in (("plain", "not a checkpoint"), ("newer", "another version"), ("pickle", "not a checkpoint")):
         with pytest.raises(CheckpointError, match=message):
             load_state(tmp_path / name)
     with pytest.raises(CheckpointError, match=r"absent cannot be read \(No such file"):
