@@ -208,6 +208,6 @@ def test_undefined_draws_do_not_count_and_invalid_arguments_are_refused():
 
 
 def test_importing_evaluation_does_not_import_scipy():
-    """A worker that starts must not pay for a fit that it never makes."""
+    """The import takes half a second, and only fitting a temperature needs it."""
     code = "import sys, sparse_evidence.core.evaluation; sys.exit('scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -39,9 +39,9 @@ def planted():
     labels = (generator.random((POSTS, CRITERIA)) < 0.4).astype(np.int8)
     evidence = np.zeros((len(embeddings), CRITERIA), dtype=bool)
     for post, criterion in zip(*np.nonzero(labels), strict=True):
-        place = generator.integers(offsets[post], offsets[post + 1])
-        embeddings[place, criterion] = 6.0
-        evidence[place, criterion] = True
+        chunk = generator.integers(offsets[post], offsets[post + 1])
+        embeddings[chunk, criterion] = 6.0
+        evidence[chunk, criterion] = True
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     criteria = np.eye(CRITERIA, DIM, dtype=np.float32)
     return EmbeddedCorpus(embeddings, offsets, criteria, labels), evidence
@@ -70,14 +70,14 @@ def test_contribution_is_the_logit_minus_the_logit_without_the_chunk(planted, tr
             np.testing.assert_array_equal(attribution.chunks[row, : len(chunks)], chunks)
             assert (attribution.chunks[row, len(chunks) :] == -1).all()
             assert np.isnan(attribution.contribution[row, :, len(chunks) :]).all()
-            for place in range(len(chunks)):
-                others = np.delete(chunks, place)
+            for position in range(len(chunks)):
+                others = np.delete(chunks, position)
                 expected = attribution.logits[row] - logits_of_chunks(stack.model, corpus, fold, others)
-                np.testing.assert_allclose(attribution.contribution[row, :, place], expected, rtol=1e-3, atol=1e-3)
+                np.testing.assert_allclose(attribution.contribution[row, :, position], expected, rtol=1e-3, atol=1e-3)
 
 
 def logits_of_chunks(model, corpus, fold, rows):
-    """Logits of a post that has these chunks alone."""
+    """Logits of a post that consists of these chunks."""
     if not len(rows):
         return model.bias[fold].detach().numpy()
     vectors, offsets = corpus.embeddings[rows], np.array([0, len(rows)])

@@ -41,7 +41,7 @@ def test_numbers_and_their_text_are_different_parts():
     assert stable_seed("a", "b") != stable_seed("ab")
 
 
-def test_the_same_in_another_process_with_another_hash_seed():
+def test_seeds_are_the_same_in_another_process_with_another_hash_seed():
     code = "from sparse_evidence.core.seeding import stable_seed; print(stable_seed(7, 'dropout', 3))"
     runs = {
         subprocess.run(
@@ -80,7 +80,7 @@ def test_the_global_generators_are_seeded_inside_and_restored_afterwards():
         assert not set(global_numbers()) & set(first)
 
 
-def test_they_are_restored_after_an_error():
+def test_the_global_generators_are_restored_after_an_error():
     before = torch.get_rng_state().tolist(), random.getstate()
 
     def fail():

@@ -276,7 +276,7 @@ def test_shares_are_relative():
     np.testing.assert_array_equal(parts[0], parts[2])
 
 
-def test_unlabelled_posts_are_shared_out_but_count_for_no_class():
+def test_unlabelled_posts_are_distributed_but_count_for_no_class():
     labels = np.full((40, 1), -1, np.int8)
     labels[:4] = [[1], [1], [0], [0]]
     part = partition(singletons(40), labels, [1, 1], 0)

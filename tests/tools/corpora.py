@@ -85,7 +85,7 @@ def words(texts, dim=64):
 
 
 def synthetic(posts=240, criteria=3, folds=3, seed=0):
-    """The made-up posts of `sparse_evidence.core.corpus.synthetic` as bags of words, with three grouped folds."""
+    """The generated posts of `sparse_evidence.core.corpus.synthetic` as bags of words, with three grouped folds."""
     corpus = generate(posts=posts, criteria=criteria, seed=seed, sentences_mean=6.0, min_positives=posts // 5)
     chunks = chunk(corpus.posts, ChunksConfig())
     texts = [criterion.text for criterion in corpus.criteria]

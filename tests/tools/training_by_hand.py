@@ -1,9 +1,9 @@
-"""A training as a user would write it; run as a script, it is a process of its own.
+"""Training by hand, as a user would write it. Tests also run it as a script, in another process.
 
     python training_by_hand.py DIRECTORY VARIANT [EPOCH ...]
 
 Without epochs it trains undisturbed, keeping every epoch's checkpoint in DIRECTORY. With epochs it resumes from the
-checkpoint of each, and writes where that ends to DIRECTORY/resumed-EPOCH.safetensors.
+checkpoint of each, and writes the final state to DIRECTORY/resumed-EPOCH.safetensors.
 """
 
 import sys
@@ -49,7 +49,7 @@ def build(variant, directory):
     }[variant]()
     generator = torch.Generator() if variant == "own generator" else None
     if generator is not None:
-        generator.seed()  # whatever it was before, the trainer decides
+        generator.seed()  # random: the trainer must seed it again
     trainer = Trainer(
         model=model,
         optimizer=optimizer,

@@ -36,7 +36,7 @@ def test_logits_of_pairs_are_entries_of_the_full_table(model):
     torch.testing.assert_close(model(posts, criteria), table[posts, criteria])
 
 
-def test_it_equals_the_stacked_model_with_one_fold(model):
+def test_logits_equal_those_of_a_stacked_model_with_one_fold(model):
     config = IrisConfig(num_queries=2, k_retrieved=2, hidden=16, temperature=0.2)
     starts = torch.from_numpy(model.queries)  # noise has moved them, but any queries will do
     assert starts.shape == (3, 2, 384)

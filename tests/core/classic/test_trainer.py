@@ -104,12 +104,12 @@ def test_a_logit_of_zero_counts_as_positive():
 
 
 def test_accuracy_is_nan_where_it_is_not_defined():
-    """No labelled item; logits of several classes, which have another shape than their targets."""
+    """Without labelled items, and with one logit per class."""
     unlabelled = [(INPUTS[:4], torch.full((4,), -1.0))]
     assert math.isnan(trainer().evaluate(unlabelled).accuracy)
     classes = torch.tensor([0, 2, 1, 2])
-    several = trainer(nn.Linear(6, 3), loss_fn=nn.CrossEntropyLoss())
-    history = several.train([(INPUTS[:4], classes)], [(INPUTS[:4], classes)], num_epochs=2)
+    classifier = trainer(nn.Linear(6, 3), loss_fn=nn.CrossEntropyLoss())
+    history = classifier.train([(INPUTS[:4], classes)], [(INPUTS[:4], classes)], num_epochs=2)
     assert all(map(math.isnan, history["train_acc"] + history["val_acc"]))
     assert history["train_loss"][1] < history["train_loss"][0]
 
@@ -204,10 +204,10 @@ def test_every_kind_of_batch_is_equivalent(make):
     assert_close(trained, expected, 1e-6)
 
 
-@pytest.mark.parametrize("wrong", [torch.ones(3), {"x": 1}, (torch.ones(2),), "text", None])
-def test_invalid_batches_are_refused(wrong):
+@pytest.mark.parametrize("item", [torch.ones(3), {"x": 1}, (torch.ones(2),), "text", None])
+def test_invalid_batches_are_refused(item):
     with pytest.raises(TypeError, match=r"must yield a Batch, a dict with 'labels', or a pair \(inputs, labels\)"):
-        as_batch(wrong, torch.device("cpu"))
+        as_batch(item, torch.device("cpu"))
 
 
 def test_models_that_return_no_logits_are_refused():
@@ -292,7 +292,7 @@ class Penalised(nn.Module):
 
 def test_the_penalty_of_the_model_is_added_once_per_step():
     trained = trainer(Penalised(), lr=0.1, max_grad_norm=0, gradient_accumulation_steps=3)
-    loss = trained.train_epoch(batches(8))  # two steps, whatever the number of batches
+    loss = trained.train_epoch(batches(8))  # two steps of several batches
     torch.testing.assert_close(trained.model.query.detach(), torch.full((3,), 0.9**2))
     assert loss < 1.0  # the reported loss is without it
 
@@ -470,7 +470,7 @@ def test_training_stops_when_the_metric_is_stale(values, higher, patience, expec
 
 
 def test_a_monitored_loss_is_better_when_lower():
-    """A rising loss is worse, whatever the direction of the metric."""
+    """A rising loss is worse, even if the metric is better when higher."""
     climbing = {"lr": 0.5, "loss_fn": BCELoss()}
     flipped = batches(44, labels=1 - LABELS)  # validation gets worse from epoch to epoch
     for name in ("loss", "val_loss"):
@@ -510,7 +510,7 @@ def test_monitoring_an_unmeasured_value_is_refused(options, arguments, message):
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "arguments",
     [
         {"gradient_accumulation_steps": 0},
         {"amp_dtype": "float8"},
@@ -519,9 +519,9 @@ def test_monitoring_an_unmeasured_value_is_refused(options, arguments, message):
         {"early_stopping_patience": 0},
     ],
 )
-def test_invalid_arguments_are_named(wrong):
-    with pytest.raises(ConfigError, match=f"{next(iter(wrong))} is .*, but must be"):
-        trainer(**wrong)
+def test_invalid_arguments_are_named(arguments):
+    with pytest.raises(ConfigError, match=f"{next(iter(arguments))} is .*, but must be"):
+        trainer(**arguments)
 
 
 # ---- evaluation -------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The editorials: the published table becomes a corpus, and a failed download is a sentence."""
+"""The editorials: the published table becomes a corpus, and a failed download is explained in one sentence."""
 
 import tarfile
 from pathlib import Path
@@ -16,7 +16,7 @@ def editorials():
     return EditorialsSource().load(Path())
 
 
-def test_they_are_the_published_ones(editorials):
+def test_the_editorials_are_the_published_ones(editorials):
     assert len(editorials) == 498
     assert sum(post.count("\n") + 1 for post in editorials.posts) == 5190
     assert [item.name for item in editorials.criteria] == ["very_negative", "negative", "positive", "very_positive"]

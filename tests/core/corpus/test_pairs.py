@@ -1,4 +1,4 @@
-"""The table of pairs: what a good one becomes, and what is reported about a bad one."""
+"""The table of pairs: the corpus that a valid one becomes, and the problems that are reported."""
 
 import numpy as np
 import pyarrow as pa

@@ -169,7 +169,7 @@ def test_representations_of_rows_and_tables_show_no_cell(tmp_path):
         ("t", b"PK", ["ends in ''; allowed"]),
     ],
 )
-def test_files_that_are_not_such_a_table(tmp_path, name, content, expected):
+def test_files_without_a_valid_table_are_refused(tmp_path, name, content, expected):
     (tmp_path / name).write_bytes(content)
     message = str(refused(tmp_path / name, COLUMNS))
     for fragment in expected:
@@ -187,7 +187,7 @@ def test_files_that_are_not_such_a_table(tmp_path, name, content, expected):
         ("zero\0byte.csv", "cannot be read"),
     ],
 )
-def test_files_that_cannot_be_opened(tmp_path, path, expected):
+def test_files_that_cannot_be_opened_are_refused(tmp_path, path, expected):
     write_csv(tmp_path / "pairs.csv", COLUMNS)
     (tmp_path / "folder.csv").mkdir()
     assert expected.format(folder=tmp_path) in str(refused(Path(path), COLUMNS, folder=tmp_path))
@@ -215,7 +215,7 @@ def without_root_privileges():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permission bits")
-def test_a_file_without_read_permission(tmp_path):
+def test_a_file_without_read_permission_is_refused(tmp_path):
     path = write_csv(tmp_path / "t.csv", ("post_id",))
     path.chmod(0)
     with without_root_privileges():
@@ -242,7 +242,7 @@ def test_a_table_can_be_read_while_the_error_of_another_is_handled(tmp_path):
     ("cell", "label"),
     [("0", 0), ("1", 1), (" 1 ", 1), ("0.0", 0), ("1.0", 1), ("TRUE", 1), ("False", 0)],
 )
-def test_labels(cell, label):
+def test_labels_are_parsed(cell, label):
     problems = []
     assert parse_label(Row(2, {"label": cell}), "label", problems) == label
     assert problems == []
@@ -252,7 +252,7 @@ def test_labels(cell, label):
     ("cell", "shown"),
     [("", "empty"), ("2", "'2'"), ("maybe", "'maybe'"), ("two words", "a text of 9 characters")],
 )
-def test_cells_that_are_no_label(cell, shown):
+def test_cells_that_are_not_a_label_are_reported(cell, shown):
     problems = ["an earlier one"]
     assert parse_label(Row(7, {"label": cell}), "label", problems) is None
     assert problems[1:] == [f"row 7: label is {shown}; allowed are 0 and 1"]
@@ -288,14 +288,14 @@ def test_short_values_are_quoted_and_long_ones_only_measured(value, quoted):
         ("b", "b b", (0, 1)),
     ],
 )
-def test_passages_are_found_whatever_their_whitespace(passage, post, span):
+def test_passages_are_located_despite_different_whitespace(passage, post, span):
     assert find_passage(passage, post) == span
 
 
 @given(
     st.lists(st.text(st.characters(categories=["L", "P"]), min_size=1, max_size=5), min_size=3, max_size=9), st.data()
 )
-def test_every_run_of_words_is_found_with_any_whitespace(words, data):
+def test_every_run_of_words_is_located_with_any_whitespace(words, data):
     start = data.draw(st.integers(0, len(words) - 1))
     end = data.draw(st.integers(start + 1, len(words)))
     post = "".join(word + data.draw(st.sampled_from([" ", "\n", " \t"])) for word in words)

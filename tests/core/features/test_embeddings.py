@@ -1,7 +1,7 @@
-"""A text is embedded once ever, for all callers and processes, even if a process is killed.
+"""Each text is embedded only once, for all callers and processes, even if a process is killed.
 
 A real sentence-transformers model with a vocabulary of a few words stands in for the large ones: the same code loads it
-from a local folder, in no time.
+from a local folder, quickly.
 """
 
 import logging
@@ -67,7 +67,7 @@ def views(root):
     return sorted(root.rglob("view-*.npy"))
 
 
-# ---- once ever --------------------------------------------------------------------------------------------------
+# ---- each text once ---------------------------------------------------------------------------------------------
 
 
 def test_vectors_equal_those_of_the_encoder(encoder, root):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -300,7 +301,7 @@ def test_a_model_of_texts_has_no_attention_over_chunks(corpus):
 
 
 def test_a_missing_peft_is_reported_in_one_sentence(corpus, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(
         ConfigError, match=r"^lora_rank needs the package peft.*pip install 'sparse-evidence-hpo\[lora\]'"
     ):

@@ -228,7 +228,7 @@ def crossval_events(stage):
 
 @pytest.mark.parametrize("stages", [(1, 1, 1), (2, 1), (1, 2)])
 def test_the_curve_of_a_fold_does_not_depend_on_its_stage(stages):
-    """Without early stopping, every fold has the same curve in whatever stage it trains."""
+    """Without early stopping, every fold has the same curve in any stage."""
     patient = replace(CONFIG, training=replace(CONFIG.training, epochs=4, patience=99))
     together, cut = crossval((3,), patient), crossval(stages, patient)
     list(together.epochs())
@@ -341,7 +341,7 @@ def test_an_undefined_score_stays_nan_and_stops_no_fold():
 
 
 def test_the_names_in_a_checkpoint_are_part_of_its_format():
-    """Checkpoints of running trials are read by these names, whatever the fields of an event are called."""
+    """Existing checkpoints have these keys, so they must not follow renames of an event's fields."""
     cv = crossval((3,))
     event = next(cv.epochs())
     (stage,) = cv.state_dict()["stages"]

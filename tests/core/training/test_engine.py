@@ -75,7 +75,7 @@ def test_an_epoch_equals_a_loop_written_by_hand():
 
 
 class Recorder:
-    """An update that writes down what it is asked to do, and does it unless `skips`."""
+    """An update that logs its calls and passes them on; with `skips` it skips every step."""
 
     def __init__(self, optimizer, log, *, skips=False):
         self.plain, self.log, self.skips = PlainUpdate(optimizer), log, skips
@@ -186,12 +186,12 @@ def test_a_diverged_epoch_does_not_count():
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "can't allocate memory"),
     ],
 )
-def test_memory_errors_get_one_name(error, message):
+def test_every_memory_error_becomes_an_out_of_memory_error(error, message):
     with pytest.raises(OutOfMemoryError, match=message), named_memory_errors():
         raise error
 
 
-def test_other_errors_pass_unchanged():
+def test_other_errors_are_not_changed():
     error = RuntimeError("shapes cannot be multiplied")
     with pytest.raises(RuntimeError) as raised, named_memory_errors():
         raise error

@@ -64,7 +64,7 @@ def test_each_fold_is_clipped_by_its_own_norm():
     assert clipped[2].abs().max() == 0
 
 
-def test_it_continues_from_a_state():
+def test_fold_adamw_continues_from_a_state():
     whole, half = weights(), weights()
     train(whole, FoldAdamW(whole, 0.05), range(10))
     first = FoldAdamW(half, 0.05)

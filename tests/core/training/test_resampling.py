@@ -59,7 +59,7 @@ def test_the_seed_of_the_search_gives_its_own_folds():
     np.testing.assert_array_equal(fresh_folds(CORPUS, FOLDS, CONFIG.seed).assignment, FOLDS.assignment)
 
 
-def test_they_are_the_folds_of_the_search_posts_alone():
+def test_fresh_folds_depend_on_the_search_posts_alone():
     """Neither the texts nor the labels of the hold-out have an influence."""
     rows = np.flatnonzero(FOLDS.assignment >= 0)
     part = CORPUS.subset(rows)

@@ -143,7 +143,7 @@ def test_validation_does_not_affect_training():
 
 
 def test_predictions_belong_to_the_requested_posts():
-    """In the requested order, whatever the lengths of the posts and the lists of other folds."""
+    """In the requested order; neither the lengths of the posts nor the lists of other folds matter."""
     trained = stack([0, 1])
     trained.advance()
     posts = [np.array([7, 3, 50, 3]), np.arange(30)[::-1]]

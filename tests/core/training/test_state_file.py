@@ -55,21 +55,21 @@ def same(left, right):
 
 def test_a_state_round_trips_exactly(tmp_path):
     save_state(tmp_path / "folder" / "it.safetensors", STATE)
-    found = load_state(tmp_path / "folder" / "it.safetensors")
+    loaded = load_state(tmp_path / "folder" / "it.safetensors")
     expected = {**STATE, "parameter": STATE["parameter"].detach(), "foreign": np.arange(3.0)}
-    same(found, expected)
-    same(found["state"], STATE["state"])
-    assert math.copysign(1, found["odd"][3]) == -1
-    for before, after in zip(STATE["kinds"] + STATE["tied"], found["kinds"] + found["tied"], strict=True):
+    same(loaded, expected)
+    same(loaded["state"], STATE["state"])
+    assert math.copysign(1, loaded["odd"][3]) == -1
+    for before, after in zip(STATE["kinds"] + STATE["tied"], loaded["kinds"] + loaded["tied"], strict=True):
         assert (before.dtype, before.shape) == (after.dtype, after.shape)
-    for before, after in zip(STATE["arrays"], found["arrays"], strict=True):
+    for before, after in zip(STATE["arrays"], loaded["arrays"], strict=True):
         assert (before.dtype, before.shape) == (after.dtype, after.shape)
-        after[...] = 0  # ours to write to
+        after[...] = 0  # writable
 
 
 def test_numpy_scalars_become_numbers():
-    found = unpack_state(pack_state({"a": np.float32(0.1), "b": np.int64(3), "c": np.bool_(True)}))
-    assert found == {"a": float(np.float32(0.1)), "b": 3, "c": True}
+    loaded = unpack_state(pack_state({"a": np.float32(0.1), "b": np.int64(3), "c": np.bool_(True)}))
+    assert loaded == {"a": float(np.float32(0.1)), "b": 3, "c": True}
 
 
 values = st.recursive(
@@ -142,7 +142,7 @@ def test_foreign_files_are_refused(tmp_path):
         load_state(tmp_path / "absent")
 
 
-def test_it_is_safetensors_with_json(tmp_path):
+def test_a_state_file_is_safetensors_with_json(tmp_path):
     """Readable by other tools, without this project."""
     from safetensors import safe_open
 
@@ -183,6 +183,6 @@ def test_a_killed_writer_leaves_the_last_complete_file(tmp_path):
         child.kill()
         child.wait()
         child.stdout.close()
-    found = load_state(path)
-    assert found["round"] >= 4
-    assert (found["w"] == found["round"]).all()
+    loaded = load_state(path)
+    assert loaded["round"] >= 4
+    assert (loaded["w"] == loaded["round"]).all()
