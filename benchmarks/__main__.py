@@ -55,7 +55,7 @@ TARGETS: dict[str, tuple[str, str]] = {
     "study.home_minus_script": ("re-scored winner minus the script's, size of ReDSM5", "≥ -0.01"),
     "study.quickstart_minus_script": ("re-scored winner minus the script's, quickstart study", "≥ -0.01"),
 }
-"""By figure: what it is, and its target."""
+"""Description and target of each figure."""
 
 
 def machine() -> dict[str, Any]:

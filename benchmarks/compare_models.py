@@ -56,11 +56,14 @@ Probabilities = npt.NDArray[np.floating]
 
 @dataclass(frozen=True, eq=False)
 class Data:
+    """A corpus, its features, its folds and its evidence."""
+
     corpus: Corpus
     chunks: Chunks
     embedded: EmbeddedCorpus
     folds: Folds
     evidence: npt.NDArray[np.bool_]
+    """[chunks, criteria]: the chunk is evidence for the criterion."""
 
     @property
     def means(self) -> npt.NDArray[np.float32]:
@@ -103,10 +106,10 @@ def value(data: Data, probabilities: Probabilities, rows: npt.NDArray[np.int64] 
     return float(np.mean([metrics.score(METRIC, data.corpus.labels[part], probabilities[part]) for part in parts]))
 
 
-def train(candidate: CandidateConfig, readable: Features, data: Data) -> tuple[list[FoldStack], Probabilities, int]:
+def train(candidate: CandidateConfig, features: Features, data: Data) -> tuple[list[FoldStack], Probabilities, int]:
     """Train all folds together until they are stale; return stacks, out-of-fold predictions and epoch of the best."""
-    stack = make_stack(readable, data.folds, range(data.folds.count), candidate, seed=0)
-    members = list(stack.stacks) if isinstance(stack, FoldRow) else [cast("FoldStack", stack)]
+    stack = make_stack(features, data.folds, range(data.folds.count), candidate, seed=0)
+    stacks = list(stack.stacks) if isinstance(stack, FoldRow) else [cast("FoldStack", stack)]
     curve: list[float] = []
     best: Probabilities = np.full(data.corpus.labels.shape, np.nan)
     best_states: list[dict[str, torch.Tensor]] = []
@@ -119,28 +122,28 @@ def train(candidate: CandidateConfig, readable: Features, data: Data) -> tuple[l
         print(f"{candidate.model.name} epoch {len(curve)}: {curve[-1]:.3f}", file=sys.stderr)
         if best_index(curve) == len(curve) - 1:
             best = probabilities
-            best_states = [copy.deepcopy(member.model.state_dict()) for member in members]
-    for member, state in zip(members, best_states, strict=True):
-        member.model.load_state_dict(state)
-    return members, best, best_index(curve) + 1
+            best_states = [copy.deepcopy(trained.model.state_dict()) for trained in stacks]
+    for trained, state in zip(stacks, best_states, strict=True):
+        trained.model.load_state_dict(state)
+    return stacks, best, best_index(curve) + 1
 
 
 def compare(name: str, candidate: CandidateConfig, data: Data) -> Row:
     started = time.perf_counter()
     config = candidate.model
     text = data.text(config.encoder) if isinstance(config, TokenConfig) else None
-    members, probabilities, epoch = train(candidate, text or data.embedded, data)
+    stacks, probabilities, epoch = train(candidate, text or data.embedded, data)
     seconds = time.perf_counter() - started
     validation = [data.folds.validation(fold) for fold in range(data.folds.count)]
     if text is not None and isinstance(config, TokenConfig):
         # removing every sentence from every post is slow, so only posts with a positive label are explained
         positive = [posts[(data.corpus.labels[posts] == 1).any(1)] for posts in validation]
         attributions = [
-            explain.attribute_text(member.model, text, config, data.chunks, posts)
-            for member, posts in zip(members, positive, strict=True)
+            explain.attribute_text(trained.model, text, config, data.chunks, posts)
+            for trained, posts in zip(stacks, positive, strict=True)
         ]
     else:
-        attributions = explain.attribute(members[0].model, data.embedded, validation)
+        attributions = explain.attribute(stacks[0].model, data.embedded, validation)
     return Row(name, probabilities, explain.concatenate(attributions), seconds, epoch)
 
 
@@ -210,17 +213,17 @@ def main() -> None:
 
     scored = data.folds.assignment >= 0
     baselines = metrics.baselines(data.corpus.labels, data.folds.assignment)
-    chance = explain.evidence_hits(table[0].attribution, data.evidence, data.corpus.labels)
+    hits = explain.evidence_hits(table[0].attribution, data.evidence, data.corpus.labels)
     print(
         f"{scored.sum()} posts of {arguments.data}, {len(data.corpus.criteria)} criteria, {data.folds.count} folds, "
-        f"out-of-fold; 95 % intervals over groups in parentheses; {len(chance.hit)} pairs with annotated evidence."
+        f"out-of-fold; 95 % intervals over groups in parentheses; {len(hits.hit)} pairs with annotated evidence."
     )
     print()
     print("| model | average precision | gain over linear | F1 | evidence | by attention | epochs | training |")
     print("|---|---|---|---|---|---|---|---|")
     print(
         f"| without the text | {baselines['mean_prevalence']:.3f} | | {baselines['criterion_only_f1']:.3f} "
-        f"| {chance.expected:.2f} | | | |"
+        f"| {hits.expected:.2f} | | | |"
     )
     for row in table:
         print(line(row, table[0], data, arguments.repeats))

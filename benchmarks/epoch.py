@@ -87,11 +87,11 @@ def reference_epoch(data: Case) -> Callable[[], None]:
         prior = prior_log_odds(data.corpus.labels, [train])[0]
         model = reference.PairIris(config, torch.from_numpy(data.corpus.criteria), prior)
         optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate)
-        pairs = reference.Pairs(data.corpus, train.tolist())
         batch = training.batch_size * CRITERIA
-        loader = DataLoader(pairs, batch, shuffle=True, collate_fn=reference.collate)
-        held_out = reference.Pairs(data.corpus, validation.tolist())
-        validation_loader = DataLoader(held_out, batch, collate_fn=reference.collate)
+        train_pairs = reference.Pairs(data.corpus, train.tolist())
+        loader = DataLoader(train_pairs, batch, shuffle=True, collate_fn=reference.collate)
+        validation_pairs = reference.Pairs(data.corpus, validation.tolist())
+        validation_loader = DataLoader(validation_pairs, batch, collate_fn=reference.collate)
         runs.append((model, optimizer, loader, validation_loader, data.corpus.labels[validation]))
 
     def epoch() -> None:

@@ -1,4 +1,4 @@
-"""Do two checkouts compute the same numbers? A refactoring must show that they do, bit for bit.
+"""Check that two checkouts compute the same numbers, bit for bit, as they must after a refactoring.
 
     python -m benchmarks.identical OTHER_CHECKOUT [STUDY ...]
 
@@ -58,12 +58,12 @@ def differing(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
 
 
 def as_text(value: object) -> str:
-    """Canonical JSON; unlike `==` it also tells -0.0 from 0.0 and finds NaN equal to itself."""
+    """Canonical JSON. Unlike with `==`, -0.0 and 0.0 differ, and NaN equals itself."""
     return json.dumps(value, sort_keys=True)
 
 
 def compare(other: Path, study: Path, server: str) -> bool:
-    """Run one study in both checkouts, print what was compared, return whether it is identical."""
+    """Run one study in both checkouts, print the result of the comparison, return True if they are identical."""
     results = []
     for number, checkout in enumerate((other, HERE)):
         name = f"{study.stem}_{number}".replace("-", "_")

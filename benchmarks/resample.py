@@ -1,4 +1,4 @@
-"""A study's task on other folds: for scores that no search has seen."""
+"""A study's task on fresh folds, for scores on splits that no search has seen."""
 
 from __future__ import annotations
 

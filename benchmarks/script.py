@@ -1,8 +1,8 @@
-"""The same search as a plain Optuna script, the way an experienced user writes one: the yardstick for whole studies.
+"""The same search as a plain Optuna script, as an experienced user would write it: the baseline for whole studies.
 
-Embeddings are computed once and kept in a file, the folds are grouped, trials are shared through Postgres, every epoch
-is reported and MedianPruner decides. Folds are trained one after the other with `benchmarks.reference`. Whoever ends
-the last trial that was asked for stops; the other finishes the trial in hand.
+Embeddings are computed once and stored in a file, the folds are grouped, trials are shared through Postgres, every
+epoch is reported and MedianPruner decides. Folds are trained one after the other with `benchmarks.reference`. The
+process that finishes the last requested trial stops; the other still finishes its current trial.
 
     python -m benchmarks.script STUDY URL NAME TRIALS EMBEDDINGS.npz WORKER
 """
@@ -50,17 +50,18 @@ def train_fold(
     criteria = corpus.labels.shape[1]
     batch = training.batch_size * criteria
     loader = DataLoader(reference.Pairs(corpus, train.tolist()), batch, shuffle=True, collate_fn=reference.collate)
-    held = DataLoader(reference.Pairs(corpus, validation.tolist()), batch, collate_fn=reference.collate)
-    best, since = -np.inf, 0
+    validation_pairs = reference.Pairs(corpus, validation.tolist())
+    validation_loader = DataLoader(validation_pairs, batch, collate_fn=reference.collate)
+    best, epochs_since_best = -np.inf, 0
     for epoch in range(training.epochs):
         reference.train_epoch(model, optimizer, loader, loss_fn, accumulation_steps=training.accumulation_steps)
-        logits = reference.predict(model, held, criteria)
+        logits = reference.predict(model, validation_loader, criteria)
         value = score("average_precision", corpus.labels[validation], logits.numpy())
         trial.report(value, fold * training.epochs + epoch)
         if trial.should_prune():
             raise optuna.TrialPruned
-        best, since = (value, 0) if value > best else (best, since + 1)
-        if since >= training.patience:
+        best, epochs_since_best = (value, 0) if value > best else (best, epochs_since_best + 1)
+        if epochs_since_best >= training.patience:
             break
     return float(best)
 
@@ -73,7 +74,7 @@ def evaluate(trial: optuna.Trial, definition: StudyDefinition, corpus: EmbeddedC
 
 
 def main() -> None:
-    """Work on the shared study until it has enough trials."""
+    """Run trials of the shared study until it has enough."""
     path, url, name, trials, file, worker = sys.argv[1:]
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)

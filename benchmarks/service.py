@@ -137,9 +137,8 @@ def _run_trial(queue: claims.Claims, definition: StudyDefinition) -> None:
         rule = pruning.SameFoldsRule(definition, claim.trial, claim.trials_when_claimed)
         for folds in (2, FOLDS):
             for stage_ended in (False, True):
-                rule.should_prune(
-                    folds, value, stage_ended=stage_ended
-                )  # called as usual, but every trial runs to its end
+                # called as usual, but every trial runs to its end
+                rule.should_prune(folds, value, stage_ended=stage_ended)
             claim.trial.report(value, folds)
         attributes = {CURVES: stored[CURVES], CV: stored[CV]}
         claim.finish(TrialState.COMPLETE, value, attributes=attributes)
@@ -163,7 +162,7 @@ def theirs(url: str, stored: int) -> Callable[[], None]:
         value = _score(trial.params)
         for step in range(REPORTS):
             trial.report(value, step)
-            trial.should_prune()  # called as usual, but every trial runs to its end, so that all cost the same
+            trial.should_prune()  # called as usual, but every trial runs to its end, so that all take the same time
         return value
 
     return lambda: study.optimize(evaluate, n_trials=1)

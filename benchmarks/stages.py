@@ -1,4 +1,4 @@
-"""What pruning saves and what it loses: curves of random candidates, replayed with other stages and percentiles.
+"""What pruning saves and what it costs: curves of random candidates, replayed with other stages and percentiles.
 
     python -m benchmarks.stages studies/quickstart.toml [--candidates 80] [--splits 5] [--curves FILE.json]
 
@@ -76,7 +76,7 @@ def train_candidates(definition: StudyDefinition, candidates: int, splits: int) 
 
 
 class Replay:
-    """A study on stored curves: stage after stage as in `hpo.running.objective`; then folds reach the same epoch."""
+    """A study on stored curves: stage after stage, then all folds train to the same epoch, as in a real study."""
 
     def __init__(self, stages: Sequence[int], pruner: PrunerConfig, patience: int) -> None:
         self.stages = stages

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -68,6 +68,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     close = nearest(name, known)
     hint = f"did you mean '{close}'? " if close else ""
     return ConfigError(f"'{name}' is not a {kind}; {hint}allowed: {', '.join(known)}")
+
+
+def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
+    """Raise a ConfigError if the argument `name` has a value that is not in `allowed`."""
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(allowed)}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -1,11 +1,12 @@
 """Losses for training by hand: modules with a reduction, class weights, and a factory that takes a loss's name.
 
-Each module reduces a function of `core.losses` over the labelled targets; targets below 0 do not count.
+Each module reduces a function of `core.losses` over the labelled targets; targets below 0 do not count. Its constructor
+raises a ConfigError if the reduction is unknown, and `forward` a ValueError if logits and targets differ in shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import LOSSES
-from ..errors import unknown_name
+from ..errors import check_choice, unknown_name
 from ..losses import (
     Elementwise,
     Labels,
@@ -165,9 +166,10 @@ def compute_class_weights(
         float32 [2].
 
     Raises:
-        ValueError: only one class occurs, the method is unknown, or β is out of range.
+        ConfigError: the method is unknown.
+        ValueError: only one class occurs, or β is out of range.
     """
-    _check_choice("method", method, ("inverse", "effective"))
+    check_choice("method", method, ("inverse", "effective"))
     counts = torch.tensor(class_counts(labels), dtype=torch.float64)
     if method == "inverse":
         weights = counts.sum() / (2 * counts)
@@ -187,9 +189,10 @@ def compute_focal_alpha(labels: Labels, method: Literal["balanced", "inverse"] =
         method: "balanced" or "inverse".
 
     Raises:
-        ValueError: only one class occurs, or the method is unknown.
+        ConfigError: the method is unknown.
+        ValueError: only one class occurs.
     """
-    _check_choice("method", method, ("balanced", "inverse"))
+    check_choice("method", method, ("balanced", "inverse"))
     if method == "inverse":
         return negative_share(labels)
     negatives, positives = class_counts(labels)
@@ -260,13 +263,8 @@ def _numbers_text(value: Tensor) -> str:
 
 
 def _checked(reduction: Reduction) -> Reduction:
-    _check_choice("reduction", reduction, ("mean", "sum", "none"))
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
     return reduction
-
-
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(allowed)}")
 
 
 def _lookup(kind: str, name: str, entries: dict[str, Entry]) -> Entry:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
-from ..errors import CheckpointError, ConfigError, NonFiniteLossError
+from ..errors import CheckpointError, ConfigError, NonFiniteLossError, check_choice
 from ..models.base import enable_gradient_checkpointing
 from ..seeding import seeded, stable_seed
 from ..training.batches import as_batch
@@ -107,9 +107,9 @@ class Trainer:
     ) -> None:
         _check_minimum("gradient_accumulation_steps", gradient_accumulation_steps, 1)
         _check_minimum("early_stopping_patience", early_stopping_patience, 1)
-        _check_choice("amp_dtype", amp_dtype, _AMP_DTYPES)
-        _check_choice("scheduler_interval", scheduler_interval, ("step", "epoch"))
-        _check_choice("save", save, ("best", "every"))
+        check_choice("amp_dtype", amp_dtype, _AMP_DTYPES)
+        check_choice("scheduler_interval", scheduler_interval, ("step", "epoch"))
+        check_choice("save", save, ("best", "every"))
         self.model = model
         self.optimizer = optimizer
         self.loss_fn = loss_fn
@@ -442,11 +442,6 @@ def _accuracy(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> float:
 def _check_minimum(name: str, value: int | None, minimum: int) -> None:
     if value is not None and value < minimum:
         raise ConfigError(f"{name} is {value!r}, but must be {minimum} or more")
-
-
-def _check_choice(name: str, value: str, allowed: Collection[str]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}, but must be {' or '.join(allowed)}")
 
 
 def _device_of(model: nn.Module) -> torch.device:

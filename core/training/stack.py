@@ -181,7 +181,7 @@ class FoldStack:
         """Logits `[posts, criteria]` of each fold for its own list of posts."""
         length = max(map(len, posts))
         orders = [np.argsort(self.inputs.lengths[fold_posts], kind="stable") for fold_posts in posts]
-        # a short list is padded with its own longest post; the surplus is cut off below
+        # a short list is padded with its longest post; the padding is cut off below
         rows = np.stack(
             [
                 np.pad(fold_posts[order], (0, length - len(fold_posts)), mode="edge")
