@@ -206,7 +206,7 @@ def attribute_text(
 
     Raises:
         ConfigError: the encoder does not support the configuration.
-        TypeError: the configuration is not of a model that reads text.
+        TypeError: the configuration is that of a model on embeddings.
     """
     counts = np.diff(chunks.offsets)[posts]
     numbers = _chunk_numbers(chunks.offsets, posts, int(counts.max()))

@@ -120,6 +120,7 @@ class _Cuts(NamedTuple):
 
 
 def _cuts(labels: Labels, scores: Scores) -> _Cuts:
+    """Count the labels at every distinct score of every column; labels and scores are [posts, criteria]."""
     labels, scores = _same_shape(labels, scores)
     if np.isnan(scores).any():
         raise ValueError("a score is NaN, so the posts cannot be ranked; find out which post it belongs to")

@@ -27,7 +27,7 @@ from ..errors import CheckpointError, ConfigError, NonFiniteLossError, check_cho
 from ..models.base import enable_gradient_checkpointing
 from ..seeding import seeded, stable_seed
 from ..training.batches import as_batch
-from ..training.engine import Engine, EpochEnd, LossFunction, named_memory_errors
+from ..training.engine import Engine, EpochEnd, LossFunction, translate_memory_errors
 from ..training.state_file import load_state, save_state
 from ..training.stopping import best_index, is_stale
 
@@ -191,7 +191,7 @@ class Trainer:
         total = weight = 0.0
         logits: list[Tensor] = []
         labels: list[Tensor] = []
-        with seeded(self.seed, "evaluation"), named_memory_errors():
+        with seeded(self.seed, "evaluation"), translate_memory_errors():
             for batch in (as_batch(item, self.device) for item in loader):
                 logits.append(self.engine.logits(batch))
                 labels.append(batch.targets)

@@ -95,7 +95,7 @@ class Engine:
             ValueError: there are no batches.
         """
         self.model.train()
-        with seeded(self.seed, "epoch", self.epoch), named_memory_errors():
+        with seeded(self.seed, "epoch", self.epoch), translate_memory_errors():
             mean = self._epoch(as_batch(item, self.device) for item in batches)
         losses = tuple(mean.reshape(-1).tolist())  # the host waits for the device only here, once an epoch
         if not all(map(math.isfinite, losses)):
@@ -143,7 +143,7 @@ class Engine:
     def predict(self, inputs: Any) -> Tensor:  # noqa: ANN401
         """Float32 logits of one batch of inputs (on the engine's device), without dropout and without gradients."""
         self.model.eval()
-        with named_memory_errors(), self.autocast():
+        with translate_memory_errors(), self.autocast():
             return logits_of(self.model, self.gather(inputs)).float()
 
     def state_dict(self) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class Engine:
 
 
 @contextmanager
-def named_memory_errors() -> Iterator[None]:
+def translate_memory_errors() -> Iterator[None]:
     """Turn the errors that torch and Python raise when memory runs out, on host or device, into `OutOfMemoryError`."""
     try:
         yield

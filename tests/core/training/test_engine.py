@@ -14,7 +14,7 @@ from sparse_evidence.core.classic import BCELoss, Trainer
 from sparse_evidence.core.errors import NonFiniteLossError, OutOfMemoryError
 from sparse_evidence.core.seeding import seeded
 from sparse_evidence.core.training.batches import Batch, windows
-from sparse_evidence.core.training.engine import Engine, named_memory_errors
+from sparse_evidence.core.training.engine import Engine, translate_memory_errors
 from sparse_evidence.core.training.optimizer import PlainUpdate
 
 INPUTS, LABELS = rows()
@@ -187,13 +187,13 @@ def test_a_diverged_epoch_does_not_count():
     ],
 )
 def test_every_memory_error_becomes_an_out_of_memory_error(error, message):
-    with pytest.raises(OutOfMemoryError, match=message), named_memory_errors():
+    with pytest.raises(OutOfMemoryError, match=message), translate_memory_errors():
         raise error
 
 
 def test_other_errors_are_not_changed():
     error = RuntimeError("shapes cannot be multiplied")
-    with pytest.raises(RuntimeError) as raised, named_memory_errors():
+    with pytest.raises(RuntimeError) as raised, translate_memory_errors():
         raise error
     assert raised.value is error
 
