@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Each test process uses one torch thread, so two processes fill two cores.
 TEST_PROCESSES ?= 2
 
-.PHONY: help install demo test lint format bench up lock clean
+.PHONY: help install demo test lint schema format bench up lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/'
@@ -30,6 +30,10 @@ lint: install  ## check style, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+schema: install  ## write the JSON schema of study files again
+	$(BIN)/python -m sparse_evidence.hpo.study.schema > studies/study.schema.json.new
+	mv studies/study.schema.json.new studies/study.schema.json
 
 format: install  ## format and fix with ruff
 	$(BIN)/ruff format .

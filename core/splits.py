@@ -1,4 +1,4 @@
-"""Hold-out and k folds: groups stay whole, every criterion is balanced; pure functions and their fingerprint.
+"""Hold-out and k folds: groups stay whole, every criterion is balanced.
 
 Whole groups (all posts of one author, for example) are assigned to parts so that each part gets its share of the posts
 and of the positives and negatives of every criterion. The cost, minimised over all assignments of groups to parts, is
@@ -6,8 +6,9 @@ and of the positives and negatives of every criterion. The cost, minimised over 
     Σ_part Σ_column (count − target)² / target,        target = share of the part × total of the column,
 
 Pearson's χ² of the parts' counts. The columns are posts, positives and negatives of each criterion, so one post too
-many weighs more for a rare criterion than for a common one. A shortage takes precedence over this cost: the number of
-groups that parts still need in some column, because a fold without a positive cannot be scored.
+many weighs more for a rare criterion than for a common one. Shortage, the number of groups
+that parts still lack in some column, takes precedence over this cost, because a fold without a positive cannot be
+scored.
 
 Groups are first assigned in order of rarity, each to the part that needs it most, which is the iterative
 stratification of Sechidis, Tsoumakas and Vlahavas (ECML PKDD 2011) on the groups' count vectors. Then a local search
@@ -38,7 +39,7 @@ Labels = NDArray[np.int8]
 
 _TARGET_STEP = 2.0**-6  # targets and weights are multiples of these: their products add up exactly in float64
 _WEIGHT_STEP = 2.0**-20
-_EXCHANGE_CANDIDATES = 256  # different count vectors per part that are tried in exchanges
+_EXCHANGE_CANDIDATES = 256  # distinct count vectors per part that are tried in exchanges
 _STARTS = 8  # initial orders that are tried; the best result is used
 
 
@@ -52,7 +53,7 @@ def partition(groups: Sequence[str], labels: Labels, shares: Sequence[float], se
     Args:
         groups: the group of each post, [posts].
         labels: int8 [posts, criteria]: 1 positive, 0 negative, -1 not labelled.
-        shares: the share of each part, positive; they are divided by their sum.
+        shares: the share of each part, positive; normalised to add up to 1.
         seed: breaks ties.
 
     Returns:
@@ -78,7 +79,8 @@ def holdout_split(
         labels: int8 [posts, criteria]: 1 positive, 0 negative, -1 not labelled.
         share: share of the posts to hold out, 0 ≤ share < 1.
         seed: breaks ties.
-        keep: minimum number of groups of each kind that the search needs: usually the number of folds.
+        keep: minimum number of groups with each label of each criterion that stay out of the hold-out: usually the
+            number of folds.
 
     Returns:
         bool [posts]: True = held out.
@@ -99,8 +101,8 @@ def holdout_split(
         )
     _, sizes = _group_counts(groups, labels)
     available = (sizes > 0).sum(axis=0)
-    search = np.minimum(available, keep)
-    need = np.stack([search, np.minimum(available - search, 1)]).astype(np.float64)
+    kept = np.minimum(available, keep)
+    need = np.stack([kept, np.minimum(available - kept, 1)]).astype(np.float64)
     need[:, 0] = 1  # both parts need posts
     part = _partition(groups, labels, [1 - share, share], seed, need)
     return np.asarray(part == 1, dtype=np.bool_)
@@ -318,7 +320,7 @@ class _LocalSearch:
         target = shares[:, None] * counts.sum(axis=0)
         self.target = np.maximum(np.round(target / _TARGET_STEP), 1) * _TARGET_STEP
         self.weight = np.maximum(np.round(1 / self.target / _WEIGHT_STEP), 1) * _WEIGHT_STEP
-        self.counts, self.has, self.need = counts, (counts > 0).astype(np.float64), need
+        self.counts, self.nonzero, self.need = counts, (counts > 0).astype(np.float64), need
         self.squares = counts**2 @ self.weight.T  # [groups, parts]
         self.kind = np.unique(counts, axis=0, return_inverse=True)[1].reshape(-1)  # same counts, same kind
         self.part = np.full(len(counts), -1, dtype=np.int64)
@@ -335,7 +337,7 @@ class _LocalSearch:
         rarity = (self.counts / self.counts.sum(axis=0)).max(axis=1)
         for group in order[np.argsort(-rarity[order], kind="stable")]:
             cost = (2 * self.excess * self.weight) @ self.counts[group] + self.squares[group]
-            needed = (self.group_counts < self.need) @ self.has[group]
+            needed = (self.group_counts < self.need) @ self.nonzero[group]
             self._put(int(group), int(np.argmin(np.where(needed == needed.max(), cost, np.inf))))
 
     def improve(self) -> None:
@@ -347,23 +349,23 @@ class _LocalSearch:
         previous = self.part[group]
         if previous >= 0:
             self.excess[previous] -= self.counts[group]
-            self.group_counts[previous] -= self.has[group]
+            self.group_counts[previous] -= self.nonzero[group]
         self.part[group] = part
         self.excess[part] += self.counts[group]
-        self.group_counts[part] += self.has[group]
+        self.group_counts[part] += self.nonzero[group]
 
     def _cost_changes(self, rows: Index | slice, parts: Sequence[int] | slice) -> tuple[Floats, Floats]:
         """Return the changes of the cost when groups leave and when they join parts, both [2, rows, parts].
 
-        The first axis separates shortage and χ²: a single number for both would round χ², and a step that improves
-        nothing but rounding errors could repeat forever.
+        The first axis separates shortage and χ²: a single number for both would round χ², and a step whose
+        only gain is a rounding error could repeat forever.
         """
         linear = self.counts[rows] @ (2 * self.excess * self.weight)[parts].T
-        squares, has = self.squares[rows][:, parts], self.has[rows]
+        squares, nonzero = self.squares[rows][:, parts], self.nonzero[rows]
         group_counts, need = self.group_counts[parts], self.need[parts]
         lacking, just_enough = group_counts < need, group_counts <= need
-        leave = np.stack([has @ just_enough.T.astype(np.float64), squares - linear])
-        join = np.stack([-(has @ lacking.T.astype(np.float64)), squares + linear])
+        leave = np.stack([nonzero @ just_enough.T.astype(np.float64), squares - linear])
+        join = np.stack([-(nonzero @ lacking.T.astype(np.float64)), squares + linear])
         return leave, join
 
     def _best_move(self) -> bool:
@@ -389,7 +391,8 @@ class _LocalSearch:
             return False
         change = change_a[:, :, None] + change_b[:, None]
         tight = (self.group_counts == self.need)[[a, b]].sum(axis=0)
-        change[0] -= (self.has[from_a] * tight) @ self.has[from_b].T  # columns that both groups have are unaffected
+        # columns in which both groups count are unaffected
+        change[0] -= (self.nonzero[from_a] * tight) @ self.nonzero[from_b].T
         change[1] -= 2 * (self.counts[from_a] * (self.weight[a] + self.weight[b])) @ self.counts[from_b].T
         best = _best(change)
         if best is not None:

@@ -14,14 +14,16 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import pytest
+import typer
 
 from sparse_evidence.core.corpus.sources import SOURCES
+from sparse_evidence.hpo.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 HALVES = ("core", "hpo")
-VERBS = ("init", "validate", "run", "worker", "status", "export", "dashboard")
+VERBS = sorted(typer.main.get_command(app).commands)
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

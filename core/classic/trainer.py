@@ -137,13 +137,13 @@ class Trainer:
             loss_fn.to(self.device)
         self.engine = self._make_engine(gradient_accumulation_steps, max_grad_norm or 0.0, penalty)
 
-    def _make_engine(self, accumulation_steps: int, max_norm: float, penalty: Callable[[], Tensor] | None) -> Engine:
+    def _make_engine(self, batches_per_step: int, max_norm: float, penalty: Callable[[], Tensor] | None) -> Engine:
         return Engine(
             self.model,
             self.optimizer,
             self._training_loss,
             device=self.device,
-            accumulation_steps=accumulation_steps,
+            batches_per_step=batches_per_step,
             penalty=penalty if penalty is not None else getattr(self.model, "penalty", None),
             scheduler=self.scheduler if self.scheduler_interval == "step" else None,
             autocast=self._autocast,
@@ -360,7 +360,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state of `state_dict`."""
+        """Restore a state returned by `state_dict`."""
         self.engine.load_state_dict(state)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])

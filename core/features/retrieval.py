@@ -56,7 +56,7 @@ class ChunkIndex:
     Args:
         embeddings: float32 `[chunks, dim]`, chunks of a post next to each other.
         offsets: int64 `[posts + 1]`; post `i` owns rows `offsets[i]:offsets[i + 1]`, at least one.
-        use_gpu: keep the corpus-wide index on the GPU, where the installed FAISS can.
+        use_gpu: keep the corpus-wide index on the GPU, if the installed FAISS supports it.
     """
 
     def __init__(self, embeddings: Floats, offsets: Index, *, use_gpu: bool = False) -> None:

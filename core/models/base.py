@@ -41,6 +41,19 @@ class Model(nn.Module, ABC):
     bias: nn.Parameter
     """`[folds, criteria]`, or `[criteria]` if folds do not stack; starts at the prior log-odds."""
 
+    @classmethod
+    @abstractmethod
+    def build(cls, config: Any, features: Any, prior: Tensor, *, seed: int, folds: Sequence[int]) -> Model:  # noqa: ANN401
+        """Make the untrained model of a corpus.
+
+        Args:
+            config: the model's own configuration.
+            features: what it trains on: an `EmbeddedCorpus` or a `TextCorpus`, as the registry says.
+            prior: float32 `[folds, criteria]`, log-odds of each criterion in the fold's training part.
+            seed: seed of the initial weights and of the dropout.
+            folds: fold numbers. A fold starts at the same weights whichever folds it is stacked with.
+        """
+
     @abstractmethod
     def forward(self, batch: Any) -> Tensor:  # noqa: ANN401  (each model has its own batches)
         """Logits `[folds, width, criteria]` of a batch from the model's `Inputs`."""
@@ -54,7 +67,7 @@ class Model(nn.Module, ABC):
 
     def penalty(self) -> Tensor:
         """What the model adds to the loss of each fold, `[folds]`; zeros by default."""
-        return torch.zeros_like(self.bias[:, 0])
+        return torch.zeros_like(self._fold_bias()[:, 0])
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The parameters that are trained, grouped by learning rate, as an optimizer takes them."""
@@ -77,8 +90,12 @@ class Model(nn.Module, ABC):
         raise TypeError(self._no_chunks())
 
     def empty_logits(self) -> Tensor:
-        """Logits `[folds, 1, criteria]` of a post without any chunk: the bias."""
-        return self.bias[:, None]
+        """Logits `[folds, 1, criteria]` of a post without any text: the bias."""
+        return self._fold_bias()[:, None]
+
+    def _fold_bias(self) -> Tensor:
+        """The bias with its `folds` axis, `[folds, criteria]`."""
+        return self.bias if self.stacked_folds else self.bias[None]
 
     def _no_chunks(self) -> str:
         return f"{type(self).__name__} does not read chunks; use explain.attribute_text for a transformer"

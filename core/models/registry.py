@@ -26,13 +26,11 @@ Device = torch.device | str
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One kind of model: its classes, and how the model and its inputs are built."""
+    """One kind of model: its classes, and how its inputs are made."""
 
     config: type[ModelConfig]
     model: type[Model]
     features: type[Features]
-    build: Callable[..., Model]
-    """(config, features, prior, *, seed, folds) to the model; `prior` is float32 `[folds, criteria]`."""
     inputs: Callable[[Any, Any, Device], Inputs]
     """(config, features, device) to the model's inputs."""
 
@@ -60,10 +58,10 @@ def _token_posts(config: TokenConfig, features: TextCorpus, device: Device) -> T
 
 
 REGISTRY = {
-    "iris": ModelEntry(IrisConfig, Iris, EmbeddedCorpus, Iris.build, _chunk_bags),
-    "abmil": ModelEntry(AbmilConfig, Abmil, EmbeddedCorpus, Abmil.build, _chunk_bags),
-    "linear": ModelEntry(LinearConfig, Linear, EmbeddedCorpus, Linear.build, _mean_bags),
-    "token": ModelEntry(TokenConfig, Token, TextCorpus, Token.build, _token_posts),
+    "iris": ModelEntry(IrisConfig, Iris, EmbeddedCorpus, _chunk_bags),
+    "abmil": ModelEntry(AbmilConfig, Abmil, EmbeddedCorpus, _chunk_bags),
+    "linear": ModelEntry(LinearConfig, Linear, EmbeddedCorpus, _mean_bags),
+    "token": ModelEntry(TokenConfig, Token, TextCorpus, _token_posts),
 }
 """Every model by the `name` of its configuration."""
 
@@ -115,7 +113,7 @@ def build_model(
     """
     prior = prior_log_odds(features.labels, train)
     inputs = make_inputs(config, features, device)
-    model = REGISTRY[config.name].build(config, features, prior, seed=seed, folds=folds)
+    model = REGISTRY[config.name].model.build(config, features, prior, seed=seed, folds=folds)
     return model.to(device), inputs
 
 

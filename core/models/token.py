@@ -119,14 +119,6 @@ class Token(Model):
         self._passes = 0
         self.dropout.reseed(keys)
 
-    def penalty(self) -> Tensor:
-        """No penalty: zeros `[1]`."""
-        return torch.zeros_like(self.bias[:1])
-
-    def empty_logits(self) -> Tensor:
-        """Logits `[1, 1, criteria]` of a post without any text: the bias."""
-        return self.bias[None, None]
-
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The new weights at `learning_rate`, and the unfrozen pretrained ones at `learning_rate_factor` of it."""
         trained = [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]

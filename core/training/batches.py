@@ -2,10 +2,9 @@
 
 A batch is one of
 - a `Batch`, which names everything;
-- a mapping with "labels": everything else in it are the model's keyword arguments (the output of a tokenizer's
-  collator);
+- a mapping with "labels": all other entries are the model's keyword arguments (the output of a tokenizer's collator);
 - a pair (inputs, labels): the model's argument, or its keyword arguments if `inputs` is a mapping. In a longer tuple
-  or list, the last item is the labels, and the items before it are the model's arguments in order.
+  or list, the last item holds the labels, and the items before it are the model's arguments in order.
 
 Labels below 0 mean "not labelled" and do not count. A model returns logits, or a mapping that holds them under
 "logits" (as every Hugging Face model does).

@@ -112,13 +112,13 @@ class CrossValidation:
         self.training = candidate.training
         self.metric = metrics.METRICS[metric]
         self.criteria = tuple(criteria)
-        ends = np.cumsum(stages)
+        fold_ends = np.cumsum(stages)
         self.stages = tuple(
             Stage(
                 number,
                 make_stack(features, folds, range(end - size, end), candidate, seed=seed, device=device, fuse=fuse),
             )
-            for number, (size, end) in enumerate(zip(stages, map(int, ends), strict=True))
+            for number, (size, end) in enumerate(zip(stages, map(int, fold_ends), strict=True))
         )
 
     def epochs(self) -> Generator[CvEpoch]:
@@ -131,7 +131,7 @@ class CrossValidation:
             yield self._advance(stage)
 
     def _next(self) -> Stage | None:
-        """The stage that trains next, or None at the end; depends on the curves alone, so a resumed run continues."""
+        """The stage that trains next, None at the end. It follows from the curves, so a resumed run picks the same."""
         for stage in self.stages:
             if not stage.ended:
                 return stage
@@ -140,23 +140,29 @@ class CrossValidation:
         return next((stage for stage in self.stages if len(stage.curve) < longest), None)
 
     def _advance(self, stage: Stage) -> CvEpoch:
-        end = stage.stack.advance()
+        epoch_end = stage.stack.advance()
         logits, validation_loss = stage.stack.validate()
         scores = tuple(
             metrics.score(self.metric.name, self.labels[self.folds.validation(fold)], _probabilities(fold_logits))
             for fold, fold_logits in zip(stage.stack.fold_ids, logits, strict=True)
         )
         means = [*stage.means, float(np.mean(scores))]
-        stops = not stage.ended and (
+        stops_now = not stage.ended and (
             len(means) >= self.training.epochs
             or is_stale(means, self.training.patience, higher_is_better=self.metric.higher_is_better)
         )
         event = CvEpoch(
-            stage.number, stage.stack.fold_ids, end.epoch, end.train_loss, validation_loss, scores, stage_ended=stops
+            stage.number,
+            stage.stack.fold_ids,
+            epoch_end.epoch,
+            epoch_end.train_loss,
+            validation_loss,
+            scores,
+            stage_ended=stops_now,
         )
         stage.curve.append(event)
         stage.logits.append(logits)
-        stage.ended = stage.ended or stops
+        stage.ended = stage.ended or stops_now
         return event
 
     @property
@@ -165,7 +171,7 @@ class CrossValidation:
         return sum(len(stage.stack.fold_ids) for stage in self.stages if stage.curve)
 
     def value_so_far(self) -> float:
-        """Mean score of the folds begun, each at the best epoch of its stage."""
+        """Mean score of the folds started so far, each at the best epoch of its stage."""
         return self._mean_of([self._best(stage) for stage in self.stages if stage.curve])
 
     def projected_value(self) -> float:
@@ -233,7 +239,7 @@ class CrossValidation:
             "stages": [
                 {
                     "stack": stage.stack.state_dict(),
-                    "curve": [_event_state(event) for event in stage.curve],
+                    "curve": [_event_to_dict(event) for event in stage.curve],
                     "logits": [list(epoch) for epoch in stage.logits],
                     "ended": stage.ended,
                 }
@@ -242,15 +248,15 @@ class CrossValidation:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state of `state_dict`."""
+        """Restore a state returned by `state_dict`."""
         for stage, saved in zip(self.stages, state["stages"], strict=True):
             stage.stack.load_state_dict(saved["stack"])
-            stage.curve = [_event_of(event) for event in saved["curve"]]
+            stage.curve = [_event_from_dict(event) for event in saved["curve"]]
             stage.logits = [list(epoch) for epoch in saved["logits"]]
             stage.ended = saved["ended"]
 
 
-def _event_state(event: CvEpoch) -> dict[str, Any]:
+def _event_to_dict(event: CvEpoch) -> dict[str, Any]:
     """An event as stored in a checkpoint. The keys belong to the file format and do not follow renames of fields."""
     return {
         "stage": event.stage,
@@ -263,7 +269,7 @@ def _event_state(event: CvEpoch) -> dict[str, Any]:
     }
 
 
-def _event_of(state: Mapping[str, Any]) -> CvEpoch:
+def _event_from_dict(state: Mapping[str, Any]) -> CvEpoch:
     return CvEpoch(
         stage=state["stage"],
         folds=state["folds"],

@@ -46,7 +46,7 @@ class Engine:
         optimizer: over the model's parameters.
         loss_fn: the mean loss of a batch.
         device: the device of the model; batches are moved there.
-        accumulation_steps: batches per optimizer step. The gradient of a step is that of the mean over all items of
+        batches_per_step: batches per optimizer step. The gradient of a step is that of the mean over all items of
             its batches, so it equals the gradient of one large batch, also in a last, shorter window.
         penalty: added to the loss once per optimizer step, of the loss's shape.
         scheduler: a learning-rate schedule that advances with every optimizer step.
@@ -64,7 +64,7 @@ class Engine:
         loss_fn: LossFunction,
         *,
         device: torch.device,
-        accumulation_steps: int = 1,
+        batches_per_step: int = 1,
         penalty: Callable[[], Tensor] | None = None,
         scheduler: LRScheduler | None = None,
         gather: Callable[[Any], Any] = lambda inputs: inputs,
@@ -76,7 +76,7 @@ class Engine:
         self.optimizer = optimizer
         self.loss_fn = loss_fn
         self.device = device
-        self.accumulation_steps = accumulation_steps
+        self.batches_per_step = batches_per_step
         self.penalty = penalty
         self.scheduler = scheduler
         self.gather = gather
@@ -107,7 +107,7 @@ class Engine:
         """Train on every batch once; returns the mean loss over all labelled items, without the penalty."""
         total, weight = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         steps = 0
-        for window in windows(batches, self.accumulation_steps):
+        for window in windows(batches, self.batches_per_step):
             window_weight = torch.stack([batch.weight for batch in window]).sum(0)
             total = total + self._step(window, window_weight) * window_weight
             weight = weight + window_weight
@@ -147,7 +147,7 @@ class Engine:
             return logits_of(self.model, self.gather(inputs)).float()
 
     def state_dict(self) -> dict[str, Any]:
-        """The state between two epochs, by reference as torch's own; copy it to keep it.
+        """The state between two epochs, by reference, like torch's own; copy it to keep it.
 
         It holds no state of random generators: every epoch seeds them.
         """
@@ -159,7 +159,7 @@ class Engine:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state of `state_dict`."""
+        """Restore a state returned by `state_dict`."""
         self.epoch = state["epoch"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -155,7 +155,7 @@ class FoldAdamW(Optimizer):
         return {"first": self._first, "second": self._second, "steps": self._steps, "settings": settings}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from a state of `state_dict`.
+        """Restore a state returned by `state_dict`.
 
         Raises:
             ValueError: the state belongs to parameters of another shape.

@@ -140,7 +140,7 @@ class FoldStack:
             optimizer,
             self.mean_loss,
             device=torch.device(device),
-            accumulation_steps=self.micro_batches,
+            batches_per_step=self.micro_batches,
             penalty=self.model.penalty,
             scheduler=linear_warmup(optimizer, training.warmup_steps) if training.warmup_steps else None,
             gather=self.inputs.batch,

@@ -1,6 +1,6 @@
 """A JSON schema of the study file, with which editors complete and check it.
 
-`python -m sparse_evidence.hpo.study.schema > studies/study.schema.json` writes the copy that the study files name in
+`make schema` writes the copy, `studies/study.schema.json`, that the study files name in
 their first line.
 """
 

@@ -44,7 +44,7 @@ def test_an_epoch_equals_a_loop_written_by_hand():
     """Accumulation over three batches, a penalty, a schedule: forward, share, backward, step, schedule."""
     trained = engine(
         network(dropout=0.3),
-        accumulation_steps=3,
+        batches_per_step=3,
         seed=7,
     )
     trained.penalty = lambda: 0.1 * next(trained.model.parameters()).square().sum()
@@ -89,7 +89,7 @@ class Recorder:
         return False if self.skips else self.plain.step()
 
 
-def recorded(*, skips=False, accumulation_steps=2):
+def recorded(*, skips=False, batches_per_step=2):
     log = []
 
     @contextmanager
@@ -106,7 +106,7 @@ def recorded(*, skips=False, accumulation_steps=2):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scheduler = StepLR(optimizer, 1, 0.5)
     trained = Engine(
-        model, optimizer, BCELoss(), device=CPU, accumulation_steps=accumulation_steps, scheduler=scheduler,
+        model, optimizer, BCELoss(), device=CPU, batches_per_step=batches_per_step, scheduler=scheduler,
         gather=gather, autocast=autocast, update=Recorder(optimizer, log, skips=skips),
     )  # fmt: skip
     return trained, log
@@ -136,7 +136,7 @@ def test_the_penalty_is_added_once_per_step_and_not_reported():
         calls.append(1)
         return torch.tensor(100.0)
 
-    assert engine(accumulation_steps=3, penalty=penalty).advance(batches()).train_loss[0] < 1.0
+    assert engine(batches_per_step=3, penalty=penalty).advance(batches()).train_loss[0] < 1.0
     assert len(calls) == 2
 
 
@@ -145,7 +145,7 @@ def test_a_loss_may_be_a_vector_with_one_entry_per_fold():
         return torch.stack([BCELoss()(logits, targets), 2 * BCELoss()(logits, targets)])
 
     items = [Batch(inputs, labels, torch.full((2,), float(len(labels)))) for inputs, labels in batches()]
-    first, second = engine(loss_fn=loss, accumulation_steps=2).advance(items).train_loss
+    first, second = engine(loss_fn=loss, batches_per_step=2).advance(items).train_loss
     assert second == pytest.approx(2 * first)
 
 
@@ -210,13 +210,13 @@ def test_predictions_have_neither_dropout_nor_gradients():
 
 
 def test_the_state_is_by_reference_and_resumes_bit_for_bit():
-    whole, half = engine(network(), accumulation_steps=2), engine(network(), accumulation_steps=2)
+    whole, half = engine(network(), batches_per_step=2), engine(network(), batches_per_step=2)
     for _ in range(4):
         whole.advance(batches())
     for _ in range(2):
         half.advance(batches())
     assert half.state_dict()["model"]["0.weight"].data_ptr() == half.model[0].weight.data_ptr()
-    resumed = engine(network(seed=5), accumulation_steps=2)
+    resumed = engine(network(seed=5), batches_per_step=2)
     resumed.load_state_dict(copy.deepcopy(half.state_dict()))
     assert resumed.epoch == 2
     assert [resumed.advance(batches()).epoch for _ in range(2)] == [3, 4]

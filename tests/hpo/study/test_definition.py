@@ -492,7 +492,7 @@ def test_the_schema_has_the_docstrings_and_defaults_of_the_fields():
 
 def test_the_schema_file_is_up_to_date():
     committed = json.loads((ROOT / "studies" / "study.schema.json").read_text(encoding="utf-8"))
-    assert committed == json_schema(), "run: python -m sparse_evidence.hpo.study.schema > studies/study.schema.json"
+    assert committed == json_schema(), "run: make schema"
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
