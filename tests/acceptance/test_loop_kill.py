@@ -112,8 +112,8 @@ def test_a_worker_is_killed_when_it_prunes(
     _, study = finish_elsewhere(tmp_path, database, [StopAt(f"{RUNNING}.objective:_prune", reached, 1, after)], reached)
     assert outcomes(study) == outcomes(undisturbed), "bit for bit"
     assert artifacts(tmp_path) == []
-    for each in (study, undisturbed):
-        connection.engine_of(each).dispose()
+    for opened in (study, undisturbed):
+        connection.engine_of(opened).dispose()
 
 
 def test_a_worker_is_killed_while_it_writes_a_checkpoint(database: str, tmp_path: Path, undisturbed: Any) -> None:

@@ -105,7 +105,7 @@ def tcp_server(machines: list[Machine]) -> Iterator[tuple[str, int]]:
     port = 20_000 + os.getpid() % 10_000
     listen = ",".join(f"{machine.subnet}.1" for machine in machines)
     options = f"-c fsync=off -c listen_addresses={listen} -c port={port}"
-    embedded.Server(home).initialise()
+    embedded.Server(home).initialize()
     with (home / "pg" / "pg_hba.conf").open("a") as file:
         file.writelines(f"host all all {machine.subnet}.0/30 trust\n" for machine in machines)
     with embedded.running(home, options) as url:

@@ -116,10 +116,10 @@ FILE_MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("rest", "expected"), FILE_MISTAKES.values(), ids=FILE_MISTAKES)
+@pytest.mark.parametrize(("tables", "expected"), FILE_MISTAKES.values(), ids=FILE_MISTAKES)
 @pytest.mark.parametrize("verb", ["validate", "run", "worker", "status", "export", "dashboard"])
-def test_a_mistake_in_the_study_file(hpo, tmp_path, verb, rest, expected):
-    code, err = hpo(verb, str(wrong(tmp_path, SYNTHETIC + rest)))
+def test_a_mistake_in_the_study_file(hpo, tmp_path, verb, tables, expected):
+    code, err = hpo(verb, str(wrong(tmp_path, SYNTHETIC + tables)))
     assert code == 2
     assert all(fragment in one_sentence(err) for fragment in ["study.toml", *expected]), err
     assert not (tmp_path / ".hpo").exists()

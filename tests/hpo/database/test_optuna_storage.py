@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from waiting import until
 
 from sparse_evidence.hpo.database import connection
+from sparse_evidence.hpo.database.optuna_storage import unwrap
 from sparse_evidence.hpo.running import pruning
 from sparse_evidence.hpo.running.sampler import make_sampler
 
@@ -184,7 +185,7 @@ def test_every_kind_of_trial_is_read_as_optuna_reads_it(
     time.tzset()
     try:
         study_id = optunas.get_study_id_from_name("s")
-        backend = connection.backend(ours)
+        backend = unwrap(ours)
         expected = optunas.get_all_trials(study_id)
         assert {trial.state for trial in expected} == set(TrialState)
         assert typed(ours.get_all_trials(study_id)) == typed(expected)
@@ -266,7 +267,7 @@ def test_every_write_equals_optunas(ours: Any, optunas: RDBStorage, fresh_databa
 
 def test_a_trial_that_another_process_is_ending_is_not_ended_again(ours: Any, optunas: RDBStorage) -> None:
     make_study(ours).ask()
-    backend, trial_id = connection.backend(ours), id_of(ours, 0)
+    backend, trial_id = unwrap(ours), id_of(ours, 0)
     errors: list[BaseException] = []
 
     def end() -> None:
@@ -302,7 +303,7 @@ def test_attributes_can_be_excluded_from_reading(database: str, ours: Any) -> No
 
 def test_a_transaction_is_seen_as_a_whole(ours: Any, optunas: RDBStorage) -> None:
     trial, trial_id = make_study(ours).ask(), id_of(ours, 0)
-    with connection.backend(ours).transaction(trial_id):
+    with unwrap(ours).transaction(trial_id):
         trial.suggest_float("x", 0, 1)
         trial.set_user_attr("a", 1)
         trial.set_user_attr("a", 2)
