@@ -33,8 +33,8 @@ def storage_url(url: str | None = None, *, folder: Path | None = None, create: b
     folder = folder or Path.cwd()
     if not create and not (folder / embedded.FOLDER).exists():
         raise UserError(
-            f"There is no {embedded.FOLDER} folder in {folder}, so no study was run here: change to the folder of the "
-            "study's `hpo run`, or name its database with --storage (HPO_STORAGE)."
+            f"There is no {embedded.FOLDER} folder in {folder}, so no study was run here: change to the folder where "
+            "`hpo run` was started, or name its database with --storage (HPO_STORAGE)."
         )
     with embedded.serve(folder) as embedded_url:
         yield embedded_url

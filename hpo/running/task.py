@@ -102,7 +102,7 @@ class StudyTask:
         Args:
             candidate: the configuration to train.
             trial: number of the trial, which seeds initial weights and the order of batches; with one seed for all
-                trials, the search would favour whatever suits that seed. Default: the study's seed itself.
+                trials, the search would favor whatever suits that seed. Default: the study's seed itself.
             stages: how many folds each stage trains in lock-step; default: the study's.
             device: where it trains.
         """

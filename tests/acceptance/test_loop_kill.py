@@ -36,7 +36,7 @@ WHOLE = TRIALS * 2 * EPOCHS  # two stages
 
 @pytest.fixture(scope="module")
 def undisturbed(database_of_module: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
-    """The outcomes of one worker that is not disturbed."""
+    """The outcomes of a worker without faults."""
     folder = tmp_path_factory.mktemp("undisturbed")
     tiny(folder)
     counted = CountEpochs(folder / "epochs")
@@ -72,7 +72,7 @@ MOMENTS = {
 
 
 def finish_elsewhere(folder: Path, url: str, faults: list[Any], reached: Path) -> tuple[int, Any]:
-    """Kill a worker where it stops, and let another finish; returns the other's epochs and the study."""
+    """Kill a worker where the fault stops it, and let another finish; returns the other's epochs and the study."""
     rescued = CountEpochs(folder / "rescued")
     with running_workers(folder, url, 1, faults=faults) as (victim,):
         until(reached.exists, what="the stop")

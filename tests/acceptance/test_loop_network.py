@@ -1,4 +1,4 @@
-"""Two machines, made of network namespaces, with their own addresses, host names and caches; one Postgres over TCP."""
+"""Two machines, simulated by network namespaces with separate addresses, host names and caches; Postgres over TCP."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ip(*arguments: str) -> None:
 
 @dataclass
 class Machine:
-    """A network namespace, connected to this one by one cable."""
+    """A network namespace, connected to this one by a virtual cable."""
 
     name: str
     subnet: str

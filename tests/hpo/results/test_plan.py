@@ -1,4 +1,4 @@
-"""What `hpo validate` reports before anything starts."""
+"""The plan that `hpo validate` reports."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ CONFIG = {"a": 1}
 
 
 class Counter:
-    """Something resumable: an epoch and weights."""
+    """A resumable training: an epoch and weights."""
 
     def __init__(self, epoch: int = 0, weights: Any = (0, 0, 0)) -> None:
         self.epoch = epoch

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 class Recorder:
-    """An `Observer` that keeps what it receives."""
+    """An `Observer` that records its calls."""
 
     def __init__(self) -> None:
         self.scores: list[Mapping[str, Any] | None] = []

@@ -86,7 +86,7 @@ def test_a_complete_trial_reports_at_the_end_of_every_stage(claims, tmp_path):
 
 
 def test_trials_share_the_folds_but_not_the_training_seed(tmp_path):
-    """With one seed for all, the search would favour the configuration that happens to suit that seed."""
+    """With one seed for all, the search would favor the configuration that happens to suit that seed."""
     data = task(tmp_path)
     candidate = space.suggest(data.definition, FixedTrial(space.default_parameters(data.definition)))
     first, repeated, second = (data.cross_validation(candidate, trial=trial) for trial in (0, 0, 1))
