@@ -1,4 +1,4 @@
-"""What can go wrong in a study, and the exit code that a shell sees for it."""
+"""Errors of a study, and the exit codes that a shell sees."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ class Exit(IntEnum):
     DONE = 0
     FAILED = 1
     USAGE = 2
-    """Wrong usage, or a file with mistakes."""
+    """Wrong usage, or an invalid file."""
     STORAGE = 3
     """The database is unreachable."""
     REFUSED = 4
     """Data, folds, definition or code differ from those that the study was started with."""
     MEMORY = 75
-    """A worker ran out of memory: its trial is infeasible, and a fresh process should continue."""
+    """A worker ran out of memory: its trial is infeasible, and a fresh process should replace it."""
     STALLED = 76
-    """A worker's trial finished no epoch for `[service] stall_seconds`: a fresh process should continue."""
+    """A worker's trial finished no epoch for `[service] stall_seconds`: a fresh process should replace it."""
     INTERRUPTED = 130
 
 
 class DefinitionError(UserError):
     """A study file has mistakes.
 
-    `problems` lists all of them, so that they can be fixed together. A file that cannot be read is one sentence, and
-    `problems` holds that sentence.
+    `problems` lists all of them, so that they can be fixed together; for a file that cannot be read, it is the message.
     """
 
     def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
@@ -39,7 +38,7 @@ class DefinitionError(UserError):
 
     @classmethod
     def listing(cls, where: str, problems: Sequence[str], *, verb: str = "has") -> DefinitionError:
-        """Return the error that lists all `problems` in one sentence."""
+        """Return an error whose message lists all `problems`."""
         count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
         return cls(f"{where} {verb} {count}: {'; '.join(problems)}", problems)
 

@@ -24,7 +24,7 @@ for _name in [name for name in os.environ if name.startswith(("HPO_", "PG"))]:
     del os.environ[_name]
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
-# A shell that runs us in the background ignores SIGINT, and processes that we start would inherit that.
+# A shell that runs the tests in the background ignores SIGINT, and child processes would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -59,7 +59,7 @@ def own_server() -> Iterator[tuple[Server, str]]:
 
 @pytest.fixture(scope="session")
 def template(server: str) -> str:
-    """The name of a database with all tables and nothing in them."""
+    """The name of a template database with empty tables."""
     from sparse_evidence.hpo.database import connection
 
     _administer(server, 'CREATE DATABASE "template_hpo"')
@@ -70,7 +70,7 @@ def template(server: str) -> str:
 
 @pytest.fixture
 def fresh_database(server: str, template: str) -> Iterator[Callable[[], str]]:
-    """Call it for the URL of one more database with all tables and nothing in them."""
+    """Call it for the URL of another database with empty tables."""
     made = []
 
     def make(options: str = f'TEMPLATE "{template}"') -> str:
@@ -100,7 +100,7 @@ def database(fresh_database: Callable[[], str]) -> str:
 
 @pytest.fixture
 def proxy(database: str) -> Iterator[Proxy]:
-    """A way to the test's database that can fail."""
+    """A proxy in front of the test's database."""
     from postgres_proxy import Proxy
 
     made = Proxy(database)
@@ -110,7 +110,7 @@ def proxy(database: str) -> Iterator[Proxy]:
 
 @pytest.fixture
 def claims(database: str) -> Iterator[Callable[..., Claims]]:
-    """Call it for one more worker's claims on the study `s`; `url` leads it through a proxy."""
+    """Call it for another worker's claims on the study `s`; `url` may be that of a proxy."""
     from claim_tools import join_study
 
     joined: list[Claims] = []

@@ -24,7 +24,7 @@ from sparse_evidence.hpo.errors import Exit
 ROOT = Path(__file__).parents[1]
 
 VERBS = {
-    "init": {"[DATA]", "--out", "-o"},
+    "init": {"DATA", "--out", "-o"},
     "validate": {"STUDY", "--json"},
     "run": {"STUDY", "--workers", "--trials", "--out", "--storage"},
     "worker": {"STUDY", "--trials", "--slots", "--per-gpu", "--threads", "--slot", "--storage", "--artifacts"},
@@ -93,8 +93,8 @@ def test_one_module_touches_private_parts_of_optuna():
     touching = set()
     for path in ROOT.glob("hpo/**/*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
-            if not own and PRIVATE_OPTUNA.search(" ".join(spelled(node))):
+            on_self = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+            if not on_self and PRIVATE_OPTUNA.search(" ".join(spelled(node))):
                 touching.add(str(path.relative_to(ROOT)))
     assert touching == {"hpo/database/optuna_storage.py"}
 

@@ -18,15 +18,14 @@ import typer
 
 from sparse_evidence.core.errors import UserError
 
+from .. import DISTRIBUTION
 from ..errors import Exit, RefusedError, StorageError, exit_code_of
 from ..running import process
 from . import dashboard, export, init, run, status, validate, worker
-from .shared import complain
-
-DISTRIBUTION = "sparse-evidence-hpo"
+from .shared import print_error
 
 EXIT_CODES = (
-    "Exit codes: 0 done, 1 failed, 2 wrong usage or a wrong file, 3 database unreachable, 4 refused (data, folds, "
+    "Exit codes: 0 done, 1 failed, 2 wrong usage or an invalid file, 3 database unreachable, 4 refused (data, folds, "
     "configuration or code differ from what the study was started with), 75 out of memory, 76 stalled (after either, "
     "start the worker again, as --slots does), 130 interrupted."
 )
@@ -47,8 +46,8 @@ app.command(name="export")(export.command)
 app.command(name="dashboard")(dashboard.command)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         print(DISTRIBUTION, version(DISTRIBUTION))
@@ -61,17 +60,20 @@ def _options(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Options of `hpo` itself; its help text is the application's."""
+    """Options of `hpo` itself. The help text comes from `app`."""
 
 
 def main() -> NoReturn:
-    """Run a verb; a user's mistake ends as a message on standard error and its exit code."""
+    """Run a verb and exit with its code; a user error is reported on standard error, without a traceback."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    # Threads that spin while they wait take the cores from other workers (an epoch was 3 times slower beside others).
+    # Threads that spin while they wait take cores from other workers: epochs were 3 times slower on a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that contexts are left and close what they hold
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # contexts are left and release their resources
     code = _run()
+    if threading.current_thread() is threading.main_thread():
+        # The supervisor may ask a worker to stop that is already exiting: no traceback from an exit handler then.
+        signal.signal(signal.SIGTERM, lambda *_: None)
     process.skip_final_gc()
     sys.exit(code)
 
@@ -79,36 +81,36 @@ def main() -> NoReturn:
 def _run() -> int:
     """Run the verb that the command line names and return its exit code."""
     try:
-        # typer returns its own exit code for a KeyboardInterrupt, which is ours, too
+        # typer returns 130 for a KeyboardInterrupt, which is also our exit code
         code = app(sys.argv[1:] or ["--help"], prog_name="hpo", standalone_mode=False) or Exit.DONE
         if code == Exit.INTERRUPTED:
-            complain("interrupted; no finished trial is lost, run the same command to resume")
+            print_error("interrupted; no finished trial is lost, run the same command to resume")
     except typer.TyperException as error:
-        complain(f"{error.format_message().rstrip('.')}; see `{_verb_of(error)} --help`")
+        print_error(f"{error.format_message().rstrip('.')}; see `{_verb_of(error)} --help`")
         code = Exit.USAGE
     except (UserError, StorageError, RefusedError) as error:
-        _complain_of(error)
+        _print_exception(error)
         code = exit_code_of(error)
     except BrokenPipeError:
         with suppress(OSError):
-            sys.stdout = open("/dev/null", "w")  # noqa: PTH123, SIM115 (so that the exit flushes nowhere)
+            sys.stdout = open("/dev/null", "w")  # noqa: PTH123, SIM115 (the flush at exit must not fail)
         code = Exit.FAILED
     return int(code)
 
 
-def _complain_of(error: Exception) -> None:
-    """Print the error: one line, or a headline and one line for each of several mistakes."""
+def _print_exception(error: Exception) -> None:
+    """Print the error: one line, or a headline followed by one line per mistake."""
     message = str(error)
     problems: Sequence[str] = getattr(error, "problems", ())
     if len(problems) < 2 or problems[0] not in message:
-        complain(message)
+        print_error(message)
         return
-    complain(message.partition(problems[0])[0].rstrip())
+    print_error(message.partition(problems[0])[0].rstrip())
     for problem in problems:
         print(f"  {' '.join(problem.split())}", file=sys.stderr)
 
 
 def _verb_of(error: typer.TyperException) -> str:
-    """The command that was used wrongly, as it was typed."""
+    """The command line up to the verb that was used wrongly: `hpo run`."""
     context = getattr(error, "ctx", None)
     return str(context.command_path) if context is not None else "hpo"

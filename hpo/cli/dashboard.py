@@ -21,7 +21,7 @@ def command(
         str, typer.Option(metavar="ADDRESS", help="Address to listen on. Beyond loopback a password is required.")
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(metavar="N", min=0, max=65535, help="Port to listen on; 0: any free one.")
+        int, typer.Option(metavar="N", min=0, max=65535, help="Port to listen on; 0: any free port.")
     ] = 8080,
     allow_changes: Annotated[bool, typer.Option("--allow-changes", help="Allow editing and deleting.")] = False,
     storage: Storage = None,

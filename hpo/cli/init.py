@@ -1,4 +1,4 @@
-"""`hpo init`: a commented study file for your own data."""
+"""`hpo init`: a commented study file for your data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def command(
     data: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[DATA]",
+            metavar="DATA",
             help="A CSV, TSV or Parquet table with the columns post_id, post, criterion and label. Default: the public "
             "editorials.",
             show_default=False,

@@ -12,10 +12,10 @@ from .shared import (
     Storage,
     StudyFile,
     Trials,
-    complain,
     fast_imports,
     load_definition,
     make_console,
+    print_error,
     show,
 )
 
@@ -48,7 +48,7 @@ def command(
     with fast_imports():
         from ..database.address import storage_url
         from ..results import live, tables
-        from ..running import launcher, worker  # noqa: F401 (what the launcher imports later)
+        from ..running import launcher, worker  # noqa: F401 (the launcher imports it later)
     console = make_console()
     with storage_url(storage) as url:
         with live.EmbeddingProgress(console) as progress:
@@ -65,7 +65,7 @@ def command(
 
 
 def _watch(started: StartedStudy, console: Console, workers: int | None) -> Outcome:
-    """Run the study in view; where it ends early, say how far it is and how to resume."""
+    """Run the study in a live view; if it ends early, print how many trials are finished and how to resume."""
     from ..results import live, status, tables
     from ..running import launcher
 
@@ -77,7 +77,7 @@ def _watch(started: StartedStudy, console: Console, workers: int | None) -> Outc
         raise
     progress = f"{outcome.finished} of {outcome.trials} trials are finished"
     if outcome.code:
-        complain(f"no worker is left, and {progress}: {outcome.reason}; run the same command to resume")
+        print_error(f"no worker is left, and {progress}: {outcome.reason}; run the same command to resume")
     elif not outcome.workers:
         console.print(f"nothing to do: {outcome.finished} of {outcome.trials} requested trials are finished")
     return outcome

@@ -1,4 +1,4 @@
-"""What the verbs share: their common options, the console, and imports that cost seconds."""
+"""What the verbs share: common options, the console, error output, and imports that take seconds."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Trials = Annotated[
 Artifacts = Annotated[
     str | None,
     typer.Option(
-        metavar="PLACE",
+        metavar="FOLDER|URL",
         help="Where checkpoints of unfinished trials are stored: a folder that all workers share, or "
         "s3://BUCKET/PREFIX (env: HPO_ARTIFACTS). Default: .hpo/artifacts.",
         show_default=False,
@@ -49,14 +49,14 @@ OUT_HELP = "File to write the best parameters to."
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console that prints text as it is, on standard output or on standard error."""
+    """A console without syntax highlighting, on standard output or standard error."""
     from rich.console import Console
 
     return Console(highlight=False, stderr=stderr)
 
 
 def show(console: Console, table: RenderableType) -> None:
-    """Print a table; in a pipe or a file without the blanks that pad its lines."""
+    """Print a table; outside a terminal, without trailing blanks."""
     if console.is_terminal:
         console.print(table)
         return
@@ -65,13 +65,13 @@ def show(console: Console, table: RenderableType) -> None:
     console.out("\n".join(line.rstrip() for line in captured.get().splitlines()), highlight=False)
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     """Print a message on standard error, as one line."""
     print(f"hpo: {' '.join(message.split())}", file=sys.stderr)
 
 
 def load_definition(study: Path) -> StudyDefinition:
-    """Read the study file. Raises `DefinitionError` that lists every mistake in it."""
+    """Read the study file. Raises a `DefinitionError` that lists every mistake in it."""
     from ..study.definition import load
 
     return load(study)
@@ -79,10 +79,7 @@ def load_definition(study: Path) -> StudyDefinition:
 
 @contextmanager
 def fast_imports() -> Iterator[None]:
-    """Import heavy modules inside this block: the garbage collector pauses and later skips what they created.
-
-    Outside such a block the collector runs in every verb.
-    """
+    """Turn the garbage collector off while heavy modules are imported, and exempt their objects from it afterwards."""
     process.disable_gc()
     try:
         yield

@@ -62,11 +62,11 @@ def command(
 
 
 def _plan(slots: str, per_gpu: int, threads: int | None) -> list[Slot]:
-    """The slots that `--slots`, `--per-gpu` and `--threads` describe."""
+    """The slots that `--slots`, `--per-gpu` and `--threads` request."""
     from ..running.slots import plan_slots
 
     if slots != "auto" and not (slots.isdecimal() and int(slots) > 0):
-        raise UserError(f"--slots {slots}: give auto or a number from 1")
+        raise UserError(f"--slots {slots}: give auto or a number of at least 1")
     planned = plan_slots(None if slots == "auto" else int(slots), per_gpu=per_gpu)
     return [replace(slot, threads=threads) for slot in planned] if threads else planned
 
@@ -80,7 +80,7 @@ def _work(
     artifacts: str | None,
     stop: threading.Event,
 ) -> int:
-    """Be the worker."""
+    """Work on trials in this process."""
     with fast_imports():
         from ..results import live
         from ..running.artifacts import open_store
@@ -94,10 +94,12 @@ def _work(
 def _run_slots(
     definition: StudyDefinition, url: str, budget: int, slots: list[Slot], artifacts: str | None, stop: threading.Event
 ) -> int:
-    """Start workers and restart them; this process stays small and imports neither torch nor Optuna."""
+    """Supervise one worker per slot; this process stays small and imports neither torch nor Optuna."""
     from ..running.launcher import run_slots
 
-    def say(line: str) -> None:
+    def print_line(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    return run_slots(definition.path, url, trials=budget, slots=slots, artifacts=artifacts, stop=stop, say=say)
+    return run_slots(
+        definition.path, url, trials=budget, slots=slots, artifacts=artifacts, stop=stop, print_line=print_line
+    )

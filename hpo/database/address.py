@@ -1,4 +1,4 @@
-"""Where the database is: a URL, or the embedded server, with passwords read from files and masked in messages."""
+"""Where the database is: a URL, or the embedded server. Passwords are read from files and masked in messages."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ def storage_url(url: str | None = None, *, folder: Path | None = None, create: b
 
     The URL is `url` (`--storage`), else `HPO_STORAGE`, else that of the embedded Postgres under `.hpo/` of `folder`
     (default: the current one), which runs while at least one process is inside this context. With `create=False`, for
-    commands that only read, a missing `.hpo/` is a `UserError` and nothing is created in what is probably the wrong
-    folder.
+    commands that only read, a missing `.hpo/` is a `UserError`: the folder is probably the wrong one.
     """
     named = url or os.environ.get("HPO_STORAGE")
     if named:
@@ -34,8 +33,8 @@ def storage_url(url: str | None = None, *, folder: Path | None = None, create: b
     folder = folder or Path.cwd()
     if not create and not (folder / embedded.FOLDER).exists():
         raise UserError(
-            f"There is no {embedded.FOLDER} folder in {folder}, so no study was run here: go where it was run, or name "
-            "its database with --storage (HPO_STORAGE)."
+            f"There is no {embedded.FOLDER} folder in {folder}, so no study was run here: change to the folder where "
+            "`hpo run` was started, or name its database with --storage (HPO_STORAGE)."
         )
     with embedded.serve(folder) as embedded_url:
         yield embedded_url
@@ -48,7 +47,7 @@ def normalize_url(url: str) -> str:
     try:
         parsed = sa.make_url(url.strip())
     except (sa.exc.ArgumentError, ValueError):
-        # The URL is not shown: without parsing it, its password cannot be masked.
+        # The message omits the URL: a URL that cannot be parsed cannot be masked.
         raise UserError(
             "The database URL cannot be read: write postgresql://USER@HOST:PORT/DATABASE (--storage or HPO_STORAGE)."
         ) from None
@@ -73,6 +72,17 @@ def mask_password(url: str | URL) -> str:
     return parsed.render_as_string(hide_password=True)
 
 
+def describe(url: str | URL) -> str:
+    """Return how messages name a database: its URL without driver and password, or `the embedded Postgres (FOLDER)`."""
+    import sqlalchemy as sa
+
+    parsed = sa.make_url(url)
+    folder = parsed.query.get("host")
+    if (parsed.username, parsed.host, parsed.database) == ("postgres", None, "postgres") and isinstance(folder, str):
+        return f"the embedded Postgres ({folder})"
+    return mask_password(parsed.set(drivername=parsed.get_backend_name()))
+
+
 def _password_from_file() -> str | None:
     """Read the file that `HPO_STORAGE_PASSWORD_FILE` names; None leaves it to libpq (`PGPASSWORD`, `~/.pgpass`)."""
     name = os.environ.get("HPO_STORAGE_PASSWORD_FILE")
@@ -84,5 +94,5 @@ def _password_from_file() -> str | None:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(
             f"The password file {name} (HPO_STORAGE_PASSWORD_FILE) cannot be read: {reason}; "
-            "name a readable file with the password in it."
+            "name a readable file that contains the password."
         ) from error

@@ -1,15 +1,15 @@
 """The claims table: its definition, its schema, and every statement on it, each with a function that runs it.
 
-A row says which worker works on a running trial, when it was last heard of, and where the trial's state is saved. What
-state a trial is in, Optuna's table `trials` says alone. A claim is
+A row says which worker works on a running trial, when its last heartbeat arrived, and where its checkpoint is stored.
+Only Optuna's table `trials` says what state a trial is in. A claim is
 
 - *stale* when its last heartbeat is older than the grace period,
-- *released* when its owner gave it back,
+- *released* when its owner stopped working on the trial before the end,
 - *exhausted* when the trial has had all its attempts,
 - *orphaned* when its trial has finished, but its owner was killed before it could delete the row.
 
-Functions that take a connection are one step of the caller's transaction; where they decide something, it has begun
-with the study's advisory lock. Time is the database's: the clocks of workers may differ.
+Functions that take a connection are one step of the caller's transaction; those that make a decision expect the
+study's advisory lock to be held. Times come from the database, because the clocks of workers may differ.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ import json
 import logging
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from optuna.trial import TrialState
 
 from .optuna_storage import study_id, unwrap
 from .record import ATTEMPTS, INFEASIBLE, OUTCOME, REASON
 from .retry import retry
+from .trial_rows import Batch
 
 if TYPE_CHECKING:
     import optuna
@@ -63,7 +66,7 @@ _ADD_COLUMNS = [
     for column in ("checkpoint", "checkpoint_sha256", "pending")
 ]
 
-# The column that is added last stands for all others.
+# The columns are added in order: if the last one exists, all do.
 _IS_CURRENT = sa.text("SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass('hpo_claims') AND attname = 'pending'")
 
 
@@ -75,7 +78,7 @@ def create_table(connection: sa.Connection) -> None:
 
 
 def table_is_current(connection: sa.Connection) -> bool:
-    """Whether the table exists with all its columns; it is created last, so Optuna's tables exist as well."""
+    """Whether the table exists with all its columns. It is created last, so Optuna's tables then exist as well."""
     return connection.execute(_IS_CURRENT).first() is not None
 
 
@@ -94,7 +97,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Counts:
-    """Trials by state; `failed` were failed by something other than hpo, and do not count as finished."""
+    """Trials by state. `failed` ones were failed by something other than hpo and do not count as finished."""
 
     complete: int = 0
     pruned: int = 0
@@ -130,19 +133,19 @@ class AbandonedTrial:
 
 # ---- claiming --------------------------------------------------------------------------------------------------------
 
-# A claim whose answer was lost at the commit is found by its owner, which is random.
+# If the answer to a commit was lost, the retry finds the claim by its owner, which is random.
 _CLAIM_OF_OWNER = sa.text("""
 SELECT trial_id, attempt, checkpoint, checkpoint_sha256, pending FROM hpo_claims WHERE owner = :owner
 """)
 
 
 def claim_of_owner(connection: sa.Connection, owner: str) -> ClaimedTrial | None:
-    """Return what `owner` has claimed before, if anything."""
+    """Return the trial that `owner` has already claimed, if any."""
     row = connection.execute(_CLAIM_OF_OWNER, {"owner": owner}).first()
     return ClaimedTrial(*row) if row else None
 
 
-# A heartbeat that could not arrive while the database was down is not missing: the grace period starts when it is up.
+# No heartbeat can arrive while the database is down, so the grace period starts again when it comes up.
 _IS_SILENT = "greatest(c.heartbeat, pg_postmaster_start_time()) < clock_timestamp() - make_interval(secs => :grace)"
 
 # A locked claim is skipped: its owner is writing, so it is alive.
@@ -153,7 +156,7 @@ ORDER BY t.number LIMIT 1
 FOR UPDATE OF c SKIP LOCKED
 """)  # noqa: S608 (constants)
 
-# Trials that something other than hpo started and abandoned: they have no claim.
+# Trials without a claim were started, and abandoned, by something other than hpo.
 _NEXT_UNCLAIMED_TRIAL = sa.text("""
 SELECT t.trial_id, 1 AS attempt, false AS released FROM trials t
 WHERE t.study_id = :study AND t.state = 'RUNNING'
@@ -186,16 +189,16 @@ RETURNING trial_id, attempt, checkpoint, checkpoint_sha256, pending
 def upsert_claim(
     connection: sa.Connection, study: int, trial_id: int, owner: str, attempt: int, worker: Worker
 ) -> ClaimedTrial:
-    """Make `owner` the one that works on the trial."""
+    """Claim the trial for `owner`; replaces an earlier claim."""
     process = {"host": worker.host, "pid": worker.pid, "slot": worker.slot, "gpu": worker.gpu}
     sql_params = {"trial": trial_id, "study": study, "owner": owner, "attempt": attempt, **process}
     claimed = ClaimedTrial(*connection.execute(_UPSERT_CLAIM, sql_params).one())
     if attempt > 1:
-        _set_attribute(connection, trial_id, ATTEMPTS, attempt)
+        _set_attributes(connection, trial_id, {ATTEMPTS: attempt})
     return claimed
 
 
-# `Study.ask` begins like this, too: Optuna numbers trials under this lock, and a script may be adding some.
+# The lock under which Optuna numbers trials: a script may be adding some with `Study.ask`.
 _LOCK_NUMBERS = sa.text("SELECT 1 FROM studies WHERE study_id = :study FOR UPDATE")
 
 # Queued trials are started first, in their order.
@@ -221,7 +224,7 @@ def start_trial(connection: sa.Connection, study: int) -> int:
     return connection.execute(_INSERT_TRIAL, sql_params).scalar_one() if queued is None else queued
 
 
-# Only a failed trial's attributes are looked at: the others have thousands.
+# Attributes are read for failed trials only: reading them for all would take long.
 _COUNT_TRIALS = sa.text("""
 SELECT CASE WHEN t.state = 'FAIL' AND EXISTS (
          SELECT 1 FROM trial_user_attributes a
@@ -238,7 +241,7 @@ def count_by_state(connection: sa.Connection, study: int) -> Counts:
     return Counts(**{"failed" if state == "FAIL" else state.lower(): number for state, number in rows})
 
 
-# ---- an owner's own claim: every statement checks that it still is ---------------------------------------------------
+# ---- changing a claim: every statement checks that it still belongs to the owner -------------------------------------
 
 _IS_OWNED = "trial_id = :trial AND owner = :owner AND NOT released"
 
@@ -249,10 +252,10 @@ WHERE c.trial_id = :trial AND c.owner = :owner AND NOT c.released FOR SHARE OF c
 """)
 
 
-def state_if_owned(connection: sa.Connection, trial_id: int, owner: str) -> str | None:
-    """Lock the claim and return the trial's state; None if it is not the owner's any more."""
-    state: str | None = connection.execute(_STATE_IF_OWNED, {"trial": trial_id, "owner": owner}).scalar()
-    return state
+def state_if_owned(connection: sa.Connection, trial_id: int, owner: str) -> TrialState | None:
+    """Lock the claim and return the trial's state; None if the claim is lost."""
+    state = connection.execute(_STATE_IF_OWNED, {"trial": trial_id, "owner": owner}).scalar()
+    return None if state is None else TrialState[state]
 
 
 _HEARTBEAT = sa.text(
@@ -261,20 +264,20 @@ _HEARTBEAT = sa.text(
 
 
 def heartbeat(connection: sa.Connection, trial_id: int, owner: str, stage: int, epoch: int) -> bool:
-    """Say that the owner is alive, and how far it is; False if the claim is lost."""
+    """Record that the owner is alive and how far it is; False if the claim is lost."""
     return _update(connection, _HEARTBEAT, trial_id, owner, stage=stage, epoch=epoch)
 
 
-# Noted before the artifact is written, so that no file is unknown when the worker is killed while writing.
+# Recorded before the artifact is written: if the worker is killed while writing, the file is still known.
 _MARK_PENDING = sa.text(f"UPDATE hpo_claims SET pending = :artifact WHERE {_IS_OWNED}")  # noqa: S608
 
 
 def mark_pending(connection: sa.Connection, trial_id: int, owner: str, artifact: str) -> bool:
-    """Note an artifact that is about to be written; False if the claim is lost."""
+    """Record an artifact that is about to be written; False if the claim is lost."""
     return _update(connection, _MARK_PENDING, trial_id, owner, artifact=artifact)
 
 
-# The old checkpoint takes the new one's place as the artifact that is to be removed. Idempotent.
+# The old checkpoint becomes the pending artifact, to be removed. Idempotent.
 _COMMIT_CHECKPOINT = sa.text(f"""
 UPDATE hpo_claims SET checkpoint = :artifact, checkpoint_sha256 = :sha256,
        pending = CASE WHEN checkpoint IS NOT DISTINCT FROM :artifact THEN pending ELSE checkpoint END
@@ -295,7 +298,7 @@ def release_claim(connection: sa.Connection, trial_id: int, owner: str) -> bool:
     return _update(connection, _RELEASE_CLAIM, trial_id, owner)
 
 
-# Released with the next attempt's number.
+# The claim gets the number of the next attempt.
 _FAIL_CLAIM = sa.text(f"UPDATE hpo_claims SET released = true, attempt = attempt + 1 WHERE {_IS_OWNED}")  # noqa: S608
 
 
@@ -308,7 +311,7 @@ _DELETE_CLAIM = sa.text("DELETE FROM hpo_claims WHERE trial_id = :trial AND owne
 
 
 def delete_claim(connection: sa.Connection, trial_id: int, owner: str) -> bool:
-    """Delete the claim of a finished trial whose artifacts are gone; False if it is gone already."""
+    """Delete the claim of a finished trial whose artifacts are removed; False if there is no such claim."""
     return _update(connection, _DELETE_CLAIM, trial_id, owner)
 
 
@@ -336,7 +339,7 @@ UPDATE trials SET state = 'FAIL', datetime_complete = (clock_timestamp() AT TIME
 RETURNING number
 """)
 
-# An owner that wakes up finds that its claim is lost. The row stays, for its artifacts: it is orphaned now.
+# An owner that wakes up finds its claim lost. The row stays until its artifacts are removed: it is orphaned now.
 _RELEASE_ANY_CLAIM = sa.text("UPDATE hpo_claims SET released = true WHERE trial_id = :trial")
 
 
@@ -344,13 +347,12 @@ def fail_exhausted(connection: sa.Connection, trial: AbandonedTrial) -> None:
     """End a trial that has had all its attempts as infeasible."""
     number = connection.execute(_FAIL_TRIAL, {"trial": trial.trial_id}).scalar_one()
     reason = f"attempts exhausted: its worker died or failed {trial.next_attempt - 1} times"
-    _set_attribute(connection, trial.trial_id, OUTCOME, INFEASIBLE)
-    _set_attribute(connection, trial.trial_id, REASON, reason)
+    _set_attributes(connection, trial.trial_id, {OUTCOME: INFEASIBLE, REASON: reason})
     connection.execute(_RELEASE_ANY_CLAIM, {"trial": trial.trial_id})
     logger.warning("Trial %d: %s.", number, reason, extra={"action": "attempts_exhausted"})
 
 
-# The grace period leaves time to an owner that is about to delete its claim itself.
+# The grace period gives an owner time to delete its claim itself.
 _ORPHANED_CLAIMS = sa.text("""
 SELECT c.trial_id AS trial, c.owner, c.checkpoint, c.pending FROM hpo_claims c JOIN trials t USING (trial_id)
 WHERE c.study_id = :study AND t.state NOT IN ('RUNNING', 'WAITING')
@@ -389,7 +391,7 @@ def list_claims(engine: sa.Engine, study: optuna.Study) -> list[dict[str, Any]]:
 
 
 def count_trials(study: optuna.Study) -> Counts:
-    """Count the study's trials by state; one cheap query."""
+    """Count the study's trials by state, in one cheap query."""
     storage = unwrap(study)
 
     def read() -> Counts:
@@ -401,14 +403,12 @@ def count_trials(study: optuna.Study) -> Counts:
 
 # ---- shared ----------------------------------------------------------------------------------------------------------
 
-_SET_ATTRIBUTE = sa.text("""
-INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (:trial, :key, :value)
-ON CONFLICT (trial_id, key) DO UPDATE SET value_json = excluded.value_json
-""")
 
-
-def _set_attribute(connection: sa.Connection, trial_id: int, key: str, value: object) -> None:
-    connection.execute(_SET_ATTRIBUTE, {"trial": trial_id, "key": key, "value": json.dumps(value)})
+def _set_attributes(connection: sa.Connection, trial_id: int, attributes: Mapping[str, object]) -> None:
+    batch = Batch(trial_id)
+    for key, value in attributes.items():
+        batch.user_attribute(key, value)
+    batch.write(connection)
 
 
 def _update(connection: sa.Connection, statement: sa.TextClause, trial_id: int, owner: str, **values: object) -> bool:

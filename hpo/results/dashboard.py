@@ -27,13 +27,13 @@ _HEADERS = [("X-Frame-Options", "DENY"), ("X-Content-Type-Options", "nosniff"), 
 
 
 class Gate:
-    """WSGI middleware that admits known hosts, a correct password where one is set, and reading requests.
+    """WSGI middleware that admits known hosts, the correct password if one is set, and requests that only read.
 
     Args:
-        application: what it protects.
+        application: the protected application.
         hosts: allowed names in the Host header, without a port; None: any.
         password: the password of HTTP basic authentication, with any user name; None: no authentication.
-        changes: admit requests that change something, too.
+        changes: also admit requests that change something.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Gate:
             return _refuse(start_response, "401 Unauthorized", "password required", ("WWW-Authenticate", "Basic"))
         if environ["REQUEST_METHOD"] not in {"GET", "HEAD"} and not self._changes:
             return _refuse(start_response, "403 Forbidden", "read-only; start with --allow-changes to edit")
-        # its static files fail without this header
+        # the dashboard's static files fail without this header
         environ.setdefault("HTTP_ACCEPT_ENCODING", "identity")
 
         def start(status: str, headers: list[tuple[str, str]], *extra: Any) -> Any:  # noqa: ANN401 (WSGI)
@@ -73,7 +73,7 @@ def _host_name(host: str) -> str:
 
 
 def _authenticated(authorization: str, password: str) -> bool:
-    """Does the Authorization header carry the password?"""
+    """Whether the Authorization header contains the password."""
     scheme, _, encoded = authorization.partition(" ")
     if scheme.lower() != "basic":
         return False
@@ -85,7 +85,7 @@ def _authenticated(authorization: str, password: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Is `host` reachable from this machine only?"""
+    """Whether `host` is reachable from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -95,14 +95,14 @@ def is_loopback(host: str) -> bool:
 
 
 def check_exposure(host: str) -> None:
-    """Refuse to serve the network without a password.
+    """Refuse to listen beyond loopback without a password.
 
     Raises:
         UserError: `host` is reachable from other machines and no password is set.
     """
     if not is_loopback(host) and not os.environ.get(PASSWORD_VARIABLE):
         raise UserError(
-            f"the dashboard on {host} could be read by anyone on the network; set {PASSWORD_VARIABLE}, or omit "
+            f"the dashboard on {host} can be read by anyone on the network; set {PASSWORD_VARIABLE}, or omit "
             "--host to serve this machine only"
         )
 
@@ -127,12 +127,12 @@ def serve(storage: BaseStorage, *, host: str, port: int, changes: bool, ready: C
     Args:
         storage: from `open_storage`.
         host: address to listen on.
-        port: port to listen on; 0: any free one.
+        port: port to listen on; 0: any free port.
         changes: allow editing and deleting.
         ready: called with the page's address once the port is open.
 
     Raises:
-        UserError: the port cannot be opened, or other machines could read without a password.
+        UserError: the port cannot be opened, or `host` is reachable from other machines and no password is set.
     """
     import waitress
 
@@ -141,7 +141,7 @@ def serve(storage: BaseStorage, *, host: str, port: int, changes: bool, ready: C
         server = waitress.create_server(gated, host=host, port=port, threads=4, ident=None)
     except OSError as error:
         raise UserError(
-            f"the dashboard cannot listen on {host}:{port} ({error.strerror}); choose another one with --port"
+            f"the dashboard cannot listen on {host}:{port} ({error.strerror}); choose another port with --port"
         ) from error
     shown = f"[{host}]" if ":" in host else host
     ready(f"http://{shown}:{server.effective_port}/dashboard/")

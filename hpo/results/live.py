@@ -1,4 +1,4 @@
-"""Progress while people wait: of the embedding, and of a running study."""
+"""Live progress: of the embedding, and of a running study."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STOPPING = "Stopping: workers finish their epoch and release their trials. Press
 
 
 class EmbeddingProgress(AbstractContextManager["EmbeddingProgress"]):
-    """A bar on a terminal, a line per tenth elsewhere; nothing at all when nothing has to be embedded."""
+    """A progress bar on a terminal, elsewhere a line per tenth; nothing if no text has to be embedded."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -92,7 +92,7 @@ class LiveView(AbstractContextManager["LiveView"]):
         self._console.print(Text(text), soft_wrap=True)
 
     def stopping(self) -> None:
-        """Say that the workers are stopping, and how to stop them immediately."""
+        """Print that the workers are stopping, and how to stop them immediately."""
         self._console.print(Text(STOPPING), soft_wrap=not self._console.is_terminal)
 
     def baselines(self, scores: Mapping[str, Any] | None) -> None:
@@ -107,7 +107,7 @@ class LiveView(AbstractContextManager["LiveView"]):
         self._meter.update(finished=counts.finished, running=sum(not row["released"] for row in claims))
         if self._console.is_terminal:
             self._live.start()
-            self._live.update(self.drawn(counts, claims), refresh=True)
+            self._live.update(self.render(counts, claims), refresh=True)
             return
         for trial in _finished(self._study):
             if trial.number not in self._reported:
@@ -120,7 +120,7 @@ class LiveView(AbstractContextManager["LiveView"]):
         parts += [f"best {number(best.value)}"] if best else []
         return " · ".join([*parts, *self._pace(len(self._reported))])
 
-    def drawn(self, counts: Counts, claims: Sequence[Mapping[str, Any]]) -> RenderableType:
+    def render(self, counts: Counts, claims: Sequence[Mapping[str, Any]]) -> RenderableType:
         """A bar and three lines of at most the terminal's width.
 
         Args:
@@ -132,12 +132,12 @@ class LiveView(AbstractContextManager["LiveView"]):
         best = best_trial(self._study)
         value = f"{number(best.value)} (trial {best.number})" if best else "not known yet"
         baselines = baselines_text(self._metric, record.baselines(self._study))
-        at_work = ", ".join(map(_claim_text, running))
+        positions = ", ".join(map(_claim_text, running))
         lines = [
             Text(" · ".join([*_states(counts), f"{len(running)} running"])),
             Text.assemble("best ", f"{metric_text(self._metric)} ", (value, "bold green" if best else "dim")),
             Text(f"baselines: {baselines}", style="dim"),
-            Text(f"running: {at_work}" if at_work else "", style="dim"),
+            Text(f"running: {positions}" if positions else "", style="dim"),
         ]
         for line in lines:
             line.no_wrap, line.overflow = True, "ellipsis"
@@ -157,7 +157,7 @@ def _bar(done: int, total: int, pace: str) -> RenderableType:
 
 
 def _states(counts: Counts) -> list[str]:
-    """The finished trials by state; infeasible and failed ones only if there are any."""
+    """Counts of finished trials by state; infeasible and failed only if not zero."""
     always = [f"{counts.complete} complete", f"{counts.pruned} pruned"]
     failures = {"infeasible": counts.infeasible, "failed": counts.failed}
     return [*always, *(f"{count} {state}" for state, count in failures.items() if count)]
@@ -182,6 +182,6 @@ def _outcome(trial: FrozenTrial) -> str:
 
 
 def _claim_text(row: Mapping[str, Any]) -> str:
-    # The epoch comes with the heartbeat, so a trial of seconds never shows one.
+    # The epoch arrives with the heartbeat, so a trial that takes seconds never shows one.
     position = f", stage {row['stage'] + 1}, epoch {row['epoch']}" if row["epoch"] else ""
     return f"trial {row['trial']} ({duration(row['held_seconds'])}{position})"

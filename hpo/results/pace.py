@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 RECENT_TRIALS = 20
-"""`recent_pace` looks at the trials that finished last, this many."""
+"""How many of the last finished trials `recent_pace` considers."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Pace:
 
     @property
     def trials_per_hour(self) -> float:
-        """The same as a rate."""
+        """Finished trials per hour."""
         return 3600 / self.seconds_per_trial
 
     def seconds_left(self, trials: int) -> float:
@@ -37,7 +37,7 @@ def recent_pace(ends: Iterable[datetime]) -> Pace | None:
 
 
 class PaceMeter:
-    """The pace of a run that is watched, from the moment its first trial runs: start-up of workers does not count."""
+    """The pace of a live run, counted from the moment its first trial runs: the start-up of workers is excluded."""
 
     def __init__(self, finished: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -47,7 +47,7 @@ class PaceMeter:
         self._last = 0.0
 
     def update(self, *, finished: int, running: int) -> None:
-        """Take note of how many trials are finished and running now."""
+        """Record how many trials are finished and running now."""
         now, finished = self._clock(), finished - self._finished_before
         if self._since is None and (running or finished):
             self._since = now
@@ -56,7 +56,7 @@ class PaceMeter:
 
     @property
     def pace(self) -> Pace | None:
-        """From the first running trial to the one finished last; None until one has finished."""
+        """The pace from the first running trial to the last finished one; None until one has finished."""
         if self._since is None or self._finished == 0 or self._last <= self._since:
             return None
         return Pace((self._last - self._since) / self._finished, self._clock() - self._last)

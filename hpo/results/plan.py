@@ -1,4 +1,4 @@
-"""A dry run: loads a study's data for real, measures an epoch, and returns what the study will be like."""
+"""A dry run: loads the study's data, times an epoch, and returns counts, baselines and an estimate as plain values."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ..running.task import Progress, StudyTask, load_task
 from ..study import space
 from ..study.definition import StudyDefinition
 from ..study.fields import Choices, Range
+from ..study.space import Parameter
 
 Clock = Callable[[], float]
 """Seconds since any fixed moment."""
@@ -32,7 +33,7 @@ NAMED_DUPLICATES = 20
 
 @dataclass(frozen=True)
 class ChunksPerPost:
-    """How many chunks the posts have."""
+    """The number of chunks in a post."""
 
     smallest: int
     median: int
@@ -47,7 +48,7 @@ class Criterion:
     positives: int
     prevalence: float | None
     folds: tuple[float | None, ...]
-    """Of each fold's validation posts."""
+    """The share in each fold's validation posts."""
     holdout: float | None
 
 
@@ -69,7 +70,7 @@ class NearDuplicates:
 
     pairs: int
     posts: tuple[tuple[str, str], ...]
-    """Identifiers of the most similar pairs, at most `NAMED_DUPLICATES`."""
+    """Post ids of the most similar pairs, at most `NAMED_DUPLICATES`."""
 
 
 @dataclass(frozen=True)
@@ -87,22 +88,22 @@ class Plan:
     stages: tuple[int, ...]
     """Folds trained in each stage."""
     validation_posts: tuple[int, ...]
-    """Of each fold."""
+    """The number in each fold."""
     texts: int
     embedded_now: int
     """Texts whose embeddings were not in the cache."""
     short_posts: dict[int, float]
-    """By each limit of `k_retrieved`: the share of posts with no more chunks than that."""
+    """By limit or choice of `k_retrieved`: the share of posts with no more chunks than that."""
     metric: str
     baselines: dict[str, Any]
     trials: int
     cost: Cost
     criteria: tuple[Criterion, ...]
-    parameters: dict[str, str]
-    """By name, what is searched."""
+    parameters: tuple[Parameter, ...]
+    """What is searched, in the order in which it is drawn."""
     near_duplicates: NearDuplicates
     notes: tuple[str, ...]
-    """What the data's reader noticed."""
+    """Notes on the data, from the code that read them."""
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON values."""
@@ -110,7 +111,7 @@ class Plan:
 
 
 def make_plan(definition: StudyDefinition, progress: Progress | None = None) -> Plan:
-    """Load the study's data and plan it.
+    """Load the study's data and return its plan.
 
     Raises:
         UserError: the data, the folds or the encoder cannot be used.
@@ -119,7 +120,7 @@ def make_plan(definition: StudyDefinition, progress: Progress | None = None) -> 
 
 
 def plan_task(task: StudyTask, *, clock: Clock = time.perf_counter) -> Plan:
-    """Count and measure a study whose data are loaded; trains a few epochs of the default configuration."""
+    """Return the plan of a study whose data are loaded; trains a few epochs of the default configuration."""
     definition, corpus, folds = task.definition, task.corpus, task.folds
     lengths = np.diff(task.chunks.offsets)
     return Plan(
@@ -140,7 +141,7 @@ def plan_task(task: StudyTask, *, clock: Clock = time.perf_counter) -> Plan:
         trials=definition.search.trials,
         cost=_cost(task, clock),
         criteria=_criteria(task),
-        parameters=space.parameters(definition),
+        parameters=space.searched(definition),
         near_duplicates=_near_duplicates(task),
         notes=tuple(corpus.notes),
     )
@@ -175,12 +176,12 @@ def _cost(task: StudyTask, clock: Clock) -> Cost:
 def probe_epoch(task: StudyTask, *, clock: Clock = time.perf_counter) -> float:
     """Seconds for one epoch of all folds, validation included, of the default configuration.
 
-    The fastest of a few epochs counts: the first one fills memory and caches, and others may share the machine.
+    The fastest of a few epochs counts: the first one warms up caches, and other processes may use the machine.
     """
     definition = task.definition
     candidate = space.suggest(definition, _default_trial(definition))
     count = task.folds.count
-    fused = fuses_folds(candidate.model)  # else the folds train one by one, and one of them is enough
+    fused = fuses_folds(candidate.model)  # otherwise folds train one after another, and timing one is enough
     cv = task.cross_validation(candidate, stages=(count,) if fused else (1,) * count)
     seconds: list[float] = []
     started = clock()

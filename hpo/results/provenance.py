@@ -8,7 +8,9 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_VERSIONED = ("sparse-evidence-hpo", "optuna", "torch", "sentence-transformers", "scikit-learn", "numpy")
+from .. import DISTRIBUTION
+
+_VERSIONED = (DISTRIBUTION, "optuna", "torch", "sentence-transformers", "scikit-learn", "numpy")
 
 
 def git_commit() -> str | None:

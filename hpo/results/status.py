@@ -31,7 +31,7 @@ class TrialCounts(TypedDict):
     running: int
     """Claimed by a worker."""
     released: int
-    """Begun and released; the next worker resumes them."""
+    """Started and released; the next worker resumes them."""
 
 
 class BestSoFar(TypedDict):
@@ -43,7 +43,7 @@ class BestSoFar(TypedDict):
 
 
 class PaceValues(TypedDict):
-    """The rate of finished trials; both None where no worker runs or too few trials are finished."""
+    """The rate of finished trials; None if no worker is running or too few trials are finished."""
 
     trials_per_hour: float | None
     seconds_left: float | None
@@ -61,24 +61,24 @@ class StudyStatus(TypedDict):
     workers: list[dict[str, Any]]
     """Unfinished trials with their claims, as `claims_sql.list_claims` returns them."""
     attempts: dict[str, int]
-    """By trial number, how often it was begun, where that was more than once."""
+    """By trial number, how many attempts it took; only trials with more than one."""
 
 
 def study_status(study: Study, *, grace_seconds: float = math.inf) -> StudyStatus:
-    """The state of a study as JSON values; a worker that was silent for `grace_seconds` counts as gone."""
+    """The state of a study as JSON values; claims without a heartbeat for `grace_seconds` count as stale."""
     from ..database.claims_sql import count_trials, list_claims
 
     counts = count_trials(study)
     claims = [_rounded(row) for row in list_claims(engine_of(study), study)]
     trials = _trials(counts, record.requested(study), claims)
-    at_work = any(not row["released"] and row["heartbeat_age"] < grace_seconds for row in claims)
+    is_running = any(not row["released"] and row["heartbeat_age"] < grace_seconds for row in claims)
     return {
         "study": study.study_name,
         "metric": record.metric(study),
         "trials": trials,
         "best": _best(study),
         "baselines": record.baselines(study),
-        "pace": _pace(study, trials) if at_work else {"trials_per_hour": None, "seconds_left": None},
+        "pace": _pace(study, trials) if is_running else {"trials_per_hour": None, "seconds_left": None},
         "workers": claims,
         "attempts": {
             str(trial.number): record.attempts(trial)
@@ -119,5 +119,5 @@ def _pace(study: Study, trials: TrialCounts) -> PaceValues:
 
 
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A claim with its durations to a tenth of a second."""
+    """A claim with durations rounded to a tenth of a second."""
     return {key: round(value, 1) if isinstance(value, float) else value for key, value in row.items()}

@@ -21,7 +21,7 @@ BASELINE_NAMES = {"linear": "linear", "mean_prevalence": "prevalence (mean)"}
 
 
 def number(value: float | None) -> str:
-    """Four decimals, or a dash for what is not defined."""
+    """Four decimals, or a dash for an undefined value."""
     return "–" if value is None else f"{value:.4f}"
 
 
@@ -44,7 +44,7 @@ def pace_text(trials_per_hour: float) -> str:
 
 
 def metric_text(metric: str) -> str:
-    """A metric's name as one writes it: `average precision`."""
+    """A metric's name with spaces: `average precision`."""
     return metric.replace("_", " ")
 
 
@@ -57,7 +57,7 @@ def texts_text(texts: int, computed: int) -> str:
 
 
 def baselines_text(metric: str, baselines: Mapping[str, Any] | None) -> str:
-    """`linear 0.4589, prevalence (mean) 0.2005`: the study's metric of models that need no training to speak of."""
+    """`linear 0.4589, prevalence (mean) 0.2005`: the baselines' scores in the study's metric."""
     if not baselines:
         return "not measured yet"
     names = BASELINE_NAMES if metric == "average_precision" else {"linear": BASELINE_NAMES["linear"]}
@@ -76,11 +76,13 @@ def result_table(best: BestResult, where: str) -> RenderableType:
     table.add_row("value", Text.assemble((number(best["value"]), "bold green"), f" (trial {best['trial']})"))
     table.add_row("folds", f"{_numbers(cv['folds'])}  sd {number(cv['std'])}")
     _add_baselines(table, best["metric"], baselines)
-    table.add_row("pooled F1", f"{number(cv['pooled']['f1'])} at threshold {cv['threshold']:.3f}{_without(baselines)}")
+    table.add_row(
+        "pooled F1", f"{number(cv['pooled']['f1'])} at threshold {cv['threshold']:.3f}{_without_text(baselines)}"
+    )
     table.add_row("best epoch", f"{cv['best_epoch']} of {cv['epochs']}")
     for name, value in sorted(best["params"].items()):
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
-    table.add_row("trials", _ended(best["trials"]))
+    table.add_row("trials", _trials_text(best["trials"]))
     table.add_row(*_confirmation(best["confirmed"]))
     table.add_row("written to", where)
     return table
@@ -94,14 +96,14 @@ def _add_baselines(table: Table, metric: str, baselines: Mapping[str, Any]) -> N
         table.add_row("prevalence (mean)", number(baselines["mean_prevalence"]))
 
 
-def _without(baselines: Mapping[str, Any]) -> str:
-    """The F1 of predictions that ignore the posts."""
+def _without_text(baselines: Mapping[str, Any]) -> str:
+    """The F1 of predictions that ignore the text, in parentheses."""
     if "criterion_only_f1" not in baselines:
         return ""
     return f" ({number(baselines['criterion_only_f1'])} without reading the posts)"
 
 
-def _ended(trials: Mapping[str, Any]) -> str:
+def _trials_text(trials: Mapping[str, Any]) -> str:
     failed = trials["infeasible"] + trials["failed"]
     return (
         f"{trials['complete']} complete, {trials['pruned']} pruned, {failed} failed of {trials['requested']} requested"
@@ -122,7 +124,7 @@ _STATES = ("complete", "pruned", "infeasible", "failed", "running", "released")
 _ALWAYS_SHOWN = ("complete", "pruned", "running")
 """The other states are shown only if there are such trials."""
 GPU_CHARACTERS = 12
-"""Enough of a GPU's UUID to recognise it: `GPU-1a2b3c4d`."""
+"""Enough of a GPU's UUID to recognize it: `GPU-1a2b3c4d`."""
 
 
 def status_table(status: StudyStatus) -> RenderableType:
@@ -149,8 +151,8 @@ def _pace_line(pace: Mapping[str, Any]) -> list[Text]:
 
 
 def _attempts_line(attempts: Mapping[str, int]) -> list[Text]:
-    repeated = ", ".join(f"trial {trial} ({times} times)" for trial, times in attempts.items())
-    return [Text(f"started more than once: {repeated}")] if repeated else []
+    restarted = ", ".join(f"trial {trial} ({times} times)" for trial, times in attempts.items())
+    return [Text(f"started more than once: {restarted}")] if restarted else []
 
 
 def _workers(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -182,8 +184,8 @@ def plan_table(plan: Plan) -> RenderableType:
     parameters = _table(f"{count} parameter{'' if count == 1 else 's'} to search", show_header=False)
     parameters.add_column(style="bold", no_wrap=True)
     parameters.add_column(overflow="fold")
-    for name, values in plan.parameters.items():
-        parameters.add_row(name, values)
+    for parameter in plan.parameters:
+        parameters.add_row(parameter.name, str(parameter))
     notes = [Text(f"note: {note}") for note in [*plan.notes, *_duplicates_note(plan.near_duplicates)]]
     title = Text("Positive posts: count, then % of all posts, of each fold, of the hold-out", style="bold")
     prevalence = _prevalence(plan.criteria, holdout=plan.held_out > 0)
@@ -209,13 +211,13 @@ def _data_rows(plan: Plan) -> list[tuple[str, str]]:
 
 def _baseline_rows(plan: Plan) -> list[tuple[str, str]]:
     scores = plan.baselines
-    ignoring = (
+    without_text = (
         f"pooled AUROC {number(scores['criterion_only_auroc'])}, F1 {number(scores['criterion_only_f1'])}; "
         f"all called positive: F1 {number(scores['all_positive_f1'])}"
     )
     return [
         ("baselines", f"{metric_text(plan.metric)}: {baselines_text(plan.metric, scores)}"),
-        ("no post read", ignoring),
+        ("without text", without_text),
     ]
 
 
@@ -232,7 +234,7 @@ def _cost_rows(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _span(shortest: float, longest: float) -> str:
-    """`20 s to 1 min 52 s`, or one duration where both read the same."""
+    """`20 s to 1 min 52 s`, or a single duration if both print the same."""
     return " to ".join(dict.fromkeys([duration(shortest), duration(longest)]))
 
 
@@ -253,7 +255,7 @@ def _duplicates_note(duplicates: NearDuplicates) -> list[str]:
 
 
 MAX_FOLD_COLUMNS = 10
-"""With more folds than this the table shows the smallest and the largest share."""
+"""With more folds than this, only the smallest and the largest share are shown."""
 
 
 def _prevalence(criteria: Sequence[Criterion], *, holdout: bool) -> Table:
@@ -292,7 +294,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _percent(share: float | None, digits: int) -> str:
-    """Per cent without the sign; below ten always with one decimal, so that rare criteria differ visibly."""
+    """Percent without the sign; below ten always with one decimal, so that rare criteria can be told apart."""
     if share is None or share != share:
         return "–"
     return f"{100 * share:.{1 if 100 * share < 9.95 else digits}f}"

@@ -1,9 +1,9 @@
 """Checkpoints of unfinished trials, saved where any worker can resume from them: Optuna's artifact stores.
 
-A trial's claim names its checkpoint, and is written under the same fence as everything else: a worker that lost the
-trial cannot change it, and an artifact that no claim names is no checkpoint. A claim names an artifact *before* it is
-written, and its SHA-256 is verified when it is read. A checkpoint that is missing or damaged costs time, never the
-trial: training starts over and arrives at the same bits.
+A trial's claim names its checkpoint. Claims are fenced like every other write, so a worker that lost the trial cannot
+change it, and an artifact that no claim names is not a checkpoint. An artifact is recorded in the claim *before* it is
+written, and its SHA-256 is verified when it is read. A missing or damaged checkpoint costs time, never the trial:
+training starts over, with bit-identical results.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FOLDER = Path(".hpo") / "artifacts"
 
 
 class ArtifactStore(Protocol):
-    """Optuna's artifact stores, except that a missing artifact is a `FileNotFoundError`: no import of Optuna needed."""
+    """Optuna's protocol, but a missing artifact is a `FileNotFoundError`, so that Optuna need not be imported."""
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """Open an artifact; raises `FileNotFoundError`."""
@@ -46,7 +46,7 @@ class ArtifactStore(Protocol):
 
 
 class Resumable(Protocol):
-    """Anything that can be saved and resumed: a cross-validation."""
+    """What a checkpoint saves and restores: a cross-validation."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that `load_state_dict` needs."""
@@ -61,16 +61,18 @@ S = TypeVar("S", bound=Resumable)
 def open_store(where: str | None = None) -> ArtifactStore:
     """Open the store at `where` (`--artifacts`), else at `HPO_ARTIFACTS`, else in `.hpo/artifacts`.
 
-    Workers on several machines share a folder (NFS) or a bucket: `s3://BUCKET/PREFIX`, with boto3's own settings.
+    Workers on several machines share a folder (NFS) or a bucket, `s3://BUCKET/PREFIX`, with boto3's usual settings.
 
     Raises:
-        UserError: the folder cannot be created, or the URL is not one of a bucket.
+        UserError: the folder cannot be created, or the URL is not that of a bucket.
     """
     where = where or os.environ.get(VARIABLE) or str(FOLDER)
     if where.startswith("s3://"):
         return _bucket(where)
     if "://" in where:
-        raise UserError(f"the artifact store {mask_password(where)} is unknown: give a folder or s3://BUCKET/PREFIX")
+        raise UserError(
+            f"the artifact store {mask_password(where)} is not supported: give a folder or s3://BUCKET/PREFIX"
+        )
     folder = Path(where).expanduser().absolute()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -83,11 +85,11 @@ def open_store(where: str | None = None) -> ArtifactStore:
 
 
 class Checkpoints:
-    """One worker's way to the checkpoints of trials.
+    """Saves and restores checkpoints, for one worker.
 
     Args:
         store: where the artifacts are.
-        every_seconds: a trial is saved no more often than this; 0: after every epoch.
+        every_seconds: minimum time between two checkpoints; 0: a checkpoint after every epoch.
     """
 
     def __init__(self, store: ArtifactStore, *, every_seconds: float) -> None:
@@ -95,38 +97,38 @@ class Checkpoints:
         self._every = every_seconds
         self._last = time.monotonic()
 
-    def resumed(self, claim: Claim, config: Mapping[str, Any], make: Callable[[], S]) -> S:
-        """Return what `make` makes, in the state of the claim's checkpoint if that can be used, else at the start.
+    def restore(self, claim: Claim, config: Mapping[str, Any], make: Callable[[], S]) -> S:
+        """Return what `make` creates, restored from the claim's checkpoint if there is one that can be used.
 
         Args:
             claim: the trial.
-            config: what is trained; a checkpoint of anything else is not used.
-            make: makes it at its start; called again if a checkpoint turned out to be unusable halfway.
+            config: the configuration that is trained; a checkpoint of another one is not used.
+            make: creates it untrained; called again if a checkpoint could be loaded only in part.
         """
         self._last = time.monotonic()
         if claim.pending:
-            self.discard(claim.pending)  # its writer is gone
-        made = make()
+            self.discard(claim.pending)  # its writer is dead
+        fresh = make()
         if claim.checkpoint is None or claim.checkpoint_sha256 is None:
-            return made
+            return fresh
         try:
-            made.load_state_dict(self._load(claim.checkpoint, claim.checkpoint_sha256, config))
-        except Exception as error:  # noqa: BLE001 (whatever is wrong with it, the trial can start over)
+            fresh.load_state_dict(self._load(claim.checkpoint, claim.checkpoint_sha256, config))
+        except Exception as error:  # noqa: BLE001 (whatever is wrong, the trial can start over)
             reason = "it does not exist" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
             logger.warning(
                 "Trial %d starts over because its checkpoint cannot be used (%s); do all workers share %s?",
                 claim.trial.number, reason, VARIABLE, extra={"action": "checkpoint_unusable"},
             )  # fmt: skip
             return make()
-        return made
+        return fresh
 
     def epoch_ended(self, claim: Claim, config: Mapping[str, Any], state: Resumable) -> None:
-        """Save the state unless the last save is too recent. Raises `ClaimLostError`."""
+        """Save a checkpoint unless the last one is too recent. Raises `ClaimLostError`."""
         if time.monotonic() - self._last >= self._every:
             self.save(claim, config, state)
 
     def save(self, claim: Claim, config: Mapping[str, Any], state: Resumable) -> None:
-        """Save the state. An error of the store is logged, and training continues. Raises `ClaimLostError`."""
+        """Save a checkpoint. An error of the store is logged, and training continues. Raises `ClaimLostError`."""
         content = pack_state({"config": dict(config), "state": state.state_dict()})
         artifact = f"trial-{claim.trial.number}-{uuid.uuid4().hex}.safetensors"
         try:
@@ -139,14 +141,14 @@ class Checkpoints:
             self.discard(artifact)
             raise
         except StorageError:
-            raise  # the database, not the store, and it has been retried for long enough
+            raise  # this is the database, not the store, and retries are exhausted
         except Exception as error:  # noqa: BLE001 (a full disk, an unreachable bucket)
             logger.warning("Trial %d could not be saved (%s: %s); training continues.", claim.trial.number,
                            type(error).__name__, error, extra={"action": "checkpoint_failed"})  # fmt: skip
         self._last = time.monotonic()
 
     def discard(self, artifact: str) -> bool:
-        """Remove an artifact; False if that has to be retried later."""
+        """Remove an artifact; False if it failed and must be retried later."""
         try:
             self._store.remove(artifact)
         except FileNotFoundError:
@@ -157,22 +159,22 @@ class Checkpoints:
         return True
 
     def _load(self, artifact: str, sha256: str, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Read a state. Raises `ValueError` if it is damaged or of another configuration."""
+        """Read a checkpoint. Raises `ValueError` if it is damaged or belongs to another configuration."""
         with closing(self._store.open_reader(artifact)) as reader:
             content = reader.read()
         if hashlib.sha256(content).hexdigest() != sha256:
             raise ValueError("its SHA-256 differs")
         saved = unpack_state(content)
         if saved["config"] != config:
-            raise ValueError("it is of another configuration")
+            raise ValueError("it belongs to another configuration")
         state: dict[str, Any] = saved["state"]
         return state
 
 
 class _PrivateFolder:
-    """A folder of artifacts with files for their owner only, whatever the folder's own permissions.
+    """A folder of artifacts that only their owner can read, whatever the permissions of the folder.
 
-    Optuna's own class would import those for the clouds, and with them every client library that is installed.
+    Importing Optuna's class would import its cloud stores, and with them every client library that is installed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -191,7 +193,7 @@ class _PrivateFolder:
 
 
 class _Bucket:
-    """One of Optuna's stores, with a prefix before the name of every artifact."""
+    """One of Optuna's stores, with a prefix added to the name of every artifact."""
 
     def __init__(self, store: ArtifactStore, prefix: str) -> None:
         self._store = store

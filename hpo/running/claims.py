@@ -8,7 +8,7 @@ All decisions are made in one transaction under the study's advisory lock and by
 3. else the worker waits for the others, or is done.
 
 A trial and its claim are created together, and under a random owner, so that a claim whose answer was lost in an outage
-is found by the next attempt instead of made twice. In every transaction `hpo.database.optuna_storage` checks that its
+is found by the retry instead of made twice. In every transaction `hpo.database.optuna_storage` checks that its
 writer still owns the trial.
 
 A waiting worker takes over within the grace period; a busy one takes over between two trials. In between, a
@@ -34,8 +34,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..database import claims_sql
 from ..database.claims_sql import ClaimedTrial, Counts, Worker
-from ..database.connection import backend, lock_study
-from ..database.optuna_storage import known_trial, share_trials, study_id
+from ..database.connection import lock_study
+from ..database.optuna_storage import known_trial, share_trials, study_id, unwrap
 from ..database.record import INFEASIBLE, OUTCOME, REASON
 from ..database.retry import retry
 from ..errors import ClaimLostError
@@ -44,12 +44,12 @@ from .heartbeat import Heartbeat
 logger = logging.getLogger(__name__)
 
 Discard = Callable[[str], bool]
-"""Remove an artifact; False if that has to be retried later."""
+"""Remove an artifact; False if it failed and must be retried later."""
 
 
 @dataclass(frozen=True)
 class Wait:
-    """Nothing to start, but other workers are busy and might leave a trial unfinished: claim again soon."""
+    """Nothing to start, but other workers may still fail to finish their trials: claim again soon."""
 
     counts: Counts
 
@@ -63,7 +63,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Terms:
-    """How claims are kept, the same for every worker of a study."""
+    """When a claim is renewed, stale or exhausted; the same for every worker of a study."""
 
     heartbeat_seconds: float
     grace_seconds: float
@@ -72,7 +72,7 @@ class Terms:
 
 
 class Claims:
-    """One worker's way to trials: `claim` until `Finished`.
+    """One worker's access to trials: call `claim` until it returns `Finished`.
 
     Args:
         engine: the study's connection pool.
@@ -80,11 +80,11 @@ class Claims:
         budget: the total number of trials to finish, by all workers together.
         heartbeat_seconds: a claim is renewed this often.
         grace_seconds: time without a heartbeat after which a trial is taken over.
-        max_attempts: starts after which a trial is failed.
+        max_attempts: attempts after which a trial is failed.
         stall_seconds: a claim without progress for this long is released as failed, and `stalled` is called.
         worker: the process that claims.
         discard: removes the artifacts of trials that have ended.
-        stalled: called in the heartbeat's thread; the main thread hangs, so it should end the process.
+        stalled: called in the heartbeat's thread; should end the process, because the main thread hangs.
     """
 
     def __init__(
@@ -110,18 +110,18 @@ class Claims:
         self.stalled = stalled
 
     def claim(self) -> Claim | Wait | Finished:
-        """Take over an abandoned trial, else start one, else say why not.
+        """Take over an abandoned trial or start a new one; return `Wait` or `Finished` if there is none.
 
         Raises:
             StorageError: the database is unreachable.
         """
         owner = uuid.uuid4().hex
-        storage = backend(self.study)
+        storage = unwrap(self.study)
         decision = retry(lambda: self._decide(owner), storage.retry_seconds)
         if not isinstance(decision, ClaimedTrial):
             return decision
         storage.fences[decision.trial_id] = partial(claims_sql.state_if_owned, trial_id=decision.trial_id, owner=owner)
-        # As `Study.ask` does: the sampler sees the study as it is now, and Optuna's cache learns of the trial.
+        # As `Study.ask` does: the sampler sees the current study, and the trial enters Optuna's cache.
         trials = self.study.get_trials(deepcopy=False)
         share_trials(self.study, trials)
         trial = Trial(self.study, decision.trial_id)
@@ -148,11 +148,11 @@ class Claims:
 
 
 class Claim:
-    """A trial that this worker owns. As a context it sends heartbeats and never leaves the trial unattended.
+    """A trial that this worker owns; a context manager that sends heartbeats and never leaves the trial unattended.
 
     Optuna's own calls on `trial` (suggest, report, attributes) raise `ClaimLostError` once another worker has taken it
     over. An exception that leaves the context releases the trial immediately, as a failed attempt. A context that ends
-    without `finish` or `release` releases the trial, too.
+    without `finish` or `release` also releases the trial.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Claim:
     ) -> None:
         self.trial = trial
         self.trials_when_claimed = trials
-        """Those of the study, this one included."""
+        """All trials of the study, this one included."""
         self.owner = owner
         self.attempt = claimed.attempt
         self.checkpoint, self.checkpoint_sha256 = claimed.checkpoint, claimed.checkpoint_sha256
@@ -195,16 +195,16 @@ class Claim:
 
     def transaction(self) -> AbstractContextManager[None]:
         """A block whose parameters and attributes of the trial are written in one transaction when it ends."""
-        return backend(self.trial.study).transaction(self._trial_id)
+        return unwrap(self.trial.study).transaction(self._trial_id)
 
     def progress(self, stage: int, epoch: int) -> None:
-        """Say how far the work is; the next heartbeat carries it, so this costs nothing. Raises `ClaimLostError`."""
+        """Record how far the work is; the next heartbeat sends it, so this is cheap. Raises `ClaimLostError`."""
         self._heartbeat.progress(stage, epoch)
         if self.lost.is_set():
             raise ClaimLostError
 
     def reported(self, step: int) -> bool:
-        """Whether this or an earlier owner has reported at this step; no other worker can while the trial is ours."""
+        """Whether this or an earlier owner has reported at this step; no other worker can while we own the trial."""
         return step in known_trial(self.trial).intermediate_values
 
     def mark_pending(self, artifact: str) -> None:
@@ -213,7 +213,7 @@ class Claim:
         self.pending = artifact
 
     def commit_checkpoint(self, artifact: str, sha256: str) -> None:
-        """Make the pending artifact the trial's checkpoint and remove the one before. Raises `ClaimLostError`."""
+        """Make the pending artifact the trial's checkpoint and remove the previous one. Raises `ClaimLostError`."""
         self._require(claims_sql.commit_checkpoint, artifact, sha256)
         self.pending, self.checkpoint, self.checkpoint_sha256 = self.checkpoint, artifact, sha256
         if self.pending and self._claims.discard(self.pending):
@@ -232,10 +232,10 @@ class Claim:
 
         Args:
             state: COMPLETE with its value, PRUNED, or FAIL, which means infeasible.
-            value: of a complete trial; a pruned one gets its last report, as in Optuna.
+            value: the value of a complete trial; a pruned one gets its last report, as in Optuna.
             attributes: user attributes of the trial.
             reports: by step, as `trial.report` takes them.
-            reason: why it is infeasible.
+            reason: why the trial is infeasible.
 
         Raises:
             ClaimLostError: another worker took the trial over, or another process ended it.
@@ -246,16 +246,16 @@ class Claim:
         known.intermediate_values.update(reports or {})
         if state == TrialState.PRUNED:
             value = _last_report(known)
-        last = dict(attributes or {})
+        final = dict(attributes or {})
         if state == TrialState.FAIL:
-            last |= {OUTCOME: INFEASIBLE, REASON: reason or "no reason given"}
+            final |= {OUTCOME: INFEASIBLE, REASON: reason or "no reason given"}
         values = None if value is None else [float(value)]
         study.sampler.after_trial(study, known, state, values)  # as `Study.tell` does
-        self._end(state, values, last, reports)
-        known.user_attrs.update(last)
+        self._end(state, values, final, reports)
+        known.user_attrs.update(final)
 
     def release(self) -> None:
-        """Give the trial back: the next worker that claims one gets it, and no attempt is counted."""
+        """Release the trial: the next worker that claims one takes it over, in the same attempt."""
         self._ended = True
         self._heartbeat.cancel()
         self._retry(claims_sql.release_claim)
@@ -270,8 +270,8 @@ class Claim:
         artifacts = [artifact for artifact in (self.checkpoint, self.pending) if artifact]
         delete = partial(claims_sql.delete_claim, trial_id=self._trial_id, owner=self.owner)
         try:
-            # The claim remembers artifacts: without any it can be deleted in the same transaction.
-            backend(self.trial.study).end(
+            # The claim names the artifacts until they are removed; without any it is deleted in the same transaction.
+            unwrap(self.trial.study).end(
                 self._trial_id, state, values, attributes, reports, also=None if artifacts else delete
             )
         except ClaimLostError:
@@ -290,7 +290,7 @@ class Claim:
             return statement(connection, self._trial_id, self.owner, *values)
 
     def _retry(self, statement: Callable[..., bool], *values: str) -> bool:
-        return retry(lambda: self._execute(statement, *values), backend(self.trial.study).retry_seconds)
+        return retry(lambda: self._execute(statement, *values), unwrap(self.trial.study).retry_seconds)
 
     def _require(self, statement: Callable[..., bool], *values: str) -> None:
         if not self._retry(statement, *values):
@@ -298,12 +298,12 @@ class Claim:
             raise ClaimLostError
 
     def _try_once(self, statement: Callable[..., bool]) -> None:
-        """Release the trial on the way out: no retry, because the database may be what went wrong."""
+        """Release the trial without a retry: the unreachable database may be why the context ends."""
         try:
             self._execute(statement)
-        except Exception as error:  # noqa: BLE001 (the exception in flight matters more)
+        except Exception as error:  # noqa: BLE001 (must not mask the original exception)
             logger.warning(
-                "Trial %d could not be released (%s); it is taken over after the grace period.",
+                "Trial %d could not be released (%s); another worker takes it over after the grace period.",
                 self.trial.number, type(error).__name__, extra={"action": "release_failed"},
             )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A thread that says in the database that a trial's worker is alive, and watches that its work does not stall."""
+"""A thread that records in the database that a trial's worker is alive, and detects when its work stalls."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ logger = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """Sends heartbeats from `start` to `stop`, through any outage, until one finds that the claim is lost.
+    """Sends heartbeats from `start` to `stop`, through any outage, until the claim is lost.
 
     Args:
         send: writes one heartbeat (stage, epoch) and returns whether the claim is still ours.
         seconds: time between two heartbeats.
-        stall_seconds: the work has stalled when it made no `progress` for this long, outages not counted.
-        on_stall: called once, in this thread, when the work has stalled, whether or not the claim is lost by then.
-        name: of the thread.
+        stall_seconds: the work has stalled after this long without `progress`; outages do not count.
+        on_stall: called once, in the heartbeat's thread, when the work has stalled, even if the claim is lost.
+        name: the thread's name.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Heartbeat:
         self._thread.start()
 
     def progress(self, stage: int, epoch: int) -> None:
-        """Note how far the work is; the next heartbeat carries it, so this costs nothing."""
+        """Record how far the work is; the next heartbeat sends it."""
         self._position = (stage, epoch)
         self._progressed = time.monotonic()
 
@@ -61,25 +61,25 @@ class Heartbeat:
         self._stop.set()
 
     def stop(self) -> None:
-        """Cancel and wait a moment for the thread, which may be waiting for the database and ends when that answers."""
+        """Cancel, and wait up to a second for the thread: if the database does not answer, it ends later by itself."""
         self.cancel()
         if self._thread.is_alive():
             self._thread.join(timeout=1)
 
     def _run(self) -> None:
         while not self._stop.wait(self._pauses.pause(self._failures) if self._failures else self._seconds):
-            if not self.lost.is_set():  # a lost claim has no heartbeat, but its main thread may have stalled
-                self._beat()
+            if not self.lost.is_set():  # no heartbeat for a lost claim, but its main thread may have stalled
+                self._send_heartbeat()
             if time.monotonic() - self._progressed > self._stall_seconds and not self._stop.is_set():
                 self._on_stall()
                 return
 
-    def _beat(self) -> None:
+    def _send_heartbeat(self) -> None:
         try:
             is_ours = self._send(*self._position)
-        except Exception as error:  # noqa: BLE001 (a thread that dies loses a live trial)
+        except Exception as error:  # noqa: BLE001 (if this thread dies, a live trial is lost)
             self._failures += 1
-            self._progressed = time.monotonic()  # waiting for the database is no stall
+            self._progressed = time.monotonic()  # waiting for the database is not a stall
             logger.warning(
                 "Heartbeat failed (%s); retrying.", type(error).__name__, extra={"action": "heartbeat_failed"}
             )

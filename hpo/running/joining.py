@@ -6,8 +6,9 @@ import optuna
 
 from sparse_evidence.core.metrics import METRICS
 
-from ..database.connection import backend, engine_of, open_storage, try_baselines_lock
-from ..database.optuna_storage import study_id
+from ..database import record
+from ..database.connection import engine_of, open_storage, try_baselines_lock
+from ..database.optuna_storage import study_id, unwrap
 from ..database.record import BASELINES, CURVES, REQUESTED
 from ..database.retry import retry
 from ..database.studies import Direction, open_study
@@ -20,7 +21,7 @@ from .task import StudyTask
 def join_study(definition: StudyDefinition, task: StudyTask, url: str, *, trials: int) -> optuna.Study:
     """Create the study, or open it if it exists, and raise its recorded budget to `trials`.
 
-    The returned study is meant for working on trials: it loads them without their curves, which are most of the data.
+    The returned study is meant for working on trials: it reads them without their curves, which are most of the data.
 
     Raises:
         RefusedError: the study was created from other data, folds, definition or code.
@@ -37,13 +38,13 @@ def join_study(definition: StudyDefinition, task: StudyTask, url: str, *, trials
         sampler=make_sampler(definition.search.sampler, definition.search.seed),
         differences=differences,
     )
-    if trials > study.user_attrs.get(REQUESTED, 0):
+    if trials > (record.requested(study) or 0):
         study.set_user_attr(REQUESTED, trials)
     return study
 
 
 def measure_baselines(study: optuna.Study, task: StudyTask) -> None:
-    """Record the baselines in the study, unless they are known or another process is measuring them (takes seconds).
+    """Measure the baselines, which takes seconds, unless they are recorded or another process is measuring them.
 
     Raises:
         StorageError: the database is unreachable.
@@ -55,4 +56,4 @@ def measure_baselines(study: optuna.Study, task: StudyTask) -> None:
                 study.set_user_attr(BASELINES, task.baselines())
 
     if BASELINES not in study.user_attrs:
-        retry(measure, backend(study).retry_seconds)
+        retry(measure, unwrap(study).retry_seconds)

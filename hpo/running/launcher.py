@@ -1,7 +1,7 @@
 """Runs a study on this machine: prepares it, starts one worker per slot, and watches until its trials are finished.
 
 `start_study` and `run_study` are `hpo run`, `run_slots` is `hpo worker --slots`. Call them in the main thread, which
-receives signals. Nothing here draws: an `Observer` follows the run.
+receives signals. Nothing is drawn in this module: an `Observer` follows the run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .task import Progress, StudyTask
 
 REFRESH_SECONDS = 0.5
-"""How often the study is counted and crashed workers are replaced."""
+"""How often trials are counted and crashed workers are restarted."""
 
 
 class Observer(Protocol):
@@ -43,7 +43,7 @@ class Observer(Protocol):
         """Receive a line that a worker wrote."""
 
     def stopping(self) -> None:
-        """A signal arrived: the workers release their trials."""
+        """A signal arrived, and the workers are releasing their trials."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class StartedStudy:
 
     definition: StudyDefinition
     url: str
-    """Storage URL, with its password."""
+    """The database, including its password."""
     task: StudyTask
     study: Study
     trials: int
@@ -81,7 +81,7 @@ def start_study(
     Args:
         definition: the study.
         url: from `storage_url`.
-        trials: trials to finish in total; None: as the definition says.
+        trials: trials to finish in total; default: the definition's.
         progress: called while texts are embedded.
 
     Raises:
@@ -105,7 +105,7 @@ def run_study(started: StartedStudy, observer: Observer, *, workers: int | None 
     Args:
         started: from `start_study`.
         observer: follows the run.
-        workers: worker processes; None: one per GPU, without a GPU one per core, at most 4.
+        workers: worker processes; default: one per GPU, without a GPU one per core, at most 4.
 
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM arrived before the end; the workers have released their trials.
@@ -138,7 +138,7 @@ def _watch(started: StartedStudy, observer: Observer, pool: WorkerPool, stop: th
         counts = count_trials(started.study)
         observer.counts(counts)
         if counts.finished >= started.trials:
-            return  # without waiting for a worker that has only just started
+            return  # do not wait for a worker that has only just started
     observer.counts(count_trials(started.study))
     if stop.is_set():
         observer.stopping()
@@ -166,7 +166,7 @@ def run_slots(
     slots: Sequence[Slot],
     artifacts: str | None = None,
     stop: threading.Event,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
 ) -> int:
     """Keep a worker process in every slot until the study's trials are finished or `stop` is set.
 
@@ -175,17 +175,17 @@ def run_slots(
         url: from `storage_url`.
         trials: trials to finish in total.
         slots: from `plan_slots`.
-        artifacts: where checkpoints are stored; None: as the environment says.
+        artifacts: where checkpoints are stored; default: from the workers' environment.
         stop: once set, the workers release their trials and end.
-        say: called with every line that a worker writes.
+        print_line: called with every line that a worker writes.
 
     Returns:
         `Exit.DONE`, or the exit code of the workers that failed.
     """
     for slot in slots:
-        say(f"slot {slot.number}: {slot.gpu or 'no GPU'}, {slot.threads} CPU threads")
-    with WorkerPool(study, url, trials=trials, slots=slots, print_line=say, artifacts=artifacts) as pool:
+        print_line(f"slot {slot.number}: {slot.gpu or 'no GPU'}, {slot.threads} CPU threads")
+    with WorkerPool(study, url, trials=trials, slots=slots, print_line=print_line, artifacts=artifacts) as pool:
         while pool.poll() and not stop.wait(REFRESH_SECONDS):
             pass
-    done = stop.is_set() or Exit.DONE in pool.codes()  # one worker that saw the budget spent speaks for all
+    done = stop.is_set() or Exit.DONE in pool.codes()  # one worker that found the budget spent is enough
     return Exit.DONE if done else pool.failure()[0]

@@ -1,4 +1,4 @@
-"""The one place where core's events meet an Optuna trial."""
+"""Runs one trial: the only module in which core's training events meet an Optuna trial."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(
     """Cross-validate the claimed trial, from its checkpoint if it has one, and record its end.
 
     Args:
-        claim: the trial, which this worker owns until its end is recorded.
+        claim: the trial, owned by this worker until its end is recorded.
         task: the study's data.
         checkpoints: saves and restores unfinished trials.
         device: the torch device to train on.
@@ -51,7 +51,7 @@ def run(
     try:
         number = claim.trial.number
         rule = SameFoldsRule(task.definition, claim.trial, claim.trials_when_claimed)
-        cv = checkpoints.resumed(claim, config, lambda: task.cross_validation(candidate, trial=number, device=device))
+        cv = checkpoints.restore(claim, config, lambda: task.cross_validation(candidate, trial=number, device=device))
         with closing(cv.epochs()) as events:
             for event in events:
                 claim.progress(event.stage, event.epoch)

@@ -35,9 +35,9 @@ _TRIM_BYTES, _MMAP_BYTES = 1 << 30, 1 << 25  # the second is the largest value t
 def _keep_freed_memory() -> None:
     """Make malloc keep up to 1 GiB of freed memory for the next training step.
 
-    Returned to the system, it would have to be mapped and zeroed again page by page. Without glibc this does nothing.
+    Otherwise the system would map and zero it again, page by page. Without glibc this does nothing.
     """
-    import ctypes  # `hpo --help` does without
+    import ctypes  # not needed by `hpo --help`
 
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

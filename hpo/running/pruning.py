@@ -1,12 +1,12 @@
 """The pruning rule: a trial is compared with the other trials of the study on the same folds.
 
-Where: `running.objective.run` asks `SameFoldsRule.should_prune` after every epoch; nothing else prunes a trial.
+Where: `running.objective.run` calls `SameFoldsRule.should_prune` after every epoch; nothing else prunes a trial.
 When: at the end of every stage but the last, by the trial's mean score over the folds begun; with `within_stages` also
-after every other epoch of these stages, by its projected value. Either is compared with `pruning_threshold`, a
-percentile of what the other trials have reported for the same folds.
+after every other epoch of these stages, by its projected value. Both are compared with `pruning_threshold`, a
+percentile of the values that other trials reported for the same folds.
 
-Scores are never compared epoch by epoch, which would favour fast starters. Within a stage the rule asks what the trial
-can still reach (`core.training.stopping.projected_best`) and compares that with what the others have reached.
+Scores are never compared epoch by epoch, which would favor fast starters. Within a stage the rule compares the value
+that the trial can still reach (`core.training.stopping.projected_best`) with the values that others have reached.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SameFoldsRule:
     Args:
         definition: the study's pruner, metric and folds.
         trial: the trial that may be pruned.
-        trials: all trials of the study, as just read from the database.
+        trials: all trials of the study, just read from the database.
         clock: returns monotonic seconds.
     """
 

@@ -1,6 +1,7 @@
-"""A thread in every worker that cleans up after workers that were killed, whatever the worker itself is busy with.
+"""A thread in every worker that cleans up after killed workers, even while the worker itself is busy.
 
-It takes no trial away: a worker that was cut off for too long keeps its trial unless another worker has started on it.
+It takes no trial away: a worker that was cut off for longer than the grace period keeps its trial unless another worker
+has taken it over.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class Reaper:
-    """Calls `reap` on a timer while its context is entered; `claims` says for which study and how."""
+    """Calls `reap` on a timer inside its context, for the study and with the terms of `claims`."""
 
     def __init__(self, claims: Claims) -> None:
         self._claims = claims
@@ -35,7 +36,7 @@ class Reaper:
         self._thread.join(timeout=1)
 
     def reap(self) -> None:
-        """Fail the trials that have had all their attempts, and remove what is left of finished ones."""
+        """Fail the trials whose attempts are exhausted, and remove artifacts and claims of finished ones."""
         self._fail_exhausted()
         self._remove_orphaned()
 
@@ -61,7 +62,7 @@ class Reaper:
         while not self._stop.wait(self._claims.terms.grace_seconds * random.uniform(0.3, 0.6)):
             try:
                 self.reap()
-            except Exception as error:  # noqa: BLE001 (it comes again)
+            except Exception as error:  # noqa: BLE001 (retried on the next timer)
                 logger.warning(
                     "Reaping failed (%s); retrying.", type(error).__name__, extra={"action": "reaper_failed"}
                 )

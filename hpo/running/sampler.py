@@ -26,7 +26,7 @@ class SeededPerTrial(BaseSampler):
 
     Workers that share a seed therefore propose different points, a restarted worker repeats none, and a single worker
     run twice proposes the same points. Independently sampled parameters are seeded with their name as well: a trial's
-    parameters do not depend on how many of them were drawn before its first worker was killed.
+    parameters do not depend on how many of them were drawn before a worker was killed.
 
     Args:
         make: builds the wrapped sampler from a seed.
@@ -37,7 +37,7 @@ class SeededPerTrial(BaseSampler):
         self._make = make
         self._seed = seed
         self._inner = make(seed)
-        # Kept across trials: it visits each finished trial once, where a new one would visit all of them every time.
+        # Shared across trials: it visits every finished trial once, while a new one would visit all of them each time.
         self._search_space = IntersectionSearchSpace(include_pruned=True)
 
     def __str__(self) -> str:
@@ -77,5 +77,5 @@ class SeededPerTrial(BaseSampler):
 
 
 def short_seed(*parts: int | str) -> int:
-    """A stable seed of 32 bits, the most that Optuna's samplers accept."""
+    """A stable 32-bit seed: Optuna's samplers accept no longer ones."""
     return stable_seed(*parts) >> 31

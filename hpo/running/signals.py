@@ -26,7 +26,7 @@ def graceful_shutdown(stop: threading.Event, *, again: Handler = signal.SIG_DFL)
     """Set `stop` on the first SIGINT or SIGTERM; the previous handlers are restored when the context is left.
 
     Args:
-        stop: polled by the work that is to end.
+        stop: polled by the work that should end.
         again: handles a second signal; default: the process ends immediately.
     """
     signals = (signal.SIGINT, signal.SIGTERM)
@@ -49,8 +49,8 @@ def graceful_shutdown(stop: threading.Event, *, again: Handler = signal.SIG_DFL)
 def stop_with_parent(stop: threading.Event) -> None:
     """If `STOP_ON_EOF` is set in the environment, set `stop` at EOF on standard input: the parent process has died.
 
-    The process is ended hard if it is still running `STOP_SECONDS` later, for example because the database died with
-    the parent.
+    The process is killed if it is still running `STOP_SECONDS` later, for example because the database died with the
+    parent.
     """
     if os.environ.get(STOP_ON_EOF, "0") in {"", "0"}:
         return

@@ -1,11 +1,11 @@
 """The slots of a machine, each for one worker process: how many, on which GPU, with how many CPU threads.
 
 `CUDA_VISIBLE_DEVICES` is the environment variable that tells CUDA which GPUs a process may use. It lists indices or
-UUIDs, and CUDA renumbers the listed GPUs from 0. Here it is read to find out which GPUs this process may hand out, and
-set to a single UUID for every worker: a UUID means the same GPU in every process, an index does not.
+UUIDs, and CUDA renumbers the listed GPUs from 0. This module reads it to find the GPUs that this process may assign,
+and sets it to a single UUID for every worker: a UUID means the same GPU in every process, an index does not.
 
 The GPUs are listed by `nvidia-smi`, which comes with the driver, so no further package is needed. CUDA itself is not
-asked, because it would allocate a context on every GPU in a process that only starts others.
+queried, because that would allocate a context on every GPU in a process that only starts others.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def usable_cores() -> int:
 
 
 def plan_slots(count: int | None, *, per_gpu: int = 1, cores: int | None = None) -> list[Slot]:
-    """Plan the machine's slots: GPUs are assigned in turn, and the cores are divided equally.
+    """Plan the machine's slots: GPUs are assigned round-robin, and the cores are divided equally.
 
     Args:
         count: number of slots; default: `per_gpu` on every GPU, or without GPUs one per core, at most four.
@@ -56,7 +56,7 @@ def plan_slots(count: int | None, *, per_gpu: int = 1, cores: int | None = None)
         cores: cores to divide; default: those that this process may use.
 
     Raises:
-        UserError: more slots than the GPUs have room for.
+        UserError: more slots than fit on the GPUs.
     """
     gpus = visible_gpus()
     capacity = per_gpu * len(gpus)
@@ -98,7 +98,7 @@ def _select(setting: str, installed: Sequence[str]) -> list[str]:
         if entry.isdigit() and int(entry) < len(installed):
             selected.append(installed[int(entry)])
         elif entry.startswith("MIG-"):
-            selected.append(entry)  # a slice of a GPU, which this query of nvidia-smi does not list
+            selected.append(entry)  # a slice of a GPU, which this nvidia-smi query does not list
         elif entry.startswith("GPU-") and (matches := [uuid for uuid in installed if uuid.startswith(entry)]):
             selected.append(matches[0])
         else:

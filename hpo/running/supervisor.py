@@ -1,6 +1,6 @@
 """A pool of worker processes, one per slot: it starts them, prints their output, restarts crashed ones and stops them.
 
-No worker outlives the pool: if this process is killed, its workers see the end of their standard input and stop.
+No worker outlives the pool: if this process is killed, its workers see EOF on standard input and stop.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from .slots import Slot
 RESTART_PAUSES = Backoff(shortest=1.0, longest=60.0, jitter=0.2)
 """Between the crashes of a worker and its restarts."""
 HEALTHY_SECONDS = 60.0
-"""A crash after this long does not count as one of a series: the slot's next pause is short again."""
+"""After running for this long, a crash is not counted as consecutive: the slot's next pause is short again."""
 MAX_CRASHES = 10
-"""A slot is abandoned after more crashes than this in a row, each within `HEALTHY_SECONDS` of its start."""
+"""A slot is abandoned after more consecutive crashes than this, all of them within `HEALTHY_SECONDS` of the start."""
 
 _FINAL = {Exit.DONE, Exit.USAGE, Exit.STORAGE, Exit.REFUSED, Exit.INTERRUPTED}
 """Exit codes after which a restart would only repeat the outcome."""
 _RESTART_IMMEDIATELY = {Exit.MEMORY, Exit.STALLED}
-"""Exit codes by which a worker asks for a fresh process."""
+"""Exit codes with which a worker requests a fresh process."""
 
 PrintLine = Callable[[str], None]
 
@@ -41,11 +41,11 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
 
     Args:
         study: the study file.
-        url: the database; passed in the environment, because every user of the machine can read arguments.
+        url: the database; passed in the environment, because all users of the machine can read arguments.
         trials: the budget.
         slots: one process is started for each.
-        print_line: called with every line of output of a worker, and with what happens to workers.
-        artifacts: where checkpoints are stored; default: as the workers' environment says.
+        print_line: called with every line that a worker writes, and with a line for every crash or restart.
+        artifacts: where checkpoints are stored; default: from the workers' environment.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
     def poll(self) -> int:
         """Restart crashed workers whose pause is over; return the number of slots that run a worker or wait for one.
 
-        Crashed workers are restarted only by this call, so make it about every second.
+        Only this call restarts crashed workers, so make it about once a second.
         """
         return sum(slot.poll() for slot in self._slots)
 
@@ -88,10 +88,10 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
         return [slot.code for slot in self._slots if slot.code is not None]
 
     def stop(self) -> None:
-        """Ask every worker to release its trial, and wait until all have ended; if interrupted, kill them."""
+        """Terminate all workers and wait until they have released their trials; if interrupted, kill them."""
         try:
             for slot in self._slots:
-                slot.ask_to_stop()
+                slot.terminate()
             deadline = time.monotonic() + STOP_SECONDS
             for slot in self._slots:
                 slot.wait(max(0.0, deadline - time.monotonic()))
@@ -140,7 +140,7 @@ class _Slot:
         )
 
     def _handle_end(self, code: int) -> None:
-        """Print how the process ended, and schedule a restart unless that would be useless."""
+        """Print how the process ended, and schedule a restart unless it would end the same way."""
         message = f"worker {self._number} {ending(code)}"
         immediately = code in _RESTART_IMMEDIATELY
         if not immediately:
@@ -156,10 +156,10 @@ class _Slot:
     def last_line(self) -> str:
         return self._process.last_line()
 
-    def ask_to_stop(self) -> None:
+    def terminate(self) -> None:
         self._stopping = True
         self._restart_at = None
-        self._process.ask_to_stop()
+        self._process.terminate()
 
     def wait(self, seconds: float) -> None:
         self._process.wait(seconds)
@@ -170,7 +170,7 @@ class _Slot:
 
 
 class _Process:
-    """One worker process. It stops at the end of its standard input, so also when this process is killed."""
+    """One worker process. It stops at EOF on its standard input, and so also when this process is killed."""
 
     def __init__(self, arguments: list[str], environment: dict[str, str], print_line: PrintLine) -> None:
         self._last_line = ""
@@ -203,7 +203,7 @@ class _Process:
         self._listener.join(timeout=1)
         return f" ({self._last_line.removeprefix('hpo: ')})" if self._last_line else ""
 
-    def ask_to_stop(self) -> None:
+    def terminate(self) -> None:
         if self.code() is None:
             self._process.terminate()
 

@@ -25,13 +25,12 @@ from sparse_evidence.core.seeding import stable_seed
 from sparse_evidence.core.splits import Folds, split
 from sparse_evidence.core.training.crossval import CrossValidation
 
+from .. import DISTRIBUTION
 from ..study.definition import StudyDefinition
 from ..study.fields import Choices, ParameterSpec
 
-DISTRIBUTION = "sparse-evidence-hpo"
-
 Progress = Callable[[str, int, int], None]
-"""Called with (name of the activity, items done, items in all)."""
+"""Called with (name of the activity, items done, total items)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +42,10 @@ class StudyTask:
     chunks: Chunks
     folds: Folds
     embedded: dict[str, EmbeddedCorpus]
-    """By name of the encoder: of every encoder that the study may embed with, or of the default one if there is none
+    """By encoder name: for every encoder that the study may embed with, or for the default encoder if there is none
     (the linear baseline needs embeddings)."""
     encoders: dict[str, Encoder]
-    """By name: every encoder that the study may embed with or fine-tune."""
+    """By name, every encoder that the study may embed with or fine-tune."""
     texts: int
     """Chunks and criteria of the study, summed over its encoders."""
     computed: int
@@ -76,10 +75,10 @@ class StudyTask:
         return self.embedded[model.encoder]
 
     def baselines(self) -> dict[str, Any]:
-        """The scores to beat, on the folds of the study.
+        """The scores of the baselines on the study's folds.
 
         `linear` and `linear_folds` are the study's metric for a logistic regression on mean embeddings; the others
-        need no text at all (`core.metrics.baselines`).
+        ignore the text (`core.metrics.baselines`).
         """
         first = next(iter(self.embedded.values()))
         probabilities = linear_baseline(mean_embeddings(first.embeddings, first.offsets), first.labels, self.folds)
@@ -103,8 +102,8 @@ class StudyTask:
         Args:
             candidate: the configuration to train.
             trial: number of the trial, which seeds initial weights and the order of batches; with one seed for all
-                trials, a search would find what that seed happens to favour. Default: the study's seed itself.
-            stages: numbers of folds trained in lock-step, in order; default: the study's.
+                trials, the search would favor whatever suits that seed. Default: the study's seed itself.
+            stages: how many folds each stage trains in lock-step; default: the study's.
             device: where it trains.
         """
         seed = self.definition.search.seed
@@ -152,14 +151,14 @@ def _embed(
     embedded: dict[str, EmbeddedCorpus] = {}
     computed = 0
     for name, encoder in encoders.items():
-        tell = None if progress is None else partial(progress, f"embedding with {encoder.name}")
-        embedded[name], count = embed_corpus(corpus, chunks, encoder, device=device, progress=tell)
+        report = None if progress is None else partial(progress, f"embedding with {encoder.name}")
+        embedded[name], count = embed_corpus(corpus, chunks, encoder, device=device, progress=report)
         computed += count
     return embedded, computed
 
 
 def encoder_names(definition: StudyDefinition, *, fine_tuned: bool = True) -> list[str]:
-    """Every encoder that the study may choose, each once, the default first; optionally without fine-tuned ones."""
+    """Every encoder that the study may choose, without duplicates, the default first; fine-tuned ones are optional."""
     names: dict[str, None] = {}
     for alternative in definition.model:
         if not fine_tuned and REGISTRY[alternative.name].reads_text:

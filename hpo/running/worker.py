@@ -1,4 +1,4 @@
-"""One worker process: it runs one trial after another until the budget is spent or it is asked to stop."""
+"""One worker process: it runs one trial after another until the budget is spent or `stop` is set."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .task import Progress, load_task
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-"""Mean pause before a worker without a trial looks for one again."""
+"""Mean pause before a worker without a trial tries to claim one again."""
 
 RunTrial = Callable[[claims.Claim], TrialState | None]
 """Run a claimed trial; returns its final state, or None if it was released."""
@@ -43,11 +43,11 @@ class WorkerOptions:
     slot: int = 0
     """Number of this worker on its machine."""
     threads: int | None = None
-    """CPU threads for torch; default: torch's own choice."""
+    """CPU threads for torch; default: chosen by torch."""
 
 
 class StopRequestedError(Exception):
-    """The worker was asked to stop before it claimed a trial."""
+    """`stop` was set before the worker claimed a trial."""
 
 
 def work(
@@ -65,7 +65,7 @@ def work(
         definition: the study.
         url: its database.
         store: where checkpoints of unfinished trials are saved.
-        options: the budget, and what is this worker's alone.
+        options: the budget, and settings of this worker.
         stop: once set, the current trial is checkpointed after its epoch and released.
         progress: called while texts are embedded.
 
@@ -112,7 +112,7 @@ def _run_trials(
         _loop(queue, run_trial, stop)
         if not stop.is_set():
             reaper.reap()
-    measure_baselines(study, task)  # the process that was measuring them before may have been killed
+    measure_baselines(study, task)  # the process that measured them may have been killed
 
 
 def _stop_aware(stop: threading.Event, progress: Progress | None) -> Progress:
@@ -142,7 +142,7 @@ def _claims(
         stall_seconds=service.stall_seconds,
         worker=Worker(slot=options.slot, gpu=gpu),
         discard=checkpoints.discard,
-        stalled=lambda: os._exit(Exit.STALLED),  # the main thread hangs, so nothing gentler would end the process
+        stalled=lambda: os._exit(Exit.STALLED),  # the main thread hangs, so only this ends the process
     )
 
 

@@ -1,1 +1,1 @@
-"""Study files: what they may say, and the search space they define."""
+"""Study files: their tables, their checks, and the search space that they define."""

@@ -1,4 +1,4 @@
-"""The tables of a study file that only the search knows: what is searched and how, and how the study runs."""
+"""The tables of a study file that core does not use: how to search, and how to run the study."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Study files: studies/*.toml -> StudyDefinition, every mistake at once, and the hash that identifies a study.
+"""Study files: studies/*.toml -> StudyDefinition, all mistakes reported together, and the hash that identifies it.
 
-`.reader` checks the file against the frozen dataclasses that it fills; nothing is declared twice.
+`.reader` checks the file against the frozen dataclasses that it fills, so nothing is declared twice.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def load(path: Path, *, environ: Mapping[str, str] = os.environ) -> StudyDefinit
     `environ` may override the `[service]` table: `HPO_HEARTBEAT_SECONDS`, `HPO_GRACE_SECONDS`,
     `HPO_CHECKPOINT_SECONDS`, `HPO_STALL_SECONDS`.
 
-    Raises `DefinitionError`: one sentence if the file cannot be read, else every mistake in it.
+    Raises `DefinitionError`: why the file cannot be read, or every mistake in it.
     """
     path = Path(path)
     problems: list[str] = []
@@ -84,7 +84,7 @@ def load(path: Path, *, environ: Mapping[str, str] = os.environ) -> StudyDefinit
 
 
 def differences(local: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
-    """Compare two `canonical()` forms, that of a local file and that of the study: a sentence for every difference."""
+    """Describe every difference between the `canonical()` forms of a local file and of the study in the database."""
     lists = {key for form in (local, stored) for key, part in form.items() if isinstance(part, list) and len(part) > 1}
     ours, theirs = _flat(local, lists), _flat(stored, lists)
     pairs = {key: (ours.get(key, _UNSET), theirs.get(key, _UNSET)) for key in dict.fromkeys([*ours, *theirs])}

@@ -1,4 +1,4 @@
-"""A field of a study file: a value, or what is searched instead of one, checked against the dataclass it fills.
+"""A field of a study file: a value, or a range or choices to search, checked against the dataclass that it fills.
 
 Names, bounds and defaults are not repeated here: they come from the annotations of the frozen dataclasses.
 """
@@ -33,7 +33,7 @@ class Range:
     step: float | None = None
     integer: bool = False
     default: float | None = None
-    """Trial 0 starts here; `load` always fills it in."""
+    """Trial 0 uses this value; `load` always fills it in."""
 
     def __str__(self) -> str:
         """`2 to 6`, `0.05 to 1.0 (log)`, `8 to 64 in steps of 8`."""
@@ -60,7 +60,7 @@ class Choices:
 
     values: tuple[Scalar, ...]
     default: Scalar = None
-    """Trial 0 takes this one; `load` always fills it in."""
+    """Trial 0 uses this one; `load` always fills it in."""
 
     def __str__(self) -> str:
         """`one of 2, 4, 8`."""
@@ -68,7 +68,7 @@ class Choices:
 
 
 ParameterSpec = Scalar | Range | Choices
-"""A fixed value, or what is searched instead of it."""
+"""A fixed value, or a range or choices to search."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Alternative:
 
 
 class FieldError(ValueError):
-    """A value, range or choice that cannot be used; `problems` has a sentence for every mistake."""
+    """A value, range or choice that cannot be used; `problems` describes every mistake."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("; ".join(problems))
@@ -89,7 +89,7 @@ class FieldError(ValueError):
 
 @dataclass(frozen=True)
 class Field:
-    """A field of one of our dataclasses, as the file sees it."""
+    """A field of one of our dataclasses, as a study file sets it."""
 
     key: str
     adapter: TypeAdapter[Any]
@@ -104,13 +104,13 @@ class Field:
 
     @property
     def allowed(self) -> str:
-        """The values it takes: `a whole number from 1 to 64`."""
+        """Its allowed values in words: `a whole number from 1 to 64`."""
         return _allowed(self.schema)
 
 
 @lru_cache
 def fields_of(cls: type) -> dict[str, Field]:
-    """Return the fields that a file may give, with bounds and defaults as the dataclass has them."""
+    """Return the fields that a study file may set, with the bounds and defaults of the dataclass."""
     hints = typing.get_type_hints(cls, include_extras=True)
     by_key = {}
     for field in fields(cls):
@@ -156,7 +156,7 @@ def _why_not(field: Field, value: object) -> str:
 
 
 def read_spec(field: Field, raw: object) -> ParameterSpec:
-    """Return a value, or what is searched instead. Raises `FieldError` with every mistake in it."""
+    """Return a value, a range or choices. Raises a `FieldError` with every mistake in it."""
     if not isinstance(raw, Mapping):
         return typing.cast("Scalar", check_value(field, raw))
     return _choices(field, raw) if "choices" in raw else _range(field, raw)
@@ -179,7 +179,7 @@ def _choices(field: Field, raw: Mapping[str, Any]) -> Choices:
 
 
 def _choices_problems(field: Field, values: list[Any]) -> list[str]:
-    """Check the choices, each of them valid, as a list."""
+    """Check a list of choices that are valid individually."""
     if not values:
         return ["choices is empty, give at least two values"]
     duplicates = {shown(value) for value in values if values.count(value) > 1}
@@ -219,7 +219,7 @@ def _range(field: Field, raw: Mapping[str, Any]) -> Range:
 
 
 def _range_problems(field: Field, spec: Range) -> list[str]:
-    """Check how the parts of a range, each of them valid, fit together."""
+    """Check a range whose parts are valid individually."""
     low, high, step, default = spec.low, spec.high, spec.step, spec.default
     if low > high:
         return [f"low {low} is above high {high} (swap them)"]
@@ -267,17 +267,17 @@ def _is_step(step: object, *, whole: bool) -> bool:
     return math.isfinite(step) and step > 0
 
 
-def _unknown_in(raw: Mapping[str, Any], known: tuple[str, ...], what: str) -> list[str]:
-    """Return a sentence for every key that a range, or a table of choices, does not have."""
+def _unknown_in(raw: Mapping[str, Any], known: tuple[str, ...], table: str) -> list[str]:
+    """Return a problem for every key that a range, or a table of choices, does not have."""
     unknown = [key for key in raw if key not in known]
-    return [f"{key} is unknown in {what}, {hint(key, known)}" for key in unknown]
+    return [f"{key} is unknown in {table}, {hint(key, known)}" for key in unknown]
 
 
 # --- parts of sentences -------------------------------------------------------------------------------------------
 
 
 def hint(word: str, known: Iterable[str]) -> str:
-    """Return `did you mean WORD?`, or all that is allowed if no known word is similar."""
+    """Return `did you mean WORD?`, or everything that is allowed if no known word is similar."""
     known = list(known)
     meant = nearest(word, known)
     return f"did you mean {meant}?" if meant else f"allowed: {', '.join(known) or 'none'}"

@@ -1,4 +1,4 @@
-"""Checks the tables of a study file against the dataclasses that they fill; collects every mistake as a sentence."""
+"""Checks the tables of a study file against the dataclasses that they fill, and collects every mistake."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OVERRIDES = {
 def read_study(
     document: Mapping[str, Any], stem: str, environ: Mapping[str, str], problems: list[str]
 ) -> dict[str, Any]:
-    """Return the fields of a `StudyDefinition` but its path; complete only if there are no `problems`."""
+    """Return the fields of a `StudyDefinition`, except its path. They are complete only if `problems` stays empty."""
     problems += [_unknown("", key, _KEYS) for key in document if key not in _KEYS]
     return {
         "name": _read_name(document, stem, problems),
@@ -44,7 +44,7 @@ def read_table(
 ) -> dict[str, Any]:
     """Check a table against the fields of a frozen dataclass and fill in its defaults.
 
-    Mistakes are appended to `problems`; the result is complete only if there are none. With `searchable` a field
+    Mistakes are appended to `problems`; the result is complete only if there were none. With `searchable` a field
     may be a range or choices. The caller reads the fields in `skip`.
     """
     if not isinstance(table, Mapping):
@@ -75,9 +75,9 @@ def read_named(
     tag: str = "name",
     searchable: bool = False,
 ) -> tuple[type[Any], dict[str, Any]] | None:
-    """Return the dataclass that a table names, and its checked values; None with the reason in `problems`.
+    """Return the dataclass that a table names, and its checked values; None if it names none (see `problems`).
 
-    A misspelt name counts as the nearest one, so that the other keys are checked too.
+    A misspelled name is taken for the nearest one, so that the other keys are checked as well.
     """
     if not isinstance(table, Mapping):
         problems.append(f"{where}: {shown(table)} is not a table, write {where} on a line and its keys below")
@@ -105,7 +105,7 @@ def _one_of(meant: str | None, known: Iterable[str]) -> str:
 
 
 def _read(cls: type[Any], key: str, document: Mapping[str, Any], problems: list[str]) -> Any:  # noqa: ANN401 - cls
-    """Return the dataclass that the table `key` fills; None if there is a mistake in it."""
+    """Return the dataclass filled from the table `key`; None if the table has a mistake."""
     before = len(problems)
     values = read_table(cls, document.get(key, {}), f"[{key}]", problems)
     return cls(**values) if len(problems) == before else None
@@ -133,7 +133,7 @@ def _read_data(document: Mapping[str, Any], problems: list[str]) -> Any:  # noqa
 
 
 def _read_split(document: Mapping[str, Any], problems: list[str]) -> SplitConfig | None:
-    """Return the split with its stages filled in, so that writing the default changes nothing."""
+    """Return the split with its stages filled in: stating the default explicitly does not change the study."""
     split: SplitConfig | None = _read(SplitConfig, "split", document, problems)
     if split is None:
         return None
@@ -181,7 +181,7 @@ def _read_alternatives(
 
 
 def _place(key: str, table: object, number: int, registry: Mapping[str, type]) -> str:
-    """Return the name of a table of a list in messages: `[[loss]] focal`, or `[[loss]] number 2`."""
+    """Return how messages name a table of a list: `[[loss]] focal`, or `[[loss]] number 2`."""
     name = table.get("name") if isinstance(table, Mapping) else None
     return f"[[{key}]] {name}" if isinstance(name, str) and name in registry else f"[[{key}]] number {number}"
 
@@ -203,7 +203,7 @@ def _read_service(table: object, environ: Mapping[str, str], problems: list[str]
         overridden = {"heartbeat_seconds", "grace_seconds"} & set(overrides)
         where = "HPO_GRACE_SECONDS" if overridden else "[service] grace_seconds"
         problems.append(
-            f"{where}: {grace} seconds of grace must exceed the heartbeat of {heartbeat}, give several times it"
+            f"{where}: {grace} seconds of grace must exceed the heartbeat of {heartbeat}, give several times that"
         )
     return ServiceConfig(**values)
 
@@ -212,7 +212,7 @@ def _read_service(table: object, environ: Mapping[str, str], problems: list[str]
 
 
 def _unknown(where: str, key: str, known: Iterable[str]) -> str:
-    """Return the sentence for a key that is not known there: misspelt, or of another table."""
+    """Describe a key that the table does not have: it is misspelled, or belongs to another table."""
     path = f"{where} {key}".strip()
     table = where.lstrip("[").partition("]")[0]
     owners = _tables_of_key(key)

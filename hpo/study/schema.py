@@ -1,4 +1,4 @@
-"""A JSON schema of the study file, with which editors complete and check it.
+"""A JSON schema of study files, with which editors complete and check them.
 
 `make schema` writes the copy, `studies/study.schema.json`, that the study files name in
 their first line.
@@ -85,15 +85,15 @@ def _table(cls: type, *, searchable: bool = False, tag: tuple[str, str] = ("", "
 
 
 def _descriptions(cls: type) -> dict[str, str]:
-    """Return the docstrings below the fields of a dataclass: pydantic collects them for a class configured to."""
+    """Return the docstrings below the fields of a dataclass, as pydantic collects them."""
     described = {"__pydantic_config__": ConfigDict(use_attribute_docstrings=True)}
-    source = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}  # where pydantic looks for its code
+    source = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}  # pydantic finds the source code by these
     properties = TypeAdapter(type(cls.__name__, (cls,), described | source)).json_schema().get("properties", {})
     return {key: entry["description"] for key, entry in properties.items() if "description" in entry}
 
 
 def _searchable(field: Field) -> dict[str, Any]:
-    """Return a value, a range (of numbers), or choices."""
+    """Return the schema of a field that may be searched: a value, a range (of numbers), or choices."""
     value = field.schema
     choices = {"type": "array", "items": value, "minItems": 2, "uniqueItems": True}
     options = [value, _object({"choices": choices, "default": value}, ["choices"])]

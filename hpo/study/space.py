@@ -1,8 +1,8 @@
-"""Definition + trial -> the configuration that core trains: the only place that knows parameter names.
+"""Definition + trial -> the configuration that core trains. No other module knows how parameters are named.
 
 A parameter is named after its place in the file: `training.learning_rate`, `model.k_retrieved`, `loss.gamma`.
 `model` and `loss` are parameters themselves if the file has several alternatives. Alternatives that search a
-key in the same way share one parameter; if their ranges differ, the name includes the alternative:
+key in the same way share a parameter; if their ranges differ, the name includes the alternative:
 `loss.focal.alpha`.
 """
 
@@ -32,10 +32,15 @@ class Parameter:
     part: str
     """`model`, `training` or `loss`."""
     key: str
-    """The field that it fills; empty if it picks the alternative itself."""
+    """The field that it fills; empty if it chooses between the alternatives."""
     spec: Range | Choices
     alternatives: tuple[str, ...] = ()
     """The alternatives that have it; empty if it is always drawn."""
+
+    def __str__(self) -> str:
+        """`0.0 to 4.0, where loss is focal`."""
+        condition = f", where {self.part} is {' or '.join(self.alternatives)}" if self.alternatives else ""
+        return f"{self.spec}{condition}"
 
 
 def searched(definition: StudyDefinition) -> tuple[Parameter, ...]:
@@ -45,7 +50,7 @@ def searched(definition: StudyDefinition) -> tuple[Parameter, ...]:
         for key, spec in definition.training.items()
         if isinstance(spec, (Range, Choices))
     )
-    return (*_of("model", definition.model), *training, *_of("loss", definition.loss))
+    return (*_parameters_of("model", definition.model), *training, *_parameters_of("loss", definition.loss))
 
 
 def suggest(definition: StudyDefinition, trial: BaseTrial) -> CandidateConfig:
@@ -89,29 +94,20 @@ def default_parameters(definition: StudyDefinition) -> dict[str, Scalar]:
     }
 
 
-def parameters(definition: StudyDefinition) -> dict[str, str]:
-    """Return a description of every parameter: `{"loss.gamma": "0.0 to 4.0, where loss is focal"}`."""
-    return {
-        parameter.name: str(parameter.spec)
-        + (f", where {parameter.part} is {' or '.join(parameter.alternatives)}" if parameter.alternatives else "")
-        for parameter in searched(definition)
-    }
-
-
 def distributions(definition: StudyDefinition) -> dict[str, BaseDistribution]:
     """Every parameter's Optuna distribution, those of all alternatives included."""
     return {parameter.name: _distribution(parameter.spec) for parameter in searched(definition)}
 
 
 def to_dict(candidate: CandidateConfig) -> dict[str, dict[str, Any]]:
-    """Return a configuration as plain JSON values: `{"model": {...}, "training": {...}, "loss": {...}}`."""
+    """Return a configuration as JSON values: `{"model": {...}, "training": {...}, "loss": {...}}`."""
     return asdict(candidate)
 
 
 def from_dict(nested: Mapping[str, Any]) -> CandidateConfig:
-    """Return the configuration that `to_dict` wrote. A key that is missing has its default.
+    """Return the configuration that `to_dict` wrote. A missing key has its default.
 
-    Raises `ConfigError` that lists every unknown key and every value outside what is allowed.
+    Raises a `ConfigError` that lists every unknown key and every value that is not allowed.
     """
     if not isinstance(nested, Mapping):
         raise ConfigError("the configuration is not a table of model, training and loss; export the study again")
@@ -125,8 +121,8 @@ def from_dict(nested: Mapping[str, Any]) -> CandidateConfig:
     return CandidateConfig(model[0](**model[1]), TrainingConfig(**training), loss[0](**loss[1]))
 
 
-def _of(part: str, alternatives: tuple[Alternative, ...]) -> Iterator[Parameter]:
-    """Return the parameters of `[[model]]` or `[[loss]]`: which alternative, then the fields of each."""
+def _parameters_of(part: str, alternatives: tuple[Alternative, ...]) -> Iterator[Parameter]:
+    """Return the parameters of `[[model]]` or `[[loss]]`: the choice between alternatives, then their fields."""
     is_list = len(alternatives) > 1
     if is_list:
         names = tuple(alternative.name for alternative in alternatives)
@@ -145,7 +141,7 @@ def _of(part: str, alternatives: tuple[Alternative, ...]) -> Iterator[Parameter]
 
 
 def _space(spec: Range | Choices) -> tuple[object, ...]:
-    """Return what is drawn from: a spec without its default."""
+    """Return the part of a spec that is searched: everything but its default."""
     if isinstance(spec, Range):
         return (spec.low, spec.high, spec.log, spec.step, spec.integer)
     return spec.values

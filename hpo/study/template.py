@@ -68,13 +68,13 @@ alpha = { low = 0.1, high = 0.9 }
 def study_template(data: Path | None, file: Path) -> str:
     """Return the text of a study file at `file` for a table of pairs, or for the editorials if `data` is None.
 
-    The table is read as a study reads it. Counts, the names of criteria and the reader's notes are written as
-    comments; posts are not.
+    The table is read and checked as in a study. Counts, names of criteria and notes on the data become comments; no
+    text of a post does.
 
     Raises:
         UserError: the table cannot be read.
         DataError: with every mistake in the table.
-        SplitError: it has too few groups or labels for two folds.
+        SplitError: the table has too few groups or labels for two folds.
     """
     subject, folds = "the public editorials", _MAX_FOLDS
     section = '[data]\nsource = "editorials"         # 498 newspaper editorials, four criteria; downloaded once\n'
@@ -112,7 +112,7 @@ def _folds(corpus: Corpus) -> int:
 def _pairs(corpus: Corpus, path: str) -> str:
     """Return the table `[data]` for a table of pairs, with counts as comments."""
     labelled = (corpus.labels >= 0).sum(axis=0)
-    facts = [f"{len(corpus)} posts, {len(corpus.criteria)} criteria:"]
+    facts = [f"{len(corpus)} posts, {len(corpus.criteria)} {'criterion' if len(corpus.criteria) == 1 else 'criteria'}:"]
     for criterion, positives, total in zip(corpus.criteria, corpus.positives, labelled, strict=True):
         facts.append(f"  {shown(criterion.name)}: {positives} of {total} posts are positive")
     comments = [f"# {re.sub(_CONTROL, ' ', fact)}" for fact in (*facts, *corpus.notes)]
@@ -132,7 +132,7 @@ seed = 0
 
 
 def _schema_line() -> str:
-    """Return the line that tells an editor where the JSON schema of study files is; empty if it is not a file."""
+    """Return the line that names the JSON schema of study files for editors; empty if the schema is not a file."""
     schema = Path(str(files("sparse_evidence.studies") / "study.schema.json")).resolve()
     return f"#:schema {schema.as_uri()}\n" if schema.is_file() else ""
 

@@ -7,15 +7,15 @@ import os
 import re
 import signal
 import subprocess
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+import waiting
 
 from sparse_evidence.core.errors import UserError
 from sparse_evidence.hpo.database import connection, studies
@@ -47,12 +47,7 @@ def finished(content: dict[str, Any]) -> int:
     return sum(content["trials"][state] for state in ("complete", "pruned", "infeasible"))
 
 
-def until(condition: Callable[[], Any], seconds: float = 300.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.1)
-    return result
+until = partial(waiting.until, seconds=300.0)
 
 
 def variant(folder: Path, name: str, **replaced: str) -> Path:

@@ -286,7 +286,7 @@ def test_postgres_and_its_health_check(tmp_path: Path) -> None:
     assert program == "postgres"
     kind, check, *arguments = SERVICES["postgres"]["healthcheck"]["test"]
     assert kind == "CMD"
-    probe = [str(embedded._binaries() / check), *arguments]
+    probe = [str(embedded.binaries() / check), *arguments]
     home = Path("/tmp") / f"hpo-tests-deploy-{os.getpid()}"
     home.mkdir(mode=0o711)
     try:

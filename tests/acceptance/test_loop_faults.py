@@ -1,4 +1,4 @@
-"""Postgres stopped, connections killed, workers cut off, trials that kill: nothing is lost, and nothing done twice."""
+"""Postgres stopped, connections killed, workers cut off or killed by their trials: nothing is lost or done twice."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def exactly(url: str, trials: int) -> Any:
     return study
 
 
-# ---- many ------------------------------------------------------------------------------------------------------------
+# ---- 32 workers ------------------------------------------------------------------------------------------------------
 
 
 def test_32_workers_start_together_on_an_empty_database(empty_database: str, tmp_path: Path) -> None:

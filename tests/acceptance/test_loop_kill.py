@@ -36,7 +36,7 @@ WHOLE = TRIALS * 2 * EPOCHS  # two stages
 
 @pytest.fixture(scope="module")
 def undisturbed(database_of_module: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
-    """The outcomes of one worker that is not disturbed."""
+    """The outcomes of a worker without faults."""
     folder = tmp_path_factory.mktemp("undisturbed")
     tiny(folder)
     counted = CountEpochs(folder / "epochs")
@@ -72,7 +72,7 @@ MOMENTS = {
 
 
 def finish_elsewhere(folder: Path, url: str, faults: list[Any], reached: Path) -> tuple[int, Any]:
-    """Kill a worker where it stops, and let another finish; returns the other's epochs and the study."""
+    """Kill a worker where the fault stops it, and let another finish; returns the other's epochs and the study."""
     rescued = CountEpochs(folder / "rescued")
     with running_workers(folder, url, 1, faults=faults) as (victim,):
         until(reached.exists, what="the stop")
@@ -112,8 +112,8 @@ def test_a_worker_is_killed_when_it_prunes(
     _, study = finish_elsewhere(tmp_path, database, [StopAt(f"{RUNNING}.objective:_prune", reached, 1, after)], reached)
     assert outcomes(study) == outcomes(undisturbed), "bit for bit"
     assert artifacts(tmp_path) == []
-    for each in (study, undisturbed):
-        connection.engine_of(each).dispose()
+    for opened in (study, undisturbed):
+        connection.engine_of(opened).dispose()
 
 
 def test_a_worker_is_killed_while_it_writes_a_checkpoint(database: str, tmp_path: Path, undisturbed: Any) -> None:

@@ -1,4 +1,4 @@
-"""Two machines, made of network namespaces, with their own addresses, host names and caches; one Postgres over TCP."""
+"""Two machines, simulated by network namespaces with separate addresses, host names and caches; Postgres over TCP."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ip(*arguments: str) -> None:
 
 @dataclass
 class Machine:
-    """A network namespace, connected to this one by one cable."""
+    """A network namespace, connected to this one by a virtual cable."""
 
     name: str
     subnet: str
@@ -105,7 +105,7 @@ def tcp_server(machines: list[Machine]) -> Iterator[tuple[str, int]]:
     port = 20_000 + os.getpid() % 10_000
     listen = ",".join(f"{machine.subnet}.1" for machine in machines)
     options = f"-c fsync=off -c listen_addresses={listen} -c port={port}"
-    embedded.Server(home).initialise()
+    embedded.Server(home).initialize()
     with (home / "pg" / "pg_hba.conf").open("a") as file:
         file.writelines(f"host all all {machine.subnet}.0/30 trust\n" for machine in machines)
     with embedded.running(home, options) as url:

@@ -116,10 +116,10 @@ FILE_MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("rest", "expected"), FILE_MISTAKES.values(), ids=FILE_MISTAKES)
+@pytest.mark.parametrize(("tables", "expected"), FILE_MISTAKES.values(), ids=FILE_MISTAKES)
 @pytest.mark.parametrize("verb", ["validate", "run", "worker", "status", "export", "dashboard"])
-def test_a_mistake_in_the_study_file(hpo, tmp_path, verb, rest, expected):
-    code, err = hpo(verb, str(wrong(tmp_path, SYNTHETIC + rest)))
+def test_a_mistake_in_the_study_file(hpo, tmp_path, verb, tables, expected):
+    code, err = hpo(verb, str(wrong(tmp_path, SYNTHETIC + tables)))
     assert code == 2
     assert all(fragment in one_sentence(err) for fragment in ["study.toml", *expected]), err
     assert not (tmp_path / ".hpo").exists()
@@ -252,14 +252,14 @@ def test_a_mistake_in_a_real_process(tmp_path):
 @pytest.mark.parametrize("network", ["refuses", "is silent"])
 def test_an_encoder_of_a_hub_that_cannot_be_reached(tmp_path, network):
     study = wrong(tmp_path, SYNTHETIC + IRIS + 'encoder = "nobody/no-such-encoder"\n')
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # it never answers, while a closed port refuses
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts and never answers, unlike a closed port
         port = silent.getsockname()[1] if network == "is silent" else 9
         proxies = dict.fromkeys(("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"), f"http://127.0.0.1:{port}")
         started = time.monotonic()
         done = in_a_process(
             tmp_path, "validate", str(study), HF_HOME=str(tmp_path), NO_PROXY="", no_proxy="", **proxies
         )
-    assert time.monotonic() - started < 40  # eight for the answer, the rest is for a slow machine
+    assert time.monotonic() - started < 40  # eight for the timeout, the others for a slow machine
     assert done.returncode == 2
     assert 'encoder "nobody/no-such-encoder"' in one_sentence(done.stderr)
     assert "use all-MiniLM-L6-v2" in done.stderr

@@ -1,4 +1,4 @@
-"""Claims on a study without a study file: what the contract tests of claims, reaper and sampler share."""
+"""Claims on a study without a study file, for the tests of claims, reaper and sampler."""
 
 from __future__ import annotations
 

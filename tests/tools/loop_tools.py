@@ -68,7 +68,7 @@ DEFAULTS = {"name": "tiny", "data_seed": 0, "fold_seed": 0, "trials": 3, "pruner
 
 
 def tiny(folder: Path, **changes: Any) -> Path:
-    """Write the smallest study that has everything: three folds in two stages, dropout off, random search."""
+    """Write a minimal study with all features: three folds in two stages, no dropout, random search."""
     path = folder / "tiny.toml"
     path.write_text(TINY.format(**DEFAULTS | changes))
     return path
@@ -331,7 +331,7 @@ def at_work(url: str, ready: Callable[[list[dict[str, Any]]], Any], seconds: flo
 
 
 def outcomes(study: optuna.Study) -> dict[int, str]:
-    """Everything that is stored of every trial, bit for bit, by number."""
+    """Everything that is stored for each trial, exactly, by trial number."""
     return {
         trial.number: json.dumps(
             [trial.state.name, trial.value, trial.params, sorted(trial.intermediate_values.items()),

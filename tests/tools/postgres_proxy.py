@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a real Postgres that fails as networks, servers and poolers do."""
+"""A TCP proxy in front of a real Postgres that can fail like networks, servers and poolers."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Session:
 
 @dataclass(eq=False)
 class LostCommit:
-    """A commit that is going to arrive, and whose answer will not."""
+    """A commit that is delivered while its answer is lost."""
 
     containing: bytes
     happened: threading.Event = field(default_factory=threading.Event)
 
 
 class Proxy:
-    """Passes bytes on between a TCP port and the server of `database_url`, which listens on a Unix socket."""
+    """Forwards bytes between a TCP port and the server of `database_url`, which listens on a Unix socket."""
 
     def __init__(self, database_url: str) -> None:
         self._database = sa.make_url(database_url)
@@ -60,7 +60,7 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """The way to the database through this proxy."""
+        """The URL of the database through this proxy."""
         return self._database.set(host="127.0.0.1", port=self.port, query={}).render_as_string(hide_password=False)
 
     def cut(self) -> None:

@@ -1,4 +1,4 @@
-"""Processes for tests, forked from one that has done nothing but imports: 32 start within seconds and share memory."""
+"""Processes for tests, forked from one that only imported modules: 32 start within seconds and share memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import multiprocessing
 PROCESSES = multiprocessing.get_context("forkserver")
 # One list for all tests, because the first test that starts a process decides. Only modules of installed packages: the
 # process that is forked does not know pytest's sys.path.
-OURS = (
+MODULES = (
     "core.corpus.sources", "hpo.running.artifacts", "hpo.cli.app", "hpo.results.live", "hpo.running.signals",
     "hpo.running.slots", "hpo.running.worker",
 )  # fmt: skip
@@ -16,6 +16,6 @@ PROCESSES.set_forkserver_preload(
         "psycopg2",
         "sqlalchemy.dialects.postgresql.psycopg2",
         "torch._dynamo",
-        *(f"sparse_evidence.{name}" for name in OURS),
+        *(f"sparse_evidence.{name}" for name in MODULES),
     ]
 )

@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """Training by hand, as a user would write it. Tests also run it as a script, in another process.
+=======
+"""A training loop as a user would write it; run as a script, in a separate process.
+>>>>>>> r2
 
     python training_by_hand.py DIRECTORY VARIANT [EPOCH ...]
 
@@ -18,7 +22,7 @@ from sparse_evidence.core import metrics
 from sparse_evidence.core.classic import Trainer, create_loss_function, linear_warmup
 
 EPOCHS = 5
-VARIANTS = ("warm-up", "float16", "bfloat16", "plateau", "own generator")
+VARIANTS = ("warm-up", "float16", "bfloat16", "plateau", "generator")
 
 
 def rows(count=52, seed=0):
@@ -45,11 +49,15 @@ def build(variant, directory):
         "float16": lambda: OneCycleLR(optimizer, 1e-2, total_steps=100),
         "bfloat16": lambda: StepLR(optimizer, 2),
         "plateau": lambda: ReduceLROnPlateau(optimizer, patience=0),
-        "own generator": lambda: None,
+        "generator": lambda: None,
     }[variant]()
-    generator = torch.Generator() if variant == "own generator" else None
+    generator = torch.Generator() if variant == "generator" else None
     if generator is not None:
+<<<<<<< HEAD
         generator.seed()  # random: the trainer must seed it again
+=======
+        generator.seed()  # the trainer reseeds it
+>>>>>>> r2
     trainer = Trainer(
         model=model,
         optimizer=optimizer,
@@ -82,7 +90,7 @@ def main(directory, variants, epochs):
             trainer, arguments = build(variant, folder)
             trainer.train(**arguments)
         for epoch in epochs:
-            torch.manual_seed(epoch)  # another process, another state of everything
+            torch.manual_seed(epoch)  # a new process has another random state
             trainer, arguments = build(variant, None)
             trainer.load_checkpoint(folder / f"epoch-{int(epoch):04d}.safetensors")
             trainer.train(**arguments)

@@ -52,3 +52,15 @@ def test_the_password_may_come_from_a_file(tmp_path: Path, monkeypatch: pytest.M
 def test_a_password_is_masked_in_every_place() -> None:
     assert address.mask_password("postgresql://me:secret@db/x") == "postgresql://me:***@db/x"
     assert "secret" not in address.mask_password("postgresql://db/x?password=secret")
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql+psycopg2://me:secret@db:5433/x?sslmode=require", "postgresql://me:***@db:5433/x?sslmode=require"),
+        ("postgresql+psycopg2://postgres@/postgres?host=%2Fwork%2F.hpo%2Fpg", "the embedded Postgres (/work/.hpo/pg)"),
+        ("postgresql+psycopg2://me@/x?host=%2Frun%2Fpostgresql", "postgresql://me@/x?host=%2Frun%2Fpostgresql"),
+    ],
+)
+def test_messages_name_the_database(url, expected):
+    assert address.describe(url) == expected

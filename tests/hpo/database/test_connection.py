@@ -1,4 +1,4 @@
-"""Opening a storage: unreachable and busy servers, poolers, session settings, tables of earlier versions."""
+"""Opening a database: unreachable and busy servers, poolers, session settings, tables of earlier versions."""
 
 from __future__ import annotations
 

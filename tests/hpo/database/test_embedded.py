@@ -50,7 +50,7 @@ def _use(folder: str, pids: Any, leave: Any) -> None:
 
 
 class User:
-    """A process that uses the folder's server until it is asked to leave."""
+    """A process that uses the folder's server until it is stopped."""
 
     def __init__(self, folder: Path) -> None:
         self.pids, self.leave = PROCESSES.Queue(), PROCESSES.Event()

@@ -1,4 +1,4 @@
-"""Our storage reads and writes what Optuna's own reads and writes, on a real Postgres, in far fewer statements."""
+"""Our storage reads and writes exactly what Optuna's does, on a real Postgres, in far fewer statements."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from waiting import until
 
 from sparse_evidence.hpo.database import connection
+from sparse_evidence.hpo.database.optuna_storage import unwrap
 from sparse_evidence.hpo.running import pruning
 from sparse_evidence.hpo.running.sampler import make_sampler
 
@@ -56,7 +57,7 @@ def id_of(storage: BaseStorage, number: int) -> int:
 
 
 class StorageContract:
-    """Tests that Optuna's storage passes, which shows that they are right, and ours as well."""
+    """Both storages run these tests. Optuna's passes them, which shows that the tests are right."""
 
     @pytest.fixture
     def storage(self, database: str) -> Iterator[BaseStorage]:
@@ -148,7 +149,7 @@ def optunas(database: str) -> Iterator[RDBStorage]:
 
 
 def add_every_kind_of_trial(study: optuna.Study, other: optuna.Study) -> None:
-    """Fill a study, by Optuna's own means, with everything that can be in it, and put a trial of another in between."""
+    """Fill a study through Optuna with everything that it can hold, and create a trial of another study in between."""
     full: dict[str, Any] = {"params": PARAMS, "distributions": DISTRIBUTIONS, "user_attrs": ATTRIBUTES}
     study.add_trial(
         create_trial(value=0.1, **full, intermediate_values={5: 0.5, 2: math.nan, 3: math.inf, 4: -math.inf})
@@ -165,7 +166,7 @@ def add_every_kind_of_trial(study: optuna.Study, other: optuna.Study) -> None:
 
 
 def typed(trials: list[FrozenTrial]) -> list[str]:
-    """Everything in the trials, in its order, with 1 and 1.0 and True told apart."""
+    """Everything in the trials, in order; 1, 1.0 and True differ."""
     return [repr(sorted(vars(trial).items())) for trial in trials]
 
 
@@ -184,7 +185,7 @@ def test_every_kind_of_trial_is_read_as_optuna_reads_it(
     time.tzset()
     try:
         study_id = optunas.get_study_id_from_name("s")
-        backend = connection.backend(ours)
+        backend = unwrap(ours)
         expected = optunas.get_all_trials(study_id)
         assert {trial.state for trial in expected} == set(TrialState)
         assert typed(ours.get_all_trials(study_id)) == typed(expected)
@@ -201,7 +202,7 @@ def test_every_kind_of_trial_is_read_as_optuna_reads_it(
 
 
 def test_a_study_read_before_is_brought_up_to_date(ours: Any, optunas: RDBStorage, filled: optuna.Study) -> None:
-    """Optuna's cache in front of ours asks only for trials that are new or were unfinished."""
+    """Optuna's cache in front of our storage requests only trials that are new or were unfinished."""
     study_id = optunas.get_study_id_from_name("s")
     for change in (
         lambda: None,
@@ -227,7 +228,7 @@ def suggest(trial: optuna.Trial, name: str) -> None:
 
 
 def write_everything(study: optuna.Study, storage: BaseStorage) -> None:
-    """Drive a study as a script does: every call that writes into a trial, some of them twice."""
+    """Use every call with which a script writes into a trial, some of them twice."""
     for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL):
         trial = study.ask()
         for name in DISTRIBUTIONS:
@@ -266,7 +267,7 @@ def test_every_write_equals_optunas(ours: Any, optunas: RDBStorage, fresh_databa
 
 def test_a_trial_that_another_process_is_ending_is_not_ended_again(ours: Any, optunas: RDBStorage) -> None:
     make_study(ours).ask()
-    backend, trial_id = connection.backend(ours), id_of(ours, 0)
+    backend, trial_id = unwrap(ours), id_of(ours, 0)
     errors: list[BaseException] = []
 
     def end() -> None:
@@ -302,7 +303,7 @@ def test_attributes_can_be_excluded_from_reading(database: str, ours: Any) -> No
 
 def test_a_transaction_is_seen_as_a_whole(ours: Any, optunas: RDBStorage) -> None:
     trial, trial_id = make_study(ours).ask(), id_of(ours, 0)
-    with connection.backend(ours).transaction(trial_id):
+    with unwrap(ours).transaction(trial_id):
         trial.suggest_float("x", 0, 1)
         trial.set_user_attr("a", 1)
         trial.set_user_attr("a", 2)

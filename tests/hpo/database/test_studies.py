@@ -97,7 +97,7 @@ def test_a_foreign_study_is_refused_and_a_half_made_one_completed(storage: Any) 
     assert len(open_study(storage, default_parameters={"x": 1}).trials) == 1
     foreign = optuna.create_study(storage=storage, study_name="foreign")
     foreign.ask()
-    with pytest.raises(RefusedError, match="not made by hpo"):
+    with pytest.raises(RefusedError, match="not created by hpo"):
         studies.open_study(storage, "foreign", direction="minimize", identity=IDENTITY)
 
 

@@ -14,6 +14,7 @@ from tiny import task
 from sparse_evidence.core.errors import UserError
 from sparse_evidence.hpo.database import record
 from sparse_evidence.hpo.database.connection import engine_of, try_baselines_lock
+from sparse_evidence.hpo.database.optuna_storage import study_id
 from sparse_evidence.hpo.results import best
 from sparse_evidence.hpo.running import objective
 from sparse_evidence.hpo.running.artifacts import Checkpoints, open_store
@@ -116,7 +117,7 @@ def test_one_process_measures_the_baselines_and_others_do_not_wait(database, tmp
     data = task(tmp_path)
     study = join_study(data.definition, data, database, trials=2)
     with engine_of(study).begin() as busy:
-        assert try_baselines_lock(busy, study._study_id)
+        assert try_baselines_lock(busy, study_id(study))
         measure_baselines(study, data)
         assert record.BASELINES not in study.user_attrs
     measure_baselines(study, data)  # the lock is free

@@ -60,7 +60,7 @@ def test_the_view_is_a_bar_and_four_lines(started):
         {"trial": n, "held_seconds": 3.0, "stage": 1, "epoch": 7 * (n % 2), "released": n > 20} for n in range(30)
     ]
     console = pipe()
-    console.print(view.drawn(Counts(complete=7, pruned=5, running=30), claims))
+    console.print(view.render(Counts(complete=7, pruned=5, running=30), claims))
     text = written(console)
     assert re.search(r"12/40 ━+ *\n", text)
     assert "7 complete · 5 pruned · 21 running" in text
@@ -73,7 +73,7 @@ def test_the_view_is_a_bar_and_four_lines(started):
 
 def test_the_view_says_that_workers_are_starting(started):
     console = pipe()
-    console.print(live.LiveView(console, started).drawn(Counts(), []))
+    console.print(live.LiveView(console, started).render(Counts(), []))
     assert "0/4" in written(console)
     assert "workers are starting" in written(console)
 

@@ -1,4 +1,4 @@
-"""What `hpo validate` reports before anything starts."""
+"""The plan that `hpo validate` reports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_plan_counts_the_data_and_measures_an_epoch(tmp_path):
     assert list(planned.short_posts) == [4]
     assert (planned.metric, planned.baselines) == ("average_precision", data.baselines())
     assert planned.trials == 4
-    assert list(planned.parameters) == ["training.learning_rate"]
+    assert [parameter.name for parameter in planned.parameters] == ["training.learning_rate"]
     assert planned.notes == tuple(data.corpus.notes)
 
 
@@ -48,6 +48,8 @@ def test_a_plan_is_json(tmp_path):
     assert values["posts"] == 60
     assert values["chunks_per_post"]["largest"] == planned.chunks_per_post.largest
     assert values["criteria"][0]["name"] == planned.criteria[0].name
+    assert values["parameters"][0]["name"] == planned.parameters[0].name
+    assert values["parameters"][0]["spec"]["low"] == planned.parameters[0].spec.low
     assert values["cost"]["longest_seconds"] == planned.cost.longest_seconds
 
 

@@ -10,6 +10,8 @@ from rich.console import Console, RenderableType
 
 from sparse_evidence.hpo.results import tables
 from sparse_evidence.hpo.results.plan import ChunksPerPost, Cost, Criterion, NearDuplicates, Plan
+from sparse_evidence.hpo.study.fields import Choices, Range
+from sparse_evidence.hpo.study.space import Parameter
 
 NAMES = [
     "depressed_mood", "anhedonia", "appetite_change", "sleep_issues", "psychomotor", "fatigue", "worthlessness",
@@ -44,7 +46,10 @@ def planned(folds: int = 5, **changed: object) -> Plan:
                       "criterion_only_f1": 0.458, "all_positive_f1": None},
         "trials": 300, "cost": Cost(epoch_seconds=0.5, shortest_seconds=20.0, longest_seconds=112.0),
         "criteria": tuple(Criterion(name, 328, 0.221, (0.0236,) * folds, 0.216) for name in NAMES),
-        "parameters": {"training.accumulation_steps": "one of 1, 2, 4", "loss": "one of bce, focal"},
+        "parameters": (
+            Parameter("training.accumulation_steps", "training", "accumulation_steps", Choices((1, 2, 4), 1)),
+            Parameter("loss.gamma", "loss", "gamma", Range(0.0, 4.0), ("focal",)),
+        ),
         "near_duplicates": NearDuplicates(0, ()), "notes": ("3 rows were repeated",),
     }  # fmt: skip
     return Plan(**{**values, **changed})
@@ -69,7 +74,8 @@ def test_a_plan_says_what_the_study_is_and_costs():
         "20,000; 1 to 90 per post, median 12", "5, in stages of 5; validation posts 237, 237, 237, 237, 237",
         "20,010 texts (all embeddings cached)", "12.5 % at k = 4, 50.0 % at k = 12",
         "average precision: linear 0.4589, prevalence (mean) 0.2000", "all called positive: F1 –",
-        "0.50 s for all 5 folds", "2 parameters to search",
+        "0.50 s for all 5 folds", "2 parameters to search", "training.accumulation_steps one of 1, 2, 4",
+        "loss.gamma 0.0 to 4.0, where loss is focal",
         "20 s to 1 min 52 s for 300 trials and one worker (no pruning; from every trial stopping early to none)",
     ):  # fmt: skip
         assert expected in text
@@ -94,10 +100,10 @@ def test_embeddings_that_were_computed_are_counted():
 
 def best(folds: int) -> dict[str, object]:
     values = [0.4971] * folds
-    floors = {"linear": 0.4589, "linear_folds": values, "mean_prevalence": 0.2, "criterion_only_f1": 0.458}
+    baselines = {"linear": 0.4589, "linear_folds": values, "mean_prevalence": 0.2, "criterion_only_f1": 0.458}
     cv = {
         "mean": 0.4971, "std": 0.05, "folds": values, "best_epoch": 7, "epochs": 13, "threshold": 0.31,
-        "pooled": {"f1": 0.51}, "per_criterion": {}, "floors": floors,
+        "pooled": {"f1": 0.51}, "per_criterion": {}, "floors": baselines,
     }  # fmt: skip
     return {
         "study": "quickstart", "metric": "average_precision", "value": 0.4971, "trial": 17, "cv": cv,

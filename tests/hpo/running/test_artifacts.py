@@ -23,7 +23,7 @@ CONFIG = {"a": 1}
 
 
 class Counter:
-    """Something resumable: an epoch and weights."""
+    """A resumable training: an epoch and weights."""
 
     def __init__(self, epoch: int = 0, weights: Any = (0, 0, 0)) -> None:
         self.epoch = epoch
@@ -50,15 +50,15 @@ class FailingStore:
 
 
 class SlowStore:
-    """A store that does something else when it has written an artifact, before it returns."""
+    """A store that calls `after_write` when it has written an artifact, before it returns."""
 
-    def __init__(self, store: ArtifactStore, meanwhile: Callable[[], object]) -> None:
+    def __init__(self, store: ArtifactStore, after_write: Callable[[], object]) -> None:
         self.open_reader, self.remove = store.open_reader, store.remove
-        self._store, self._meanwhile = store, meanwhile
+        self._store, self._after_write = store, after_write
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         self._store.write(artifact_id, content_body)
-        self._meanwhile()
+        self._after_write()
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def saved(checkpoints: Checkpoints, claims: Claims, state: Counter) -> Claim:
 
 def test_a_saved_state_is_resumed(checkpoints: Checkpoints, folder: Path, claims: Any) -> None:
     claim = saved(checkpoints, claims(), Counter(3, [0, 1, 2]))
-    resumed = checkpoints.resumed(claim, CONFIG, Counter)
+    resumed = checkpoints.restore(claim, CONFIG, Counter)
     assert resumed.epoch == 3
     assert resumed.weights.tolist() == [0, 1, 2]
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
@@ -95,7 +95,7 @@ def test_a_new_checkpoint_replaces_the_old_one(checkpoints: Checkpoints, folder:
         checkpoints.save(claim, CONFIG, Counter(epoch))
     (file,) = folder.iterdir()
     assert artifact_rows(worker)[0].checkpoint == file.name
-    assert checkpoints.resumed(claim, CONFIG, Counter).epoch == 2
+    assert checkpoints.restore(claim, CONFIG, Counter).epoch == 2
 
 
 @pytest.mark.parametrize("harm", ["missing", "flipped", "cut", "of another configuration"])
@@ -112,7 +112,7 @@ def test_an_unusable_checkpoint_means_starting_over_with_a_warning(
     elif harm == "cut":
         file.write_bytes(content[:-1])
     config = {"a": 2} if harm == "of another configuration" else CONFIG
-    assert checkpoints.resumed(claim, config, Counter).epoch == 0
+    assert checkpoints.restore(claim, config, Counter).epoch == 0
     assert "Trial 0 starts over because its checkpoint cannot be used" in caplog.text
 
 
@@ -124,13 +124,13 @@ def test_the_artifact_that_an_earlier_worker_was_writing_is_removed(
     claim.mark_pending("half")
     (folder / "half").write_bytes(b"x")
     claim.release()
-    checkpoints.resumed(claimed(worker), CONFIG, Counter)
+    checkpoints.restore(claimed(worker), CONFIG, Counter)
     assert not (folder / "half").exists()
 
 
 def test_a_worker_that_loses_its_trial_while_saving_leaves_no_file(folder: Path, claims: Any) -> None:
     cut_off, other = (claims(budget=1, grace_seconds=0.01) for _ in range(2))
-    store = SlowStore(artifacts.open_store(str(folder)), meanwhile=lambda: claimed_soon(other))
+    store = SlowStore(artifacts.open_store(str(folder)), after_write=lambda: claimed_soon(other))
     claim = claimed(cut_off)  # no heartbeat, because its context is not entered
     with pytest.raises(ClaimLostError):
         Checkpoints(store, every_seconds=0).save(claim, CONFIG, Counter())
@@ -233,7 +233,7 @@ def test_a_bucket_stores_checkpoints_under_its_prefix(bucket: dict[str, bytes], 
     checkpoints.save(claim, CONFIG, Counter(epoch=5))
     (path,) = bucket
     assert path == f"/home/studies/a/{claim.checkpoint}"
-    assert checkpoints.resumed(claim, CONFIG, Counter).epoch == 5
+    assert checkpoints.restore(claim, CONFIG, Counter).epoch == 5
     assert checkpoints.discard(str(claim.checkpoint))
     assert bucket == {}
     with pytest.raises(FileNotFoundError):

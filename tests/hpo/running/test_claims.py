@@ -25,7 +25,7 @@ from sparse_evidence.hpo.running.claims import Claim, Claims, Finished, Wait
 
 
 def work(claims: Claims) -> list[int]:
-    """The loop as a worker runs it, with trials that cost nothing."""
+    """The loop as a worker runs it, with trials that take no time."""
     numbers = []
     while not isinstance(claim := claims.claim(), Finished):
         if isinstance(claim, Wait):
@@ -45,7 +45,7 @@ def _work(url: str, numbers: Any) -> None:
 
 
 def _hang(url: str) -> None:
-    """Claim a trial, suggest, and keep it forever."""
+    """Claim a trial, suggest, and never finish it."""
     claim = claimed(join_study(url))
     claim.trial.suggest_float("x", 0, 1)
     with claim:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 class Recorder:
-    """An `Observer` that keeps what it receives."""
+    """An `Observer` that records its calls."""
 
     def __init__(self) -> None:
         self.scores: list[Mapping[str, Any] | None] = []
@@ -71,5 +71,5 @@ def test_slots_end_when_the_trials_are_finished(database, tmp_path):
     stop = threading.Event()
     slots = [Slot(number=0, threads=1)]
     artifacts = str(tmp_path / "artifacts")
-    code = run_slots(SMOKE, database, trials=1, slots=slots, artifacts=artifacts, stop=stop, say=lines.append)
+    code = run_slots(SMOKE, database, trials=1, slots=slots, artifacts=artifacts, stop=stop, print_line=lines.append)
     assert (code, lines) == (Exit.DONE, ["slot 0: no GPU, 1 CPU threads"])

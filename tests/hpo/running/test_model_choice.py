@@ -47,7 +47,7 @@ def definition(tmp_path_factory, tiny_encoder):
 
 
 def test_each_model_has_its_own_parameters(definition, tiny_encoder):
-    assert space.parameters(definition) == {
+    assert {parameter.name: str(parameter) for parameter in space.searched(definition)} == {
         "model": "one of iris, abmil, linear, token",
         "model.num_queries": "1 to 3, where model is iris",
         "model.hidden": "one of 8, 16, where model is abmil",

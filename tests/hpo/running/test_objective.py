@@ -12,6 +12,7 @@ from tiny import task
 
 from sparse_evidence.hpo.database.claims_sql import count_trials, list_claims
 from sparse_evidence.hpo.database.connection import engine_of, open_storage
+from sparse_evidence.hpo.database.optuna_storage import known_trial
 from sparse_evidence.hpo.database.record import CONFIG, CURVES, CV, OUTCOME, REASON
 from sparse_evidence.hpo.database.studies import load_study
 from sparse_evidence.hpo.running import objective, pruning
@@ -85,7 +86,7 @@ def test_a_complete_trial_reports_at_the_end_of_every_stage(claims, tmp_path):
 
 
 def test_trials_share_the_folds_but_not_the_training_seed(tmp_path):
-    """With one seed for all, the search would favour the configuration that happens to suit that seed."""
+    """With one seed for all, the search would favor the configuration that happens to suit that seed."""
     data = task(tmp_path)
     candidate = space.suggest(data.definition, FixedTrial(space.default_parameters(data.definition)))
     first, repeated, second = (data.cross_validation(candidate, trial=trial) for trial in (0, 0, 1))
@@ -127,7 +128,7 @@ def test_a_stalled_trial_is_pruned_within_the_stage_only_if_within_stages_is_set
     assert state == trial.state == TrialState.PRUNED
     (scores,) = [curve for curve in curves(mine)["scores"] if curve]
     assert len(scores) == epochs
-    assert trial.intermediate_values == {1: max(scores)} == claim.trial._cached_frozen_trial.intermediate_values
+    assert trial.intermediate_values == {1: max(scores)} == known_trial(claim.trial).intermediate_values
     assert trial.value == max(scores)
 
 

@@ -14,7 +14,7 @@ from sparse_evidence.hpo.running.reaper import Reaper
 
 def test_an_exhausted_trial_is_failed_while_all_workers_are_busy(claims: Any) -> None:
     poisoned, busy = (claims(grace_seconds=0.5, heartbeat_seconds=0.1, max_attempts=1) for _ in range(2))
-    claimed(poisoned)  # no heartbeat: as if killed
+    claimed(poisoned)  # no heartbeat, as if its worker was killed
     with claimed(busy) as claim, Reaper(busy):
         until(lambda: count_trials(busy.study).infeasible == 1, 5)
         assert count_trials(busy.study).running == 1

@@ -43,9 +43,13 @@ def shipped(request):
     return load(request.param, environ={})
 
 
+def described(definition):
+    return {parameter.name: str(parameter) for parameter in space.searched(definition)}
+
+
 def test_the_parameters_of_quickstart():
     definition = load(ROOT / "studies" / "quickstart.toml", environ={})
-    assert space.parameters(definition) == {
+    assert described(definition) == {
         "model.num_queries": "one of 2, 4, 8",
         "model.k_retrieved": "2 to 6",
         "model.temperature": "0.05 to 1.0 (log)",
@@ -118,7 +122,7 @@ def test_names_include_the_alternative_only_if_ranges_differ(define):
         + '[[model]]\nname = "iris"\nencoder = { choices = ["a", "b"] }\nhidden = { low = 8, high = 64, step = 8 }\n'
         + '[[model]]\nname = "linear"\nencoder = { choices = ["a", "b"] }\n'
     )
-    assert space.parameters(definition) == {
+    assert described(definition) == {
         "model": "one of iris, linear",
         "model.encoder": "one of a, b, where model is iris or linear",
         "model.hidden": "8 to 64 in steps of 8, where model is iris",
@@ -131,7 +135,7 @@ def test_names_include_the_alternative_only_if_ranges_differ(define):
         + '[[model]]\nname = "iris"\nencoder = { choices = ["a", "b"] }\n'
         + '[[model]]\nname = "linear"\nencoder = { choices = ["a", "c"] }\n'
     )
-    assert list(space.parameters(definition)) == ["model", "model.iris.encoder", "model.linear.encoder"]
+    assert list(described(definition)) == ["model", "model.iris.encoder", "model.linear.encoder"]
     assert space.default_parameters(definition) == {"model": "iris", "model.iris.encoder": "a"}
     trial = optuna.trial.FixedTrial({"model": "linear", "model.linear.encoder": "c"})
     assert space.suggest(definition, trial).model == LinearConfig(encoder="c")
@@ -142,13 +146,13 @@ def test_a_key_fixed_in_one_alternative_and_searched_in_another(define):
         DATA
         + '[[model]]\nname = "iris"\nencoder = "a"\n[[model]]\nname = "linear"\nencoder = { choices = ["b", "c"] }\n'
     )
-    assert list(space.parameters(definition)) == ["model", "model.encoder"]
+    assert list(described(definition)) == ["model", "model.encoder"]
     assert space.suggest(definition, optuna.trial.FixedTrial({"model": "iris"})).model == IrisConfig(encoder="a")
 
 
 def test_one_alternative_needs_no_parameter(define):
     definition = define(DATA + MODEL + '[loss]\nname = "focal"\ngamma = { low = 0, high = 4 }\n')
-    assert space.parameters(definition) == {"loss.gamma": "0.0 to 4.0"}
+    assert described(definition) == {"loss.gamma": "0.0 to 4.0"}
     trial = optuna.trial.FixedTrial({"loss.gamma": 1.5})
     assert space.suggest(definition, trial).loss == FocalConfig(gamma=1.5)
 
