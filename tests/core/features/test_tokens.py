@@ -1,5 +1,7 @@
 """Token sequences of other kinds of encoders, and the limits on their length."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -151,7 +153,7 @@ def test_windows_overlap_as_configured_and_end_with_the_post(length, budget, str
     starts = [int(part[0]) for part in parts if len(part)]
     assert set(range(length)) == {int(token) for part in parts for token in part}
     assert starts[:-1] == [at * min(stride, budget) for at in range(len(starts) - 1)]
-    assert all(later > earlier for earlier, later in zip(starts, starts[1:], strict=False))
+    assert all(later > earlier for earlier, later in pairwise(starts))
 
 
 @settings(deadline=None)
