@@ -1,6 +1,7 @@
 """Batches: every kind of item that a loader may yield, and how a model is called with it."""
 
-from collections import OrderedDict, UserDict, namedtuple
+from collections import OrderedDict, UserDict
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,6 +14,11 @@ from sparse_evidence.core.training.batches import Batch, as_batch, logits_of, to
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 X, MASK, LABELS = torch.arange(6.0).view(3, 2), torch.ones(3, 2), torch.tensor([1.0, 0.0, -1.0])
+
+
+class Pair(NamedTuple):
+    x: torch.Tensor
+    labels: torch.Tensor
 
 
 def same(left, right):
@@ -40,7 +46,7 @@ def same(left, right):
         (((X, MASK), LABELS), (X, MASK)),
         ({"x": X, "labels": LABELS, "mask": MASK}, {"x": X, "mask": MASK}),
         (UserDict(x=X, labels=LABELS), {"x": X}),
-        (namedtuple("Item", "x labels")(X, LABELS), X),
+        (Pair(X, LABELS), X),
     ],
     ids=[
         "pair", "list", "triple", "list of three", "keywords", "any mapping", "pair of arguments", "dict",
@@ -95,10 +101,10 @@ def test_all_tensors_of_a_batch_move_to_the_device():
 
 def test_what_is_no_tensor_stays_as_it_is():
     """Subclasses too: a named tuple cannot be built from one list of items."""
-    point = namedtuple("Point", "x")(X)
-    value = {"name": "a", "numbers": [1, None], "point": point, "nested": (2.5, {"flag": True})}
+    pair = Pair(X, LABELS)
+    value = {"name": "a", "numbers": [1, None], "pair": pair, "nested": (2.5, {"flag": True})}
     assert same(to_device(value, CPU), value)
-    assert to_device(value, META)["point"] is point
+    assert to_device(value, META)["pair"] is pair
 
 
 # ---- models -----------------------------------------------------------------------------------------------------
