@@ -36,6 +36,7 @@ def sigmoid(z):
 # ---- the calibration error --------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(1, 12), st.integers(1, 20), st.integers(0, 999))
 def test_bins_hold_equally_many_of_different_probabilities(bins, per_bin, seed):
     source = np.random.default_rng(seed)
@@ -45,6 +46,7 @@ def test_bins_hold_equally_many_of_different_probabilities(bins, per_bin, seed):
     assert expected_calibration_error(y, p, bins=bins) == pytest.approx(expected)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([0.1, 0.4, 0.8]), min_size=1, max_size=40), st.integers(0, 999))
 def test_with_enough_bins_every_probability_has_its_own(values, seed):
     p = np.array(values)
@@ -53,6 +55,7 @@ def test_with_enough_bins_every_probability_has_its_own(values, seed):
     assert expected_calibration_error(y, p, bins=2 * len(p)) == pytest.approx(sum(gaps) / len(p))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(0, 999))
 def test_one_bin_compares_the_means(count, seed):
     source = np.random.default_rng(seed)

@@ -72,7 +72,7 @@ def test_a_hit_is_a_top_chunk_that_is_evidence(case, by):
         assert hits.expected == pytest.approx(np.mean([chance for *_, chance in expected]))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(attributions(), attributions())
 def test_attributions_are_combined_in_the_order_of_their_posts(left, right):
     first, second = left[0], right[0]

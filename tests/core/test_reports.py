@@ -38,6 +38,7 @@ def counted(y, p, threshold):
     }
 
 
+@settings(deadline=None)
 @given(predictions(), st.sampled_from([0.0, 0.2, 0.5, 1.0]))
 def test_a_report_counts_the_labelled_pairs(table, threshold):
     labels, p = table
@@ -54,6 +55,7 @@ def test_a_report_counts_the_labelled_pairs(table, threshold):
     assert report.pooled["macro_f1"] == pytest.approx(share(sum(scores), len(scores)))
 
 
+@settings(deadline=None)
 @given(predictions())
 def test_a_monotone_change_of_the_scores_changes_no_ranking(table):
     labels, p = table
@@ -63,6 +65,7 @@ def test_a_monotone_change_of_the_scores_changes_no_ranking(table):
         assert after.pooled[name] == before.pooled[name]
 
 
+@settings(deadline=None)
 @given(predictions(), st.integers(0, 99))
 def test_the_best_threshold_needs_no_order_and_no_unlabelled_pair(table, seed):
     labels, p = table
@@ -75,7 +78,7 @@ def test_the_best_threshold_needs_no_order_and_no_unlabelled_pair(table, seed):
     assert metrics.best_threshold(y, s / 2) == pytest.approx(best / 2)
 
 
-@settings(max_examples=30)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(2, 6), st.integers(0, 999))
 def test_baselines_are_those_of_counting(folds, seed):
     source = np.random.default_rng(seed)

@@ -70,7 +70,7 @@ def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path):
         Trainer(model, optimizer, BCELoss(), progress=False).load_checkpoint(path)
 
 
-# ---- checkpoints that are kept ----------------------------------------------------------------------------------
+# ---- the best checkpoint ----------------------------------------------------------------------------------------
 
 
 def test_before_training_and_without_a_folder_there_is_no_best_checkpoint(tmp_path):

@@ -55,7 +55,7 @@ def test_a_batch_size_limits_the_texts_of_a_pass(batch_size, expected, encoder, 
     assert batch_sizes(texts_of(9, longest=5), encoder, tmp_path, batch_size=batch_size) == expected
 
 
-def test_a_text_longer_than_the_encoder_reads_counts_as_what_is_read(encoder, tmp_path):
+def test_a_long_text_counts_with_the_tokens_that_the_encoder_accepts(encoder, tmp_path):
     texts = [f"w1 {'w2 ' * (500 + number)}" for number in range(2 * BUDGET // 64)]
     assert batch_sizes(texts, encoder, tmp_path) == [BUDGET // 64] * 2
 

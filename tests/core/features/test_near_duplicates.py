@@ -36,13 +36,13 @@ def test_every_pair_above_the_threshold_is_reported_once_most_similar_first(corp
     embeddings, offsets, groups = corpus
     similarity = cosines(embeddings, offsets)
     pairs = near_duplicates(embeddings, offsets, groups, threshold=threshold)
-    found = {(pair.first, pair.second): pair.similarity for pair in pairs}
-    assert len(found) == len(pairs)
+    reported = {(pair.first, pair.second): pair.similarity for pair in pairs}
+    assert len(reported) == len(pairs)
     for i, j in zip(*np.triu_indices(len(groups), 1), strict=True):
         if abs(similarity[i, j] - threshold) > 1e-5:  # closer than that, rounding decides
-            assert ((i, j) in found) is bool(similarity[i, j] > threshold and groups[i] != groups[j])
-    assert all(value == pytest.approx(similarity[pair], abs=1e-5) for pair, value in found.items())
-    assert [pair.similarity for pair in pairs] == sorted(found.values(), reverse=True)
+            assert ((i, j) in reported) is bool(similarity[i, j] > threshold and groups[i] != groups[j])
+    assert all(value == pytest.approx(similarity[pair], abs=1e-5) for pair, value in reported.items())
+    assert [pair.similarity for pair in pairs] == sorted(reported.values(), reverse=True)
 
 
 def test_pairs_of_equal_similarity_are_in_the_order_of_their_posts():

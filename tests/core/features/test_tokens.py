@@ -50,18 +50,18 @@ def encoder(tmp_path_factory):
 
 
 def test_the_special_tokens_are_those_of_the_encoder(encoder):
-    found = vocabulary(encoder)
-    assert [part.tolist() for part in found.single.parts] == [[0], [1]]
-    assert [part.tolist() for part in found.pair.parts] == [[0], [1, 1], [1]]
-    assert (found.single.count, found.pair.count) == (2, 4)
-    assert (found.single.types, found.pair.types) == ((0,), (0, 0))
-    assert found.pad == 0  # none of its own: any token will do, because it is masked
+    special = vocabulary(encoder)
+    assert [part.tolist() for part in special.single.parts] == [[0], [1]]
+    assert [part.tolist() for part in special.pair.parts] == [[0], [1, 1], [1]]
+    assert (special.single.count, special.pair.count) == (2, 4)
+    assert (special.single.types, special.pair.types) == ((0,), (0, 0))
+    assert special.pad == 0  # the tokenizer has none: any token will do, because it is masked
 
 
 @pytest.mark.parametrize(("max_length", "positions", "expected"), [(40, 32, 32), (24, 32, 24), (int(1e30), 32, 32)])
 def test_the_longest_sequence_is_the_smaller_limit_of_tokenizer_and_model(max_length, positions, expected, tmp_path):
-    found = vocabulary(save_encoder(tmp_path / "one", max_length=max_length, positions=positions))
-    assert found.max_length == expected
+    encoder = save_encoder(tmp_path / "one", max_length=max_length, positions=positions)
+    assert vocabulary(encoder).max_length == expected
 
 
 def test_a_sequence_is_criterion_and_post_between_the_special_tokens(encoder):

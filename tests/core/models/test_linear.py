@@ -35,8 +35,8 @@ def fitted_by_hand(rows, target):
         z = rows @ parameters[:-1] + parameters[-1]
         return 0.5 * parameters[:-1] @ parameters[:-1] + np.logaddexp(0, -sign * z).sum()
 
-    found = minimize(loss, np.zeros(rows.shape[1] + 1), tol=1e-10)
-    return found.x[:-1], found.x[-1]
+    optimum = minimize(loss, np.zeros(rows.shape[1] + 1), tol=1e-10)
+    return optimum.x[:-1], optimum.x[-1]
 
 
 # ---- the trained model ------------------------------------------------------------------------------------------
