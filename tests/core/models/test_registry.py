@@ -9,11 +9,14 @@ import torch
 from corpora import planted
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from sparse_evidence.core.config import AbmilConfig, IrisConfig, LinearConfig, TokenConfig
+from sparse_evidence.core.features.bags import Bag
 from sparse_evidence.core.features.encoders import locate
 from sparse_evidence.core.features.views import TextCorpus
 from sparse_evidence.core.models import REGISTRY, Model, build_model, prior_log_odds
+from sparse_evidence.core.models.abmil import Abmil
 from sparse_evidence.core.models.base import enable_gradient_checkpointing, normal
 
 STACKED = [IrisConfig(hidden=8, num_queries=2), AbmilConfig(hidden=8, attention_hidden=4), LinearConfig()]
@@ -131,6 +134,15 @@ def test_chunk_logits_of_a_post_are_its_logits(config, corpus):
     posts = np.arange(20).reshape(2, 10)
     from_chunks = model.eval().chunk_logits(corpus.bags.chunks("cpu").batch(posts))
     torch.testing.assert_close(from_chunks, model(inputs.batch(posts)), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dim", [32, 512])
+def test_features_of_abmil_start_at_unit_variance_for_every_encoder(dim):
+    """So that one learning rate suits all of them; half of the variance passes the ReLU."""
+    model = Abmil(AbmilConfig(hidden=256), dim, torch.zeros(1, 2), seed=0, folds=[0])
+    chunks = torch.randn(1, 20, 5, dim, generator=torch.Generator().manual_seed(0))
+    _, features = model.attend(Bag(functional.normalize(chunks, dim=-1), torch.ones(1, 20, 5, dtype=torch.bool)))
+    assert features.square().mean().item() == pytest.approx(0.5, abs=0.05)
 
 
 # ---- models of text ---------------------------------------------------------------------------------------------
