@@ -83,6 +83,7 @@ def test_the_index_reads_arrays_of_any_layout():
     for embeddings in (corpus.embeddings.astype(np.float64), strided, np.asfortranarray(corpus.embeddings)):
         index = ChunkIndex(embeddings, corpus.offsets.astype(np.int32))
         np.testing.assert_array_equal(index.search(queries.astype(np.float64), 5).chunks, expected.chunks)
+        assert (index.embeddings.dtype, index.offsets.dtype) == (np.float32, np.int64)
         bag = index.bags.chunks("cpu").batch(np.array([[3]]))
         np.testing.assert_array_equal(bag.embeddings, corpus.bags.chunks("cpu").batch(np.array([[3]])).embeddings)
 
