@@ -55,6 +55,13 @@ def test_with_enough_bins_every_probability_has_its_own(values, seed):
     assert expected_calibration_error(y, p, bins=2 * len(p)) == pytest.approx(sum(gaps) / len(p))
 
 
+def test_equal_probabilities_share_the_bin_of_their_middle_rank():
+    """Ranks 2 to 7 of ten are equal: their middle is in the second of two bins, and so are all of them."""
+    p, y = np.array([0.1] * 2 + [0.5] * 6 + [0.9] * 2), np.array([1, 0, 1, 1, 1, 1, 0, 1, 0, 0], dtype=np.int8)
+    first, second = abs(2 * 0.1 - 1), abs(6 * 0.5 + 2 * 0.9 - 5)
+    assert expected_calibration_error(y, p, bins=2) == pytest.approx((first + second) / 10)
+
+
 @settings(deadline=None)
 @given(st.integers(1, 40), st.integers(0, 999))
 def test_one_bin_compares_the_means(count, seed):
