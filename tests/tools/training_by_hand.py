@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Training by hand, as a user would write it. Tests also run it as a script, in another process.
-=======
 """A training loop as a user would write it; run as a script, in a separate process.
->>>>>>> r2
 
     python training_by_hand.py DIRECTORY VARIANT [EPOCH ...]
 
@@ -53,11 +49,7 @@ def build(variant, directory):
     }[variant]()
     generator = torch.Generator() if variant == "generator" else None
     if generator is not None:
-<<<<<<< HEAD
-        generator.seed()  # random: the trainer must seed it again
-=======
         generator.seed()  # the trainer reseeds it
->>>>>>> r2
     trainer = Trainer(
         model=model,
         optimizer=optimizer,
