@@ -69,7 +69,7 @@ def main() -> NoReturn:
     # Threads that spin while they wait take cores from other workers: epochs were 3 times slower on a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # contexts are left and release their resources
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that context managers release their resources
     code = _run()
     if threading.current_thread() is threading.main_thread():
         # The supervisor may ask a worker to stop that is already exiting: no traceback from an exit handler then.

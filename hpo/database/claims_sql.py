@@ -149,7 +149,7 @@ def claim_of_owner(connection: sa.Connection, owner: str) -> ClaimedTrial | None
 _IS_SILENT = "greatest(c.heartbeat, pg_postmaster_start_time()) < clock_timestamp() - make_interval(secs => :grace)"
 
 # A locked claim is skipped: its owner is writing, so it is alive.
-_NEXT_STALE_CLAIM = sa.text(f"""
+_NEXT_STALE_OR_RELEASED_CLAIM = sa.text(f"""
 SELECT t.trial_id, c.attempt, c.released FROM hpo_claims c JOIN trials t USING (trial_id)
 WHERE c.study_id = :study AND t.state = 'RUNNING' AND (c.released OR {_IS_SILENT})
 ORDER BY t.number LIMIT 1
@@ -166,10 +166,10 @@ ORDER BY t.number LIMIT 1
 """)
 
 
-def next_stale_claim(connection: sa.Connection, study: int, grace_seconds: float) -> AbandonedTrial | None:
+def next_abandoned_trial(connection: sa.Connection, study: int, grace_seconds: float) -> AbandonedTrial | None:
     """Return the first running trial that can be taken over."""
     sql_params = {"study": study, "grace": grace_seconds}
-    row = connection.execute(_NEXT_STALE_CLAIM, sql_params).first()
+    row = connection.execute(_NEXT_STALE_OR_RELEASED_CLAIM, sql_params).first()
     row = row or connection.execute(_NEXT_UNCLAIMED_TRIAL, sql_params).first()
     return _abandoned(row) if row else None
 
@@ -264,7 +264,7 @@ _HEARTBEAT = sa.text(
 
 
 def heartbeat(connection: sa.Connection, trial_id: int, owner: str, stage: int, epoch: int) -> bool:
-    """Record that the owner is alive and how far it is; False if the claim is lost."""
+    """Record that the owner is alive, and its progress; False if the claim is lost."""
     return _update(connection, _HEARTBEAT, trial_id, owner, stage=stage, epoch=epoch)
 
 
@@ -321,7 +321,8 @@ def delete_claim(connection: sa.Connection, trial_id: int, owner: str) -> bool:
 _EXHAUSTED_CLAIMS = sa.text(f"""
 SELECT t.trial_id, c.attempt, c.released FROM hpo_claims c JOIN trials t USING (trial_id)
 WHERE c.study_id = :study AND t.state = 'RUNNING'
-  AND (c.released AND c.attempt > :max_attempts OR c.attempt >= :max_attempts AND NOT c.released AND {_IS_SILENT})
+  AND ((c.released AND c.attempt > :max_attempts)
+       OR (NOT c.released AND c.attempt >= :max_attempts AND {_IS_SILENT}))
 FOR UPDATE OF c SKIP LOCKED
 """)  # noqa: S608 (constants)
 

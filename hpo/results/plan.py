@@ -22,13 +22,13 @@ from ..study.fields import Choices, Range
 from ..study.space import Parameter
 
 Clock = Callable[[], float]
-"""Seconds since any fixed moment."""
+"""A clock in seconds, with an arbitrary origin."""
 
 PROBE_EPOCHS = 4
 PROBE_SECONDS = 20.0
 """After this long no further epoch is measured."""
 NAMED_DUPLICATES = 20
-"""The most similar pairs of near-duplicates are named, at most this many."""
+"""At most this many pairs of near-duplicates are listed, most similar first."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Posts of different groups with almost the same text: folds leak through them."""
+    """Posts of different groups with almost the same text: they leak between folds."""
 
     pairs: int
     posts: tuple[tuple[str, str], ...]

@@ -1,4 +1,4 @@
-"""The exact loop: which worker works on which trial, until exactly the requested number of trials has finished.
+"""The exact loop: assigns trials to workers until exactly the requested number has finished.
 
 Optuna's table alone says what state a trial is in; the table `hpo_claims` says which worker has claimed a running one.
 All decisions are made in one transaction under the study's advisory lock and by the database's clock:
@@ -134,12 +134,12 @@ class Claims:
             lock_study(connection, study)
             if claimed := claims_sql.claim_of_owner(connection, owner):
                 return claimed
-            while stale := claims_sql.next_stale_claim(connection, study, self.terms.grace_seconds):
-                if stale.next_attempt <= self.terms.max_attempts:
+            while abandoned := claims_sql.next_abandoned_trial(connection, study, self.terms.grace_seconds):
+                if abandoned.next_attempt <= self.terms.max_attempts:
                     return claims_sql.upsert_claim(
-                        connection, study, stale.trial_id, owner, stale.next_attempt, self.worker
+                        connection, study, abandoned.trial_id, owner, abandoned.next_attempt, self.worker
                     )
-                claims_sql.fail_exhausted(connection, stale)
+                claims_sql.fail_exhausted(connection, abandoned)
             counts = claims_sql.count_by_state(connection, study)
             if counts.finished + counts.running < self.budget:
                 trial_id = claims_sql.start_trial(connection, study)
@@ -148,7 +148,7 @@ class Claims:
 
 
 class Claim:
-    """A trial that this worker owns; a context manager that sends heartbeats and never leaves the trial unattended.
+    """A trial that this worker owns; a context manager that sends heartbeats. On exit the trial is finished or released.
 
     Optuna's own calls on `trial` (suggest, report, attributes) raise `ClaimLostError` once another worker has taken it
     over. An exception that leaves the context releases the trial immediately, as a failed attempt. A context that ends
@@ -160,7 +160,7 @@ class Claim:
     ) -> None:
         self.trial = trial
         self.trials_when_claimed = trials
-        """All trials of the study, this one included."""
+        """All trials of the study when this one was claimed, itself included."""
         self.owner = owner
         self.attempt = claimed.attempt
         self.checkpoint, self.checkpoint_sha256 = claimed.checkpoint, claimed.checkpoint_sha256
@@ -189,7 +189,7 @@ class Claim:
         if self._ended or self.lost.is_set() or isinstance(error, ClaimLostError):
             return
         failed = isinstance(error, Exception)  # not Ctrl-C
-        self._try_once(claims_sql.fail_claim if failed else claims_sql.release_claim)
+        self._release_on_exit(claims_sql.fail_claim if failed else claims_sql.release_claim)
         if failed:
             logger.error("Trial %d failed (%s) and was released.", self.trial.number, type(error).__name__)
 
@@ -198,7 +198,7 @@ class Claim:
         return unwrap(self.trial.study).transaction(self._trial_id)
 
     def progress(self, stage: int, epoch: int) -> None:
-        """Record how far the work is; the next heartbeat sends it, so this is cheap. Raises `ClaimLostError`."""
+        """Record the progress; the next heartbeat sends it, so this is cheap. Raises `ClaimLostError`."""
         self._heartbeat.progress(stage, epoch)
         if self.lost.is_set():
             raise ClaimLostError
@@ -297,7 +297,7 @@ class Claim:
             self.lost.set()
             raise ClaimLostError
 
-    def _try_once(self, statement: Callable[..., bool]) -> None:
+    def _release_on_exit(self, statement: Callable[..., bool]) -> None:
         """Release the trial without a retry: the unreachable database may be why the context ends."""
         try:
             self._execute(statement)
@@ -315,7 +315,7 @@ class Claim:
             extra={"action": "stalled"},
         )  # fmt: skip
         if not self.lost.is_set():
-            self._try_once(claims_sql.fail_claim)
+            self._release_on_exit(claims_sql.fail_claim)
         self.lost.set()
         self._claims.stalled()
 

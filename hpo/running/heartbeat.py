@@ -52,7 +52,7 @@ class Heartbeat:
         self._thread.start()
 
     def progress(self, stage: int, epoch: int) -> None:
-        """Record how far the work is; the next heartbeat sends it."""
+        """Record the progress; the next heartbeat sends it."""
         self._position = (stage, epoch)
         self._progressed = time.monotonic()
 

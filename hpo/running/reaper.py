@@ -1,7 +1,7 @@
 """A thread in every worker that cleans up after killed workers, even while the worker itself is busy.
 
-It takes no trial away: a worker that was cut off for longer than the grace period keeps its trial unless another worker
-has taken it over.
+It takes no trial over: a worker that was cut off for longer than the grace period keeps its trial, unless another
+worker has taken it over or its attempts are exhausted.
 """
 
 from __future__ import annotations

@@ -71,15 +71,15 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
         self.stop()
 
     def poll(self) -> int:
-        """Restart crashed workers whose pause is over; return the number of slots that run a worker or wait for one.
+        """Restart crashed workers whose pause is over; return the number of slots that run a worker or will restart one.
 
         Only this call restarts crashed workers, so make it about once a second.
         """
         return sum(slot.poll() for slot in self._slots)
 
     def failure(self) -> tuple[int, str]:
-        """Why no worker is left: an exit code, and how each worker ended with the last line that it wrote."""
-        codes = {f"{ending(slot.code)}{slot.last_line()}": slot.code for slot in self._slots}
+        """Why no worker is left: an exit code, and how each worker ended, with the last line it printed."""
+        codes = {f"{describe_exit(slot.code)}{slot.last_line()}": slot.code for slot in self._slots}
         description = "; ".join(f"a worker {text}" for text in codes)
         return max((code for code in codes.values() if code and code > 0), default=1), description
 
@@ -141,7 +141,7 @@ class _Slot:
 
     def _handle_end(self, code: int) -> None:
         """Print how the process ended, and schedule a restart unless it would end the same way."""
-        message = f"worker {self._number} {ending(code)}"
+        message = f"worker {self._number} {describe_exit(code)}"
         immediately = code in _RESTART_IMMEDIATELY
         if not immediately:
             self._crashes = 1 if time.monotonic() - self._started_at > HEALTHY_SECONDS else self._crashes + 1
@@ -222,7 +222,7 @@ class _Process:
             self._process.stdin.close()
 
 
-def ending(code: int | None) -> str:
+def describe_exit(code: int | None) -> str:
     """Describe how a process ended, from its exit code."""
     if code is not None and code < 0:
         return f"was killed by signal {-code}" + (" (often: out of memory)" if code == -9 else "")

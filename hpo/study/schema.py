@@ -1,7 +1,6 @@
 """A JSON schema of study files, with which editors complete and check them.
 
-`make schema` writes the copy, `studies/study.schema.json`, that the study files name in
-their first line.
+`make schema` writes the copy, `studies/study.schema.json`, to which the first line of a study file refers.
 """
 
 from __future__ import annotations

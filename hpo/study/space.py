@@ -1,4 +1,4 @@
-"""Definition + trial -> the configuration that core trains. No other module knows how parameters are named.
+"""Definition + trial -> the configuration that core trains. The only module that names parameters.
 
 A parameter is named after its place in the file: `training.learning_rate`, `model.k_retrieved`, `loss.gamma`.
 `model` and `loss` are parameters themselves if the file has several alternatives. Alternatives that search a

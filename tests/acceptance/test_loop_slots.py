@@ -19,7 +19,7 @@ from sparse_evidence.core.errors import UserError
 from sparse_evidence.hpo.database import connection
 from sparse_evidence.hpo.database.claims_sql import Counts, count_trials, list_claims
 from sparse_evidence.hpo.running import slots
-from sparse_evidence.hpo.running.supervisor import RESTART_PAUSES, ending
+from sparse_evidence.hpo.running.supervisor import RESTART_PAUSES, describe_exit
 
 UUIDS = ["GPU-11111111-aaaa-bbbb-cccc-000000000001", "GPU-22222222-aaaa-bbbb-cccc-000000000002"]
 
@@ -226,4 +226,4 @@ def test_the_pause_before_a_restart_doubles_up_to_a_minute() -> None:
     ],
 )
 def test_a_workers_end_is_described_by_its_exit_code(code: int, text: str) -> None:
-    assert ending(code) == text
+    assert describe_exit(code) == text
