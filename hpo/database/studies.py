@@ -46,8 +46,8 @@ def open_study(
     """Create the study, or join it if it was started with the same `identity`; else `RefusedError` says what differs.
 
     `identity` has the keys `definition` (a dict of JSON values), `definition_sha256`, `data_sha256`,
-    `folds_sha256`, `encoders_sha256` and `code`. `default_parameters` are queued when the study is created and so become trial 0.
-    `differences(ours, theirs)` describes how two definitions differ, a clause per difference. Default
+    `folds_sha256`, `encoders_sha256` and `code`. `default_parameters` are queued when the study is created and so
+    become trial 0. `differences(ours, theirs)` describes how two definitions differ, a clause per difference. Default
     of `pruner`: Optuna prunes nothing.
     """
     from .optuna_storage import unwrap

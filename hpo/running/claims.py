@@ -148,7 +148,7 @@ class Claims:
 
 
 class Claim:
-    """A trial that this worker owns; a context manager that sends heartbeats. On exit the trial is finished or released.
+    """A trial that this worker owns. As a context manager it sends heartbeats and ends finished or released.
 
     Optuna's own calls on `trial` (suggest, report, attributes) raise `ClaimLostError` once another worker has taken it
     over. An exception that leaves the context releases the trial immediately, as a failed attempt. A context that ends

@@ -1,9 +1,9 @@
 """The pruning rule: a trial is compared with the other trials of the study on the same folds.
 
 Where: `running.objective.run` calls `SameFoldsRule.should_prune` after every epoch; nothing else prunes a trial.
-When: at the end of every stage but the last, by the trial's mean score over the folds started so far; with `within_stages` also
-after every other epoch of these stages, by its projected value. Both are compared with `pruning_threshold`, a
-percentile of the values that other trials reported for the same folds.
+When: at the end of every stage but the last, by the trial's mean score over the folds started so far; with
+`within_stages` also after every other epoch of these stages, by its projected value. Both are compared with
+`pruning_threshold`, a percentile of the values that other trials reported for the same folds.
 
 Scores are never compared epoch by epoch, which would favor fast starters. Within a stage the rule compares the value
 that the trial can still reach (`core.training.stopping.projected_best`) with the values that others have reached.

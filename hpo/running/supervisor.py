@@ -71,7 +71,7 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
         self.stop()
 
     def poll(self) -> int:
-        """Restart crashed workers whose pause is over; return the number of slots that run a worker or will restart one.
+        """Restart crashed workers whose pause is over; return the number of slots that run a worker or will.
 
         Only this call restarts crashed workers, so make it about once a second.
         """
