@@ -176,18 +176,22 @@ def test_a_model_of_text_has_neither_logits_of_chunks_nor_attention(method, text
 
 
 class Constant(Model):
-    """The least that a model needs: logits, and a bias."""
+    """The least that a model needs: a way to build it, logits, and a bias."""
 
     def __init__(self, prior):
         super().__init__()
         self.bias = torch.nn.Parameter(prior.clone())
 
+    @classmethod
+    def build(cls, config, features, prior, *, seed, folds):
+        return cls(prior)
+
     def forward(self, batch):
         return self.bias[:, None].expand(-1, batch.shape[1], -1)
 
 
-def test_a_new_model_needs_only_logits_and_a_bias():
-    model = Constant(torch.zeros(2, 3))
+def test_a_new_model_needs_only_build_logits_and_a_bias():
+    model = Constant.build(None, None, torch.zeros(2, 3), seed=0, folds=[0, 1])
     model.reseed([(0,), (1,)])
     assert model.penalty().tolist() == [0.0, 0.0]
     assert model.empty_logits().shape == (2, 1, 3)
