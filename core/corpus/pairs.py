@@ -107,7 +107,7 @@ class _PairsReader:
             if first != label:
                 name = f"post {quote_value(row['post_id'])} and criterion {quote_value(row['criterion'])}"
                 self.problems.append(
-                    f"row {row.number}: {name} have label {label} here, but {first} in row {first_row}"
+                    f"row {row.number}: {name} have label {label}, but label {first} in row {first_row}"
                 )
             self.merged += first == label
         self.labels.setdefault(pair, (label, row.number))

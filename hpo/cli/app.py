@@ -30,6 +30,9 @@ EXIT_CODES = (
     "start the worker again, as --slots does), 130 interrupted."
 )
 
+MAX_LISTED = 20
+"""Mistakes of a file that are printed; the rest is counted."""
+
 app = typer.Typer(
     name="hpo",
     help="Hyperparameter search for classifiers that must find sparse evidence in long, imbalanced text.",
@@ -84,9 +87,10 @@ def _run() -> int:
         # typer returns 130 for a KeyboardInterrupt, which is also our exit code
         code = app(sys.argv[1:] or ["--help"], prog_name="hpo", standalone_mode=False) or Exit.DONE
         if code == Exit.INTERRUPTED:
-            print_error("interrupted; no finished trial is lost, run the same command to resume")
+            print_error("interrupted: no finished trial is lost; run the same command to resume")
     except typer.TyperException as error:
-        print_error(f"{error.format_message().rstrip('.')}; see `{_verb_of(error)} --help`")
+        message = error.format_message()
+        print_error(f"{message}{'' if message.endswith(('.', '?')) else '.'} See `{_verb_of(error)} --help`")
         code = Exit.USAGE
     except (UserError, StorageError, RefusedError) as error:
         _print_exception(error)
@@ -99,15 +103,17 @@ def _run() -> int:
 
 
 def _print_exception(error: Exception) -> None:
-    """Print the error: one line, or a headline followed by one line per mistake."""
+    """Print the error: one line, or a headline followed by one line per mistake, up to `MAX_LISTED`."""
     message = str(error)
     problems: Sequence[str] = getattr(error, "problems", ())
     if len(problems) < 2 or problems[0] not in message:
         print_error(message)
         return
     print_error(message.partition(problems[0])[0].rstrip())
-    for problem in problems:
+    for problem in problems[:MAX_LISTED]:
         print(f"  {' '.join(problem.split())}", file=sys.stderr)
+    if len(problems) > MAX_LISTED:
+        print(f"  and {len(problems) - MAX_LISTED:,} more", file=sys.stderr)
 
 
 def _verb_of(error: typer.TyperException) -> str:

@@ -14,7 +14,7 @@ def command(
     study: Annotated[
         Path | None,
         typer.Argument(
-            metavar="STUDY", help="Verify that this study exists; all studies are listed anyway.", show_default=False
+            metavar="STUDY", help="Check first that this study exists. All studies are listed.", show_default=False
         ),
     ] = None,
     host: Annotated[

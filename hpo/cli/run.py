@@ -79,5 +79,5 @@ def _watch(started: StartedStudy, console: Console, workers: int | None) -> Outc
     if outcome.code:
         print_error(f"no worker is left, and {progress}: {outcome.reason}; run the same command to resume")
     elif not outcome.workers:
-        console.print(f"nothing to do: {outcome.finished} of {outcome.trials} requested trials are finished")
+        console.print(f"nothing to do: {outcome.trials} trials were requested and {outcome.finished} are finished")
     return outcome

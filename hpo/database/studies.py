@@ -60,8 +60,8 @@ def open_study(
         differing.append(f"the direction is {direction} here and {study.direction.name.lower()} in the study")
     if differing:
         raise RefusedError(
-            f"The study {name!r} in {_database(storage)} was started with something else: "
-            f"{'; '.join(differing)}; use what it was started with, or give this study another name."
+            f"The study {name!r} in {_database(storage)} was started with different inputs: "
+            f"{'; '.join(differing)}; restore them, or give this study another name."
         )
     return _study(storage, name, sampler, pruner)
 

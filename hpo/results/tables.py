@@ -205,7 +205,7 @@ def _data_rows(plan: Plan) -> list[tuple[str, str]]:
             f"validation posts {', '.join(map(str, plan.validation_posts))}",
         ),
         ("embeddings", texts_text(plan.texts, plan.embedded_now)),
-        *([("short posts", f"with ≤ k chunks (retrieval changes nothing): {short}")] if short else []),
+        *([("short posts", f"with at most k chunks, so retrieval selects all of them: {short}")] if short else []),
     ]
 
 
@@ -228,7 +228,7 @@ def _cost_rows(plan: Plan) -> list[tuple[str, str]]:
         (
             "estimated",
             f"{_span(cost.shortest_seconds, cost.longest_seconds)} for {plan.trials:,} trials and one worker "
-            "(no pruning; from every trial stopping early to none)",
+            "(without pruning; from all trials stopping early to none)",
         ),
     ]
 

@@ -183,7 +183,8 @@ def run_slots(
         `Exit.DONE`, or the exit code of the workers that failed.
     """
     for slot in slots:
-        print_line(f"slot {slot.number}: {slot.gpu or 'no GPU'}, {slot.threads} CPU threads")
+        threads = f"{slot.threads} CPU thread{'s' if slot.threads > 1 else ''}"
+        print_line(f"slot {slot.number}: {slot.gpu or 'no GPU'}, {threads}")
     with WorkerPool(study, url, trials=trials, slots=slots, print_line=print_line, artifacts=artifacts) as pool:
         while pool.poll() and not stop.wait(REFRESH_SECONDS):
             pass

@@ -27,14 +27,14 @@ _HEADER = """\
 #   k_retrieved = { low = 2, high = 6 }                     a range; both ends are included
 #   learning_rate = { low = 3e-4, high = 1e-2, log = true } a range over orders of magnitude
 #   num_queries = { choices = [2, 4, 8] }                   a few values
-# `default = ...` in a range or in choices sets where the first trial starts.
+# `default = ...` in a range or in choices sets the value that the first trial uses.
 """
 _SETTINGS = """\
 [search]
 metric = "average_precision"  # mean over folds of the mean over criteria; or "auroc", "brier"
 trials = 40                   # may be raised later: the search resumes
 seed = 0
-pruner = { name = "same_folds", percentile = 25 }  # a trial outside the best quarter after a stage is stopped
+pruner = { name = "same_folds", percentile = 25 }  # after each stage, trials outside the best quarter stop
 
 [model]
 name = "iris"                 # learned queries retrieve the k sentences of a post that match best; or "abmil",

@@ -79,7 +79,7 @@ def test_a_study_from_its_first_run_to_its_export(call, start, tmp_path):
     # again: nothing is trained, nothing is embedded, the same best
     again = call("run", SMOKE, "--workers", "2")
     assert (again.returncode, again.stderr) == (0, "")
-    assert "nothing to do: 6 of 6 requested trials are finished" in again.stdout
+    assert "nothing to do: 6 trials were requested and 6 are finished" in again.stdout
     assert "(all embeddings cached)" in again.stdout
     second = best(tmp_path / "best.json")
     assert {**second["provenance"], "exported_at": ""} == {**first["provenance"], "exported_at": ""}
@@ -201,7 +201,7 @@ def test_an_interrupted_run_releases_its_trials_and_shows_where_the_study_stands
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=300)
     assert (run.returncode, err.count("\n")) == (130, 1), err
-    assert "no finished trial is lost, run the same command to resume" in err
+    assert "no finished trial is lost; run the same command to resume" in err
     assert "Press Ctrl-C again to stop immediately." in out
     assert "long: 0 of 2 trials finished\n0 complete, 0 pruned, 0 running, 2 released\nno score yet\n" in out
     assert ended([row["pid"] for row in at_work])

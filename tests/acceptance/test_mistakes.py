@@ -152,7 +152,17 @@ def test_wrong_usage(hpo, arguments, expected):
     code, err = hpo(*arguments)
     assert code == 2
     assert expected in one_sentence(err)
-    assert f"see `hpo{' run' if arguments[0] == 'run' else ''} --help`" in err
+    assert f"See `hpo{' run' if arguments[0] == 'run' else ''} --help`" in err
+
+
+def test_of_many_mistakes_the_first_twenty_are_listed(hpo, tmp_path):
+    rows = [[f"p{n}", f"post {n}", "sad", "yes"] for n in range(30)]
+    path = wrong(tmp_path, PAIRS + IRIS, table([["post_id", "post", "criterion", "label"], *rows]))
+    code, err = hpo("validate", str(path))
+    assert code == 2
+    headline, *listed = err.splitlines()
+    assert headline.endswith("has 30 mistakes:")
+    assert (len(listed), listed[-1]) == (21, "  and 10 more")
 
 
 # --- the database -----------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ GOOD = ("p1", SECRET, "a", "1")
         ([GOOD, ("p2", " ", "a", "1")], ["row 3: post is empty"]),
         ([GOOD, ("", SECRET, " ", "1")], ["row 3: post_id is empty", "row 3: criterion is empty"]),
         ([GOOD, ("p1", "other", "b", "1")], ["row 3: the text of post 'p1' differs from row 2"]),
-        ([GOOD, ("p1", SECRET, "a", "0")], ["row 3: post 'p1' and criterion 'a' have label 0 here, but 1 in row 2"]),
+        ([GOOD, ("p1", SECRET, "a", "0")], ["row 3: post 'p1' and criterion 'a' have label 0, but label 1 in row 2"]),
         ([GOOD, (), ("p2", f"a\n{SECRET}", "a", "1"), ("p3", "x", "a", "x")], ["row 5: label is 'x'"]),
         ([GOOD, ("p2", SECRET, "a")], ["row 3: it has 3 cells, but the header has 4"]),
         ([GOOD, ("p2", SECRET, "a", "1", "")], ["row 3: it has 5 cells, but the header has 4"]),

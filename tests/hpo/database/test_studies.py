@@ -79,11 +79,11 @@ def test_every_difference_is_named(storage: Any) -> None:
     }
     with pytest.raises(RefusedError) as caught:
         open_study(storage, identity=other, direction="minimize")
-    assert str(caught.value).partition("something else: ")[2] == (
+    assert str(caught.value).partition("different inputs: ")[2] == (
         "search.seed is 1 here and 0 in the study; the data differ (bbbbbbbbbbbb here, aaaaaaaaaaaa in the study); "
         "the code version differs (0.2.0 here, 0.1.0 in the study); "
         "the direction is minimize here and maximize in the study; "
-        "use what it was started with, or give this study another name."
+        "restore them, or give this study another name."
     )
     with pytest.raises(RefusedError, match="described by the caller"):
         open_study(storage, identity=other, differences=lambda _, __: ["described by the caller"])

@@ -76,7 +76,7 @@ def test_a_plan_says_what_the_study_is_and_costs():
         "average precision: linear 0.4589, prevalence (mean) 0.2000", "all called positive: F1 –",
         "0.50 s for all 5 folds", "2 parameters to search", "training.accumulation_steps one of 1, 2, 4",
         "loss.gamma 0.0 to 4.0, where loss is focal",
-        "20 s to 1 min 52 s for 300 trials and one worker (no pruning; from every trial stopping early to none)",
+        "20 s to 1 min 52 s for 300 trials and one worker (without pruning; from all trials stopping early to none)",
     ):  # fmt: skip
         assert expected in text
 

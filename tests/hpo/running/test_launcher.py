@@ -72,4 +72,4 @@ def test_slots_end_when_the_trials_are_finished(database, tmp_path):
     slots = [Slot(number=0, threads=1)]
     artifacts = str(tmp_path / "artifacts")
     code = run_slots(SMOKE, database, trials=1, slots=slots, artifacts=artifacts, stop=stop, print_line=lines.append)
-    assert (code, lines) == (Exit.DONE, ["slot 0: no GPU, 1 CPU threads"])
+    assert (code, lines) == (Exit.DONE, ["slot 0: no GPU, 1 CPU thread"])
