@@ -72,7 +72,14 @@ class Token(Model):
         """Logits `[1, width, criteria]` of a batch of posts."""
         frozen = self.training and self._head_only
         self.encoder.train(self.training and not frozen)
-        with self._seeded_dropout(batch.ids.device), torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+        # One autocast context for all passes, so that they share the cast weights, and no longer: autocast caches these
+        # until it exits, and an optimizer step invalidates them.
+        autocast = torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+        with (
+            self._seeded_dropout(batch.ids.device),
+            torch.set_grad_enabled(torch.is_grad_enabled() and not frozen),
+            autocast,
+        ):
             states = torch.cat([self._encode(batch, at) for at in range(0, len(batch.ids), SEQUENCES_PER_PASS)])
         # unit vectors, like frozen embeddings: the head then trains at the learning rate of the other models' heads
         states = self.dropout(functional.normalize(states, dim=-1)[None])[0]
@@ -93,10 +100,7 @@ class Token(Model):
         inputs = {"input_ids": batch.ids[rows, :length], "attention_mask": mask.long()}
         if getattr(self.encoder.config, "type_vocab_size", 0) > 1:
             inputs["token_type_ids"] = batch.types[rows, :length]
-        # one context per pass: autocast caches the cast weights until it exits, and an optimizer step invalidates them
-        with torch.autocast(mask.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            states: Tensor = self.encoder(**inputs).last_hidden_state
-        states = states.float()
+        states: Tensor = self.encoder(**inputs).last_hidden_state.float()
         if self.config.readout == "first":
             return states[:, 0]
         present = mask[..., None].to(states.dtype)
