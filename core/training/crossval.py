@@ -148,7 +148,7 @@ class CrossValidation:
         )
         means = [*stage.means, float(np.mean(scores))]
         stops_now = not stage.ended and (
-            len(means) >= self.training.epochs
+            len(means) >= self._longest(stage)
             or is_stale(means, self.training.patience, higher_is_better=self.metric.higher_is_better)
         )
         event = CvEpoch(
@@ -164,6 +164,10 @@ class CrossValidation:
         stage.logits.append(logits)
         stage.ended = stage.ended or stops_now
         return event
+
+    def _longest(self, stage: Stage) -> int:
+        """The largest number of epochs that a stage trains for."""
+        return min(self.training.epochs, stage.stack.max_epochs or self.training.epochs)
 
     @property
     def folds_begun(self) -> int:
@@ -189,7 +193,7 @@ class CrossValidation:
         return projected_best(
             stage.means,
             self.training.patience,
-            longest=self.training.epochs,
+            longest=self._longest(stage),
             warmup=stage.stack.warmup_epochs,
             higher_is_better=self.metric.higher_is_better,
         )
