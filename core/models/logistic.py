@@ -158,7 +158,8 @@ class _Fit:
         theta, known, y = self.theta[active], self._known[active], self._targets[active]
         logits = theta @ self._rows.T
         probabilities = torch.sigmoid(logits)
-        pull = strength * known * (y - probabilities)
+        sign = 2 * y - 1
+        pull = strength * known * sign * torch.sigmoid(-sign * logits)  # y − p, without cancellation
         penalised = self._penalised * theta
         descent = pull @ self._rows - penalised
         step = self._direction(descent, strength * known * probabilities * (1 - probabilities))
