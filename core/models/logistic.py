@@ -36,7 +36,7 @@ SUFFICIENT = 1e-4
 """Share of the descent that the slope promises which a step must reach (Armijo)."""
 ROUNDING = 1e-13
 """Relative error of an objective: what is no more than this above another counts as equal."""
-RANK = 1e-14
+RANK = 1e-12
 """Directions whose variance is this share of the largest are rounding, and left out."""
 
 
@@ -138,7 +138,7 @@ class _Fit:
 
     def __init__(self, rotation: _Rotation, labels: Tensor, bias: Tensor) -> None:
         self._rows, self._squares = rotation.rows, rotation.squares
-        self._known, self._targets = (labels >= 0).double(), labels.clamp(min=0).double()
+        self._known, self._signs = (labels >= 0).double(), 2 * (labels == 1).double() - 1
         self._penalised = torch.ones_like(rotation.squares)
         self._penalised[-1] = 0
         self.theta = torch.zeros(len(labels), len(rotation.squares), dtype=torch.float64)
@@ -155,23 +155,22 @@ class _Fit:
 
     def _step(self, active: Tensor, strength: float) -> Tensor:
         """One step of the criteria `active`; returns the largest change of a logit for each."""
-        theta, known, y = self.theta[active], self._known[active], self._targets[active]
+        theta, known, sign = self.theta[active], self._known[active], self._signs[active]
         logits = theta @ self._rows.T
         probabilities = torch.sigmoid(logits)
-        sign = 2 * y - 1
-        pull = strength * known * sign * torch.sigmoid(-sign * logits)  # y − p, without cancellation
+        pull = strength * known * sign * torch.sigmoid(-sign * logits)  # without the cancellation of y − p
         penalised = self._penalised * theta
         descent = pull @ self._rows - penalised
         step = self._direction(descent, strength * known * probabilities * (1 - probabilities))
         logit_step = step @ self._rows.T
         linear, square = (penalised * step).sum(1), (self._penalised * step.square()).sum(1)
         slope = -(descent * step).sum(1)
-        loss = _loss(logits, y, known)
+        loss = _loss(logits, sign, known)
         scale = (penalised * theta).sum(1) / 2 + strength * loss
         length = torch.ones_like(slope)
         for _ in range(MAX_HALVINGS):
             change = length * linear + length.square() * square / 2
-            change += strength * (_loss(logits + length[:, None] * logit_step, y, known) - loss)
+            change += strength * (_loss(logits + length[:, None] * logit_step, sign, known) - loss)
             short = change > SUFFICIENT * length * slope + ROUNDING * scale
             if not short.any():
                 break
@@ -205,6 +204,6 @@ class _Fit:
         return step
 
 
-def _loss(logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
+def _loss(logits: Tensor, signs: Tensor, known: Tensor) -> Tensor:
     """Sum of the log-losses of the labelled rows, `[criteria]`."""
-    return ((functional.softplus(logits) - targets * logits) * known).sum(1)
+    return (functional.softplus(-signs * logits) * known).sum(1)

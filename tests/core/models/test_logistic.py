@@ -82,7 +82,7 @@ def test_separable_rows_and_a_single_positive_are_solved(shape, strength):
     for criterion in range(2):
         alone = Solution(solution.weight[:, [criterion]], solution.bias[[criterion]])
         size = 1 + np.abs(alone.weight).max()
-        assert np.abs(gradient(alone, x, labels[:, criterion], strength)).max() < 1e-3 * size
+        assert np.abs(gradient(alone, x, labels[:, criterion], strength)).max() < 1e-6 * size
 
 
 @pytest.mark.parametrize(
