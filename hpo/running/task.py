@@ -9,7 +9,9 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from sparse_evidence.core import baselines
+import numpy.typing as npt
+
+from sparse_evidence.core import baselines, metrics
 from sparse_evidence.core.config import DEFAULT_ENCODER, CandidateConfig, ModelConfig
 from sparse_evidence.core.corpus.data import Corpus
 from sparse_evidence.core.features.chunks import Chunks, chunk
@@ -87,12 +89,10 @@ class StudyTask:
 
         Args:
             candidate: the configuration to train.
-            trial: number of the trial, which seeds initial weights and the order of batches; with one seed for all
-                trials, the search would favor whatever suits that seed. Default: the study's seed itself.
+            trial: number of the trial, which seeds it (see `seed`); default: the study's seed itself.
             stages: how many folds each stage trains in lock-step; default: the study's.
             device: where it trains.
         """
-        seed = self.definition.search.seed
         return CrossValidation(
             self.features(candidate.model),
             self.folds,
@@ -100,9 +100,21 @@ class StudyTask:
             stages=stages or self.definition.split.stage_sizes(),
             metric=self.definition.search.metric,
             criteria=self.criteria,
-            seed=seed if trial is None else stable_seed(seed, "trial", trial),
+            seed=self.definition.search.seed if trial is None else self.seed(trial),
             device=device,
         )
+
+    def seed(self, trial: int) -> int:
+        """The seed of a trial's weights, batches and dropout.
+
+        With one seed for all trials, the search would favor whatever suits that seed.
+        """
+        return stable_seed(self.definition.search.seed, "trial", trial)
+
+    def score(self, probabilities: npt.NDArray[Any], fold: int) -> float:
+        """The study's metric for predictions `[posts, criteria]`, on the validation posts of one fold."""
+        rows = self.folds.validation(fold)
+        return metrics.score(self.definition.search.metric, self.corpus.labels[rows], probabilities[rows])
 
 
 def load_task(definition: StudyDefinition, *, device: str = "cpu", progress: Progress | None = None) -> StudyTask:
