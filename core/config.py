@@ -56,7 +56,7 @@ class IrisConfig:
     num_queries: Annotated[int, Interval(ge=1, le=64)] = 4
     """Learned queries per criterion."""
     k_retrieved: Annotated[int, Interval(ge=1, le=256)] = 4
-    """Chunks that a query retrieves from each post. With 1 the queries cannot learn (top-k has no gradient)."""
+    """Chunks that a query retrieves from each post. With 1 its attention cannot learn (top-k has no gradient)."""
     temperature: Positive = 0.2
     """Temperature of the softmax over the cosine similarities of the retrieved chunks."""
     hidden: Annotated[int, Interval(ge=2, le=1024)] = 64
@@ -66,6 +66,13 @@ class IrisConfig:
     """Each query is initialised to the criterion's embedding plus a random vector of this length."""
     diversity_weight: NonNegative = 0.01
     """Weight of the penalty that keeps the queries of a criterion different from each other."""
+    similarities: Annotated[int, Interval(ge=0, le=16)] = 3
+    """How many of each query's highest similarities enter the logit directly, sorted, together with its mean similarity
+    over the post. 0 = none, as published (with `mean_embedding = false`)."""
+    similarity_weight: Positive = 4.0
+    """What the standardised similarities are multiplied by: how fast their weights learn."""
+    mean_embedding: bool = True
+    """The mean embedding of the post, as a unit vector, enters the logit directly."""
 
 
 @dataclass(frozen=True)

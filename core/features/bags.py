@@ -27,6 +27,13 @@ class Bag:
     embeddings: Tensor
     present: Tensor
 
+    def means(self) -> Tensor:
+        """Mean embedding of each post, `[folds, width, dim]`; zero for a post without chunks."""
+        folds, width, length, dim = self.embeddings.shape
+        shares = self.present / self.present.sum(-1, keepdim=True).clamp(min=1)
+        chunks = self.embeddings.view(folds * width, length, dim)
+        return torch.bmm(shares.view(folds * width, 1, length), chunks).view(folds, width, dim)
+
 
 class ChunkBags:
     """All chunk embeddings of a corpus on one device, batched as padded bags.

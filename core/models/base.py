@@ -43,7 +43,16 @@ class Model(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, config: Any, features: Any, prior: Tensor, *, seed: int, folds: Sequence[int]) -> Model:  # noqa: ANN401
+    def build(
+        cls,
+        config: Any,  # noqa: ANN401
+        features: Any,  # noqa: ANN401
+        prior: Tensor,
+        *,
+        seed: int,
+        folds: Sequence[int],
+        train: Sequence[npt.NDArray[np.int64]],
+    ) -> Model:
         """Make the untrained model of a corpus.
 
         Args:
@@ -52,6 +61,7 @@ class Model(nn.Module, ABC):
             prior: float32 `[folds, criteria]`, log-odds of each criterion in the fold's training part.
             seed: seed of the initial weights and of the dropout.
             folds: fold numbers. A fold starts at the same weights whichever folds it is stacked with.
+            train: training posts of each fold; nothing else of the corpus may decide where the fold starts.
         """
 
     @abstractmethod

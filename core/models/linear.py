@@ -42,6 +42,7 @@ class Linear(Model):
         *,
         seed: int,  # noqa: ARG003  (it starts at zero)
         folds: Sequence[int],  # noqa: ARG003
+        train: Sequence[npt.NDArray[np.int64]],  # noqa: ARG003
     ) -> Linear:
         """The model for a corpus."""
         return cls(features.embeddings.shape[1], prior)

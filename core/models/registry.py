@@ -102,7 +102,7 @@ def build_model(
     Args:
         config: the model's configuration.
         features: what it trains on, with the labels.
-        train: training posts of each fold; the priors are computed from these alone.
+        train: training posts of each fold; priors and standardisation are computed from these alone.
         folds: fold numbers, which seed the initial weights; a single one where folds do not fuse.
         seed: seed of the initial weights and of the dropout.
         device: where it trains.
@@ -113,7 +113,7 @@ def build_model(
     """
     prior = prior_log_odds(features.labels, train)
     inputs = make_inputs(config, features, device)
-    model = REGISTRY[config.name].model.build(config, features, prior, seed=seed, folds=folds)
+    model = REGISTRY[config.name].model.build(config, features, prior, seed=seed, folds=folds, train=train)
     return model.to(device), inputs
 
 

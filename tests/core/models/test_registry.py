@@ -183,7 +183,7 @@ class Constant(Model):
         self.bias = torch.nn.Parameter(prior.clone())
 
     @classmethod
-    def build(cls, config, features, prior, *, seed, folds):
+    def build(cls, config, features, prior, *, seed, folds, train):
         return cls(prior)
 
     def forward(self, batch):
@@ -191,7 +191,7 @@ class Constant(Model):
 
 
 def test_a_new_model_needs_only_build_logits_and_a_bias():
-    model = Constant.build(None, None, torch.zeros(2, 3), seed=0, folds=[0, 1])
+    model = Constant.build(None, None, torch.zeros(2, 3), seed=0, folds=[0, 1], train=[])
     model.reseed([(0,), (1,)])
     assert model.penalty().tolist() == [0.0, 0.0]
     assert model.empty_logits().shape == (2, 1, 3)
