@@ -90,6 +90,26 @@ class AbmilConfig:
 
 
 @dataclass(frozen=True)
+class InstanceConfig:
+    """A score for every chunk and criterion from a small network, pooled over the post by log-mean-exp."""
+
+    name: Literal["instance"] = "instance"
+    encoder: str = DEFAULT_ENCODER
+    """A sentence-transformers name or a local folder; frozen."""
+    hidden: Annotated[int, Interval(ge=2, le=1024)] = 64
+    """Width of the network."""
+    dropout: Share = 0.1
+    """All chunks of a post share one draw."""
+    sharpness: Annotated[float, Interval(gt=0, le=100)] = 1.0
+    """r of (1/r) log mean exp(r s): near 0 the mean of a post's scores, large their maximum."""
+    similarities: bool = True
+    """The cosines of a chunk with the texts of all criteria enter its score."""
+    evidence_weight: Annotated[float, Interval(ge=0, le=100)] = 0.0
+    """Above 0: weight of a loss on the scores of chunks, for training posts whose evidence is marked. Needs data with
+    evidence."""
+
+
+@dataclass(frozen=True)
 class TokenConfig:
     """Any Hugging Face encoder, fine-tuned on (criterion, post) pairs; folds train one after another."""
 
@@ -203,9 +223,12 @@ class TrainingConfig:
     """Maximum gradient norm per fold; 0 disables clipping."""
     warmup_steps: Annotated[int, Interval(ge=0)] = 0
     """Optimizer steps over which the learning rate rises linearly from zero."""
+    seeds: Count = 1
+    """Models per fold, which differ in their seed and train together; the prediction is the mean of their
+    probabilities. Time and memory grow with their number."""
 
 
-EmbeddingModelConfig = IrisConfig | AbmilConfig | LinearConfig
+EmbeddingModelConfig = IrisConfig | AbmilConfig | InstanceConfig | LinearConfig
 """Models on chunk embeddings of a frozen encoder; their folds train as one batched model."""
 ModelConfig = EmbeddingModelConfig | TokenConfig
 LossConfig = BCEConfig | WeightedBCEConfig | FocalConfig | AsymmetricConfig | LogitAdjustedConfig
@@ -213,6 +236,7 @@ LossConfig = BCEConfig | WeightedBCEConfig | FocalConfig | AsymmetricConfig | Lo
 MODELS: dict[str, type[ModelConfig]] = {
     "iris": IrisConfig,
     "abmil": AbmilConfig,
+    "instance": InstanceConfig,
     "linear": LinearConfig,
     "token": TokenConfig,
 }

@@ -79,6 +79,17 @@ class Model(nn.Module, ABC):
         """What the model adds to the loss of each fold, `[folds]`; zeros by default."""
         return torch.zeros_like(self._fold_bias()[:, 0])
 
+    def auxiliary_loss(self, targets: Tensor) -> Tensor | None:  # noqa: ARG002  (the default has none)
+        """What the model adds to the mean loss of each fold on the batch that it was last called with, `[folds]`.
+
+        Args:
+            targets: labels of the batch `[folds, width, criteria]`; -1 is unlabelled or padding.
+
+        Returns:
+            None by default: nothing is added.
+        """
+        return None
+
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The parameters that are trained, grouped by learning rate, as an optimizer takes them."""
         return [{"params": list(self.parameters()), "lr": learning_rate}]
@@ -130,6 +141,20 @@ class Model(nn.Module, ABC):
 def normal(generator: torch.Generator, *shape: int, std: float) -> Tensor:
     """Normally distributed initial weights, float32 `shape`."""
     return torch.randn(*shape, generator=generator) * std
+
+
+def join_models(models: Sequence[Model]) -> Model:
+    """Join models along the `folds` axis: the folds of the first, then those of the second, and so on.
+
+    Args:
+        models: models of one class and configuration whose folds stack; the first becomes the result.
+    """
+    first, *others = models
+    if others:
+        states = [model.state_dict() for model in models]
+        for name, tensor in first.state_dict(keep_vars=True).items():
+            tensor.data = torch.cat([state[name] for state in states])
+    return first
 
 
 def enable_gradient_checkpointing(module: nn.Module, options: dict[str, Any] | None = None) -> None:

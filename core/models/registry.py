@@ -11,12 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..config import AbmilConfig, IrisConfig, LinearConfig, ModelConfig, TokenConfig
-from ..features.bags import ChunkBags, MeanBags
+from ..config import AbmilConfig, InstanceConfig, IrisConfig, LinearConfig, ModelConfig, TokenConfig
+from ..features.bags import ChunkBags, MarkedBags, MeanBags
 from ..features.tokens import TokenPosts
 from ..features.views import EmbeddedCorpus, Features, TextCorpus
 from .abmil import Abmil
 from .base import Inputs, Model
+from .instance import Instance
 from .iris import Iris
 from .linear import Linear
 from .token import Token
@@ -49,6 +50,13 @@ def _chunk_bags(_: ModelConfig, features: EmbeddedCorpus, device: Device) -> Chu
     return features.bags.chunks(device)
 
 
+def _marked_bags(config: InstanceConfig, features: EmbeddedCorpus, device: Device) -> ChunkBags | MarkedBags:
+    bags = features.bags.chunks(device)
+    if not config.evidence_weight or features.evidence is None:
+        return bags
+    return MarkedBags(bags, features.evidence)
+
+
 def _mean_bags(_: ModelConfig, features: EmbeddedCorpus, device: Device) -> MeanBags:
     return features.bags.means(device)
 
@@ -60,6 +68,7 @@ def _token_posts(config: TokenConfig, features: TextCorpus, device: Device) -> T
 REGISTRY = {
     "iris": ModelEntry(IrisConfig, Iris, EmbeddedCorpus, _chunk_bags),
     "abmil": ModelEntry(AbmilConfig, Abmil, EmbeddedCorpus, _chunk_bags),
+    "instance": ModelEntry(InstanceConfig, Instance, EmbeddedCorpus, _marked_bags),
     "linear": ModelEntry(LinearConfig, Linear, EmbeddedCorpus, _mean_bags),
     "token": ModelEntry(TokenConfig, Token, TextCorpus, _token_posts),
 }

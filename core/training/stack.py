@@ -4,6 +4,9 @@ A `FoldStack` trains its folds as one batched model; a `FoldRow` holds one stack
 batched over folds. Both have the interface `Stack`, and `make_stack` chooses. The batches, initial weights and dropout
 of a fold do not depend on the other folds of its stack. Folds therefore give the same results whether they train
 together, one after the other, or after an interruption (bit for bit where the arithmetic is the same).
+
+With `[training] seeds` above 1, every fold has several members: models with other seeds, which train side by side and
+do not depend on each other either. What a stack returns is their mean.
 """
 
 from __future__ import annotations
@@ -18,12 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..config import CandidateConfig
 from ..errors import NonFiniteLossError
 from ..features.views import Features
 from ..losses import make_loss
-from ..models import build_model, fuses_folds
+from ..models import build_model, fuses_folds, join_models
 from ..seeding import numpy_generator, stable_seed
 from ..splits import Folds
 from .batches import Batch
@@ -84,9 +88,22 @@ def make_stack(
     The arguments are those of `FoldStack`. Without `fuse` the result is always a row: slower, and the reference that
     fused folds are compared with.
     """
+    members = member_seeds(seed, candidate.training.seeds)
     if fuse and fuses_folds(candidate.model):
-        return FoldStack(features, folds, fold_ids, candidate, seed=seed, device=device)
-    return FoldRow([FoldStack(features, folds, [fold], candidate, seed=seed, device=device) for fold in fold_ids])
+        return FoldStack(features, folds, fold_ids, candidate, seed=seed, members=members, device=device)
+    return FoldRow(
+        [
+            FoldStack(features, folds, [fold], candidate, seed=seed, members=[member], device=device)
+            for member in members
+            for fold in fold_ids
+        ],
+        members=len(members),
+    )
+
+
+def member_seeds(seed: int, count: int) -> list[int]:
+    """The seeds of a fold's members; the first is `seed` itself."""
+    return [seed, *(stable_seed(seed, "member", member) for member in range(1, count))]
 
 
 class FoldStack:
@@ -98,6 +115,8 @@ class FoldStack:
         fold_ids: numbers of the folds in this stack.
         candidate: model, training and loss.
         seed: seed of weights, batches and dropout.
+        members: seeds of the members of every fold; default: those of `training.seeds`. The order of an epoch's steps
+            has `seed` in all of them: batches of similar length train at the same time, which saves padding.
         device: the device of the training.
         max_posts_per_pass: posts of a fold that fit into memory in one forward and backward pass; default: the
             model's own limit.
@@ -111,13 +130,17 @@ class FoldStack:
         candidate: CandidateConfig,
         *,
         seed: int,
+        members: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
         max_posts_per_pass: int | None = None,
     ) -> None:
         training = candidate.training
         self.fold_ids = tuple(fold_ids)
         self.seed = seed
-        self._train = [folds.train(fold) for fold in self.fold_ids]
+        members = members or member_seeds(seed, training.seeds)
+        self._members = len(members)
+        self._rows = [(member, fold) for member in members for fold in self.fold_ids]
+        self._train = [folds.train(fold) for _, fold in self._rows]
         self._validation = [folds.validation(fold) for fold in self.fold_ids]
         # The largest fold of all, in this stack or not, sets the shape of an epoch: the number of steps of a fold does
         # not depend on its stack, and no fold has a short last batch.
@@ -125,9 +148,12 @@ class FoldStack:
         self.steps = math.ceil(largest / (training.batch_size * training.accumulation_steps))
         self.width = math.ceil(largest / self.steps)
         self._labels = torch.tensor(features.labels, device=device)
-        self.model, self.inputs = build_model(
-            candidate.model, features, self._train, folds=self.fold_ids, seed=seed, device=device
-        )
+        train = self._train[: len(self.fold_ids)]
+        built = [
+            build_model(candidate.model, features, train, folds=self.fold_ids, seed=member, device=device)
+            for member in members
+        ]
+        self.model, self.inputs = join_models([model for model, _ in built]), built[0][1]
         self.warmup_epochs = max(math.ceil(training.warmup_steps / self.steps), self.model.warmup_epochs)
         self._loss = make_loss(candidate.loss, [self._labels[posts] for posts in self._train])
         # An optimizer step takes all its posts in one pass: the same gradient as batch after batch, in a fraction of
@@ -142,6 +168,7 @@ class FoldStack:
             device=torch.device(device),
             batches_per_step=self.micro_batches,
             penalty=self.model.penalty,
+            auxiliary=self.model.auxiliary_loss,
             scheduler=linear_warmup(optimizer, training.warmup_steps) if training.warmup_steps else None,
             gather=self.inputs.batch,
             seed=stable_seed(seed, "trainer", *self.fold_ids),
@@ -159,8 +186,9 @@ class FoldStack:
             NonFiniteLossError: the loss of a fold became NaN or infinite.
             OutOfMemoryError: the model and a batch do not fit into memory.
         """
-        self.model.reseed([(self.seed, "dropout", fold, self.epoch) for fold in self.fold_ids])
-        return self.engine.advance(self.batches())
+        self.model.reseed([(member, "dropout", fold, self.epoch) for member, fold in self._rows])
+        end = self.engine.advance(self.batches())
+        return replace(end, train_loss=mean_over_members(end.train_loss, self._members))
 
     def validate(self) -> tuple[FoldLogits, tuple[float, ...]]:
         """Validation logits `[posts, criteria]` and mean validation loss of each fold.
@@ -168,24 +196,30 @@ class FoldStack:
         Raises:
             NonFiniteLossError: the last step of the epoch left weights whose predictions are NaN or infinite.
         """
-        logits = self.predict(self._validation)
+        logits = self._predict(self._validation)
         if not all(np.isfinite(fold_logits).all() for fold_logits in logits):
             raise NonFiniteLossError
         padded = _pad(logits, np.nan)
-        targets = _pad([self._labels[posts].cpu().numpy() for posts in self._validation], -1)
+        targets = _pad([self._labels[posts].cpu().numpy() for posts in self._validation] * self._members, -1)
         device = self._labels.device
         loss = self.mean_loss(torch.from_numpy(np.nan_to_num(padded)).to(device), torch.from_numpy(targets).to(device))
-        return logits, tuple(float(value) for value in loss)
+        losses = tuple(float(value) for value in loss)
+        return average_members(logits, self._members), mean_over_members(losses, self._members)
 
     def predict(self, posts: Sequence[Posts]) -> FoldLogits:
         """Logits `[posts, criteria]` of each fold for its own list of posts."""
+        return average_members(self._predict(posts), self._members)
+
+    def _predict(self, fold_posts: Sequence[Posts]) -> FoldLogits:
+        """Logits `[posts, criteria]` of each member of each fold, one list of posts for each fold."""
+        posts = list(fold_posts) * self._members
         length = max(map(len, posts))
-        orders = [np.argsort(self.inputs.lengths[fold_posts], kind="stable") for fold_posts in posts]
+        orders = [np.argsort(self.inputs.lengths[row_posts], kind="stable") for row_posts in posts]
         # a short list is padded with its longest post; the padding is cut off below
         rows = np.stack(
             [
-                np.pad(fold_posts[order], (0, length - len(fold_posts)), mode="edge")
-                for fold_posts, order in zip(posts, orders, strict=True)
+                np.pad(row_posts[order], (0, length - len(row_posts)), mode="edge")
+                for row_posts, order in zip(posts, orders, strict=True)
             ]
         )
         width = min(EVALUATION_POSTS, 4 * (self._max_posts or EVALUATION_POSTS))
@@ -213,8 +247,8 @@ class FoldStack:
         return elementwise.sum((1, 2)) / labelled.sum((1, 2)).clamp(min=1)
 
     def batches(self) -> Iterator[Batch]:
-        """The micro-batches of the coming epoch in order; inputs are numbers of posts `[folds, width]`."""
-        plans = np.stack([self._plan(fold, posts) for fold, posts in zip(self.fold_ids, self._train, strict=True)])
+        """The micro-batches of the coming epoch in order; inputs are numbers of posts `[members * folds, width]`."""
+        plans = np.stack([self._plan(*row, posts) for row, posts in zip(self._rows, self._train, strict=True)])
         # Padding points at the first post of its own step, and does not count. A small fold may have steps without a
         # post: their padding points at a post of its first step.
         first = np.where(plans[:, :, :1] >= 0, plans[:, :, :1], plans[:, :1, :1])
@@ -231,9 +265,9 @@ class FoldStack:
             ):
                 yield Batch(posts, micro_targets, weight.sum(1))
 
-    def _plan(self, fold: int, posts: Posts) -> npt.NDArray[np.int64]:
-        """The posts of every step `[steps, width]` of a fold's coming epoch; -1 is padding."""
-        generator = numpy_generator(self.seed, "batches", fold, self.epoch)
+    def _plan(self, member: int, fold: int, posts: Posts) -> npt.NDArray[np.int64]:
+        """The posts of every step `[steps, width]` of the coming epoch of a fold's member; -1 is padding."""
+        generator = numpy_generator(member, "batches", fold, self.epoch)
         jittered = np.log(self.inputs.lengths[posts]) + LENGTH_JITTER * generator.standard_normal(len(posts))
         by_length = posts[np.argsort(jittered, kind="stable")]
         plan = np.full((self.steps, self.width), -1, dtype=np.int64)
@@ -246,12 +280,15 @@ class FoldRow:
     """Folds of a model that cannot be batched over folds: one stack per fold, trained one after the other.
 
     Args:
-        stacks: stacks of one fold that have finished the same number of epochs.
+        stacks: stacks of one fold and one member that have finished the same number of epochs; all folds of the first
+            member, then those of the second, and so on.
+        members: members of every fold.
     """
 
-    def __init__(self, stacks: Sequence[FoldStack]) -> None:
+    def __init__(self, stacks: Sequence[FoldStack], *, members: int = 1) -> None:
         self.stacks = tuple(stacks)
-        self.fold_ids = tuple(fold for stack in self.stacks for fold in stack.fold_ids)
+        self.members = members
+        self.fold_ids = tuple(fold for stack in self.stacks[: len(stacks) // members] for fold in stack.fold_ids)
         self.warmup_epochs = self.stacks[0].warmup_epochs
 
     @property
@@ -262,16 +299,20 @@ class FoldRow:
     def advance(self) -> EpochEnd:
         """Train every fold for one epoch, in order."""
         ends = [stack.advance() for stack in self.stacks]
-        return replace(ends[0], train_loss=tuple(loss for end in ends for loss in end.train_loss))
+        losses = tuple(loss for end in ends for loss in end.train_loss)
+        return replace(ends[0], train_loss=mean_over_members(losses, self.members))
 
     def validate(self) -> tuple[FoldLogits, tuple[float, ...]]:
         """Validation logits `[posts, criteria]` and mean validation loss of each fold."""
         results = [stack.validate() for stack in self.stacks]
-        return [logits[0] for logits, _ in results], tuple(loss[0] for _, loss in results)
+        logits = average_members([logits[0] for logits, _ in results], self.members)
+        return logits, mean_over_members([loss[0] for _, loss in results], self.members)
 
     def predict(self, posts: Sequence[Posts]) -> FoldLogits:
         """Logits `[posts, criteria]` of each fold for its own list of posts."""
-        return [stack.predict([fold_posts])[0] for stack, fold_posts in zip(self.stacks, posts, strict=True)]
+        repeated = list(posts) * self.members
+        logits = [stack.predict([row_posts])[0] for stack, row_posts in zip(self.stacks, repeated, strict=True)]
+        return average_members(logits, self.members)
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot from which `load_state_dict` continues bit for bit."""
@@ -281,6 +322,32 @@ class FoldRow:
         """Continue from a state of `state_dict`."""
         for stack, stack_state in zip(self.stacks, state["row"], strict=True):
             stack.load_state_dict(stack_state)
+
+
+def average_members(logits: FoldLogits, members: int) -> FoldLogits:
+    """Average the members' probabilities, as logits: one array for each fold.
+
+    The logit of a mean probability is log mean σ(z) − log mean σ(−z), which is finite for every finite z.
+
+    Args:
+        logits: `[posts, criteria]` of all folds of the first member, then of the second, and so on.
+        members: how many each fold has; a single one is returned as it is.
+    """
+    if members == 1:
+        return logits
+    folds = len(logits) // members
+    averages = []
+    for fold in range(folds):
+        z = torch.from_numpy(np.stack(logits[fold::folds])).double()
+        positive, negative = (torch.logsumexp(functional.logsigmoid(signed), dim=0) for signed in (z, -z))
+        averages.append((positive - negative).float().numpy())
+    return averages
+
+
+def mean_over_members(losses: Sequence[float], members: int) -> tuple[float, ...]:
+    """Mean loss of each fold over its members; the order is that of `average_members`."""
+    folds = len(losses) // members
+    return tuple(sum(losses[fold::folds]) / members for fold in range(folds))
 
 
 def _pad(arrays: Sequence[npt.NDArray[Any]], fill: float) -> npt.NDArray[Any]:

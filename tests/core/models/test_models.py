@@ -7,7 +7,7 @@ import pytest
 import torch
 from corpora import planted, unit, with_post
 
-from sparse_evidence.core.config import MODELS, IrisConfig, LinearConfig
+from sparse_evidence.core.config import MODELS, InstanceConfig, IrisConfig, LinearConfig
 from sparse_evidence.core.errors import ConfigError
 from sparse_evidence.core.features.bags import mean_embeddings
 from sparse_evidence.core.features.views import TextCorpus
@@ -29,8 +29,8 @@ from sparse_evidence.core.splits import Folds
 PUBLISHED = {"similarities": 0, "mean_embedding": False}
 """IRIS without its direct inputs."""
 IRIS = IrisConfig(num_queries=3, k_retrieved=3, hidden=8)
-CONFIGS = [IRIS, replace(IRIS, **PUBLISHED), LinearConfig()]
-both = pytest.mark.parametrize("config", CONFIGS, ids=["iris", "iris as published", "linear"])
+CONFIGS = [IRIS, replace(IRIS, **PUBLISHED), InstanceConfig(hidden=8), LinearConfig()]
+every_model = pytest.mark.parametrize("config", CONFIGS, ids=["iris", "iris as published", "instance", "linear"])
 POSTS = np.array([[0, 1, 2, 3, 4, 5]])
 
 
@@ -57,7 +57,7 @@ def other_chunks(count, seed=1, dim=12):
 # ---- logits depend on the post alone ----------------------------------------------------------------------------
 
 
-@both
+@every_model
 def test_changing_the_post_changes_its_logits(config):
     corpus = planted()
     model = perturbed(config, corpus)
@@ -66,14 +66,14 @@ def test_changing_the_post_changes_its_logits(config):
     assert (np.abs(before - after)[0, 2] > 1e-3).all()  # for every criterion
 
 
-@both
+@every_model
 def test_different_posts_have_different_logits(config):
     corpus = planted()
     all_logits = logits(perturbed(config, corpus), config, corpus, np.arange(40)[None])
     assert (all_logits.std(1) > 1e-2).all()
 
 
-@both
+@every_model
 def test_logits_do_not_depend_on_other_posts_of_the_batch(config):
     corpus = planted()
     model = perturbed(config, corpus)
@@ -84,7 +84,7 @@ def test_logits_do_not_depend_on_other_posts_of_the_batch(config):
     np.testing.assert_array_equal(before[0, unchanged], after[0, unchanged])  # the same shapes, so the same bits
 
 
-@both
+@every_model
 @pytest.mark.parametrize("post", range(6))
 def test_logits_do_not_depend_on_padding(config, post):
     corpus = planted()
@@ -95,7 +95,7 @@ def test_logits_do_not_depend_on_padding(config, post):
     np.testing.assert_allclose(with_padding, without, atol=1e-5)
 
 
-@both
+@every_model
 def test_logits_do_not_depend_on_the_order_of_chunks(config):
     corpus = planted()
     model = perturbed(config, corpus)
@@ -104,7 +104,7 @@ def test_logits_do_not_depend_on_the_order_of_chunks(config):
     np.testing.assert_allclose(logits(model, config, corpus), logits(model, config, reversed_chunks), atol=1e-5)
 
 
-@both
+@every_model
 def test_stacked_folds_equal_single_folds(config):
     corpus = planted()
     posts = np.array([[0, 1, 2], [3, 4, 5]])
@@ -322,14 +322,14 @@ def test_the_wrong_kind_of_features_is_refused():
         build_model(MODELS["token"](), corpus, [np.arange(9)], folds=[0], seed=0)
 
 
-@both
+@every_model
 def test_embeddings_are_loaded_onto_a_device_once(config):
     corpus = planted()
     assert make_inputs(config, corpus, torch.device("cpu")) is make_inputs(config, corpus, "cpu")
     assert make_inputs(config, planted(), "cpu") is not make_inputs(config, corpus, "cpu")
 
 
-@both
+@every_model
 def test_the_only_parameter_group_holds_all_parameters(config):
     model, _ = build_model(config, planted(), [np.arange(9)], folds=[0], seed=0)
     (group,) = model.parameter_groups(0.3)
