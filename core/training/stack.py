@@ -5,8 +5,8 @@ batched over folds. Both have the interface `Stack`, and `make_stack` chooses. T
 of a fold do not depend on the other folds of its stack. Folds therefore give the same results whether they train
 together, one after the other, or after an interruption (bit for bit where the arithmetic is the same).
 
-With `[training] seeds` above 1, every fold has several members: models with other seeds, which train side by side and
-do not depend on each other either. What a stack returns is their mean.
+With `[training] seeds` above 1, every fold has several models with different seeds, which train side by side and do
+not depend on each other either. What a stack returns is their mean.
 """
 
 from __future__ import annotations
@@ -88,22 +88,22 @@ def make_stack(
     The arguments are those of `FoldStack`. Without `fuse` the result is always a row: slower, and the reference that
     fused folds are compared with.
     """
-    members = member_seeds(seed, candidate.training.seeds)
+    seeds = model_seeds(seed, candidate.training.seeds)
     if fuse and fuses_folds(candidate.model):
-        return FoldStack(features, folds, fold_ids, candidate, seed=seed, members=members, device=device)
+        return FoldStack(features, folds, fold_ids, candidate, seed=seed, seeds=seeds, device=device)
     return FoldRow(
         [
-            FoldStack(features, folds, [fold], candidate, seed=seed, members=[member], device=device)
-            for member in members
+            FoldStack(features, folds, [fold], candidate, seed=seed, seeds=[model_seed], device=device)
+            for model_seed in seeds
             for fold in fold_ids
         ],
-        members=len(members),
+        seeds=len(seeds),
     )
 
 
-def member_seeds(seed: int, count: int) -> list[int]:
-    """The seeds of a fold's members; the first is `seed` itself."""
-    return [seed, *(stable_seed(seed, "member", member) for member in range(1, count))]
+def model_seeds(seed: int, count: int) -> list[int]:
+    """The seeds of the `count` models of a fold; the first is `seed` itself."""
+    return [seed, *(stable_seed(seed, "seeds", number) for number in range(1, count))]
 
 
 class FoldStack:
@@ -115,8 +115,8 @@ class FoldStack:
         fold_ids: numbers of the folds in this stack.
         candidate: model, training and loss.
         seed: seed of weights, batches and dropout.
-        members: seeds of the members of every fold; default: those of `training.seeds`. The order of an epoch's steps
-            has `seed` in all of them: batches of similar length train at the same time, which saves padding.
+        seeds: seeds of the models of every fold; default: as many as `training.seeds` says. The order of an epoch's
+            steps follows from `seed` for all of them, so that batches of similar length train at the same time.
         device: the device of the training.
         max_posts_per_pass: posts of a fold that fit into memory in one forward and backward pass; default: the
             model's own limit.
@@ -130,16 +130,16 @@ class FoldStack:
         candidate: CandidateConfig,
         *,
         seed: int,
-        members: Sequence[int] | None = None,
+        seeds: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
         max_posts_per_pass: int | None = None,
     ) -> None:
         training = candidate.training
         self.fold_ids = tuple(fold_ids)
         self.seed = seed
-        members = members or member_seeds(seed, training.seeds)
-        self._members = len(members)
-        self._rows = [(member, fold) for member in members for fold in self.fold_ids]
+        seeds = seeds or model_seeds(seed, training.seeds)
+        self._seeds = len(seeds)
+        self._rows = [(model_seed, fold) for model_seed in seeds for fold in self.fold_ids]
         self._train = [folds.train(fold) for _, fold in self._rows]
         self._validation = [folds.validation(fold) for fold in self.fold_ids]
         # The largest fold of all, in this stack or not, sets the shape of an epoch: the number of steps of a fold does
@@ -150,8 +150,8 @@ class FoldStack:
         self._labels = torch.tensor(features.labels, device=device)
         train = self._train[: len(self.fold_ids)]
         built = [
-            build_model(candidate.model, features, train, folds=self.fold_ids, seed=member, device=device)
-            for member in members
+            build_model(candidate.model, features, train, folds=self.fold_ids, seed=model_seed, device=device)
+            for model_seed in seeds
         ]
         self.model, self.inputs = join_models([model for model, _ in built]), built[0][1]
         self.warmup_epochs = max(math.ceil(training.warmup_steps / self.steps), self.model.warmup_epochs)
@@ -186,9 +186,9 @@ class FoldStack:
             NonFiniteLossError: the loss of a fold became NaN or infinite.
             OutOfMemoryError: the model and a batch do not fit into memory.
         """
-        self.model.reseed([(member, "dropout", fold, self.epoch) for member, fold in self._rows])
+        self.model.reseed([(model_seed, "dropout", fold, self.epoch) for model_seed, fold in self._rows])
         end = self.engine.advance(self.batches())
-        return replace(end, train_loss=mean_over_members(end.train_loss, self._members))
+        return replace(end, train_loss=mean_over_seeds(end.train_loss, self._seeds))
 
     def validate(self) -> tuple[FoldLogits, tuple[float, ...]]:
         """Validation logits `[posts, criteria]` and mean validation loss of each fold.
@@ -200,19 +200,19 @@ class FoldStack:
         if not all(np.isfinite(fold_logits).all() for fold_logits in logits):
             raise NonFiniteLossError
         padded = _pad(logits, np.nan)
-        targets = _pad([self._labels[posts].cpu().numpy() for posts in self._validation] * self._members, -1)
+        targets = _pad([self._labels[posts].cpu().numpy() for posts in self._validation] * self._seeds, -1)
         device = self._labels.device
         loss = self.mean_loss(torch.from_numpy(np.nan_to_num(padded)).to(device), torch.from_numpy(targets).to(device))
         losses = tuple(float(value) for value in loss)
-        return average_members(logits, self._members), mean_over_members(losses, self._members)
+        return average_seeds(logits, self._seeds), mean_over_seeds(losses, self._seeds)
 
     def predict(self, posts: Sequence[Posts]) -> FoldLogits:
         """Logits `[posts, criteria]` of each fold for its own list of posts."""
-        return average_members(self._predict(posts), self._members)
+        return average_seeds(self._predict(posts), self._seeds)
 
     def _predict(self, fold_posts: Sequence[Posts]) -> FoldLogits:
-        """Logits `[posts, criteria]` of each member of each fold, one list of posts for each fold."""
-        posts = list(fold_posts) * self._members
+        """Logits `[posts, criteria]` of each model of each fold, one list of posts for each fold."""
+        posts = list(fold_posts) * self._seeds
         length = max(map(len, posts))
         orders = [np.argsort(self.inputs.lengths[row_posts], kind="stable") for row_posts in posts]
         # a short list is padded with its longest post; the padding is cut off below
@@ -247,7 +247,7 @@ class FoldStack:
         return elementwise.sum((1, 2)) / labelled.sum((1, 2)).clamp(min=1)
 
     def batches(self) -> Iterator[Batch]:
-        """The micro-batches of the coming epoch in order; inputs are numbers of posts `[members * folds, width]`."""
+        """The micro-batches of the coming epoch in order; inputs are numbers of posts `[seeds * folds, width]`."""
         plans = np.stack([self._plan(*row, posts) for row, posts in zip(self._rows, self._train, strict=True)])
         # Padding points at the first post of its own step, and does not count. A small fold may have steps without a
         # post: their padding points at a post of its first step.
@@ -265,9 +265,9 @@ class FoldStack:
             ):
                 yield Batch(posts, micro_targets, weight.sum(1))
 
-    def _plan(self, member: int, fold: int, posts: Posts) -> npt.NDArray[np.int64]:
-        """The posts of every step `[steps, width]` of the coming epoch of a fold's member; -1 is padding."""
-        generator = numpy_generator(member, "batches", fold, self.epoch)
+    def _plan(self, seed: int, fold: int, posts: Posts) -> npt.NDArray[np.int64]:
+        """The posts of every step `[steps, width]` of the coming epoch of one model of a fold; -1 is padding."""
+        generator = numpy_generator(seed, "batches", fold, self.epoch)
         jittered = np.log(self.inputs.lengths[posts]) + LENGTH_JITTER * generator.standard_normal(len(posts))
         by_length = posts[np.argsort(jittered, kind="stable")]
         plan = np.full((self.steps, self.width), -1, dtype=np.int64)
@@ -280,15 +280,15 @@ class FoldRow:
     """Folds of a model that cannot be batched over folds: one stack per fold, trained one after the other.
 
     Args:
-        stacks: stacks of one fold and one member that have finished the same number of epochs; all folds of the first
-            member, then those of the second, and so on.
-        members: members of every fold.
+        stacks: stacks of one fold and one seed that have finished the same number of epochs; all folds of the first
+            seed, then those of the second, and so on.
+        seeds: number of seeds of every fold.
     """
 
-    def __init__(self, stacks: Sequence[FoldStack], *, members: int = 1) -> None:
+    def __init__(self, stacks: Sequence[FoldStack], *, seeds: int = 1) -> None:
         self.stacks = tuple(stacks)
-        self.members = members
-        self.fold_ids = tuple(fold for stack in self.stacks[: len(stacks) // members] for fold in stack.fold_ids)
+        self.seeds = seeds
+        self.fold_ids = tuple(fold for stack in self.stacks[: len(stacks) // seeds] for fold in stack.fold_ids)
         self.warmup_epochs = self.stacks[0].warmup_epochs
 
     @property
@@ -300,19 +300,19 @@ class FoldRow:
         """Train every fold for one epoch, in order."""
         ends = [stack.advance() for stack in self.stacks]
         losses = tuple(loss for end in ends for loss in end.train_loss)
-        return replace(ends[0], train_loss=mean_over_members(losses, self.members))
+        return replace(ends[0], train_loss=mean_over_seeds(losses, self.seeds))
 
     def validate(self) -> tuple[FoldLogits, tuple[float, ...]]:
         """Validation logits `[posts, criteria]` and mean validation loss of each fold."""
         results = [stack.validate() for stack in self.stacks]
-        logits = average_members([logits[0] for logits, _ in results], self.members)
-        return logits, mean_over_members([loss[0] for _, loss in results], self.members)
+        logits = average_seeds([logits[0] for logits, _ in results], self.seeds)
+        return logits, mean_over_seeds([loss[0] for _, loss in results], self.seeds)
 
     def predict(self, posts: Sequence[Posts]) -> FoldLogits:
         """Logits `[posts, criteria]` of each fold for its own list of posts."""
-        repeated = list(posts) * self.members
+        repeated = list(posts) * self.seeds
         logits = [stack.predict([row_posts])[0] for stack, row_posts in zip(self.stacks, repeated, strict=True)]
-        return average_members(logits, self.members)
+        return average_seeds(logits, self.seeds)
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot from which `load_state_dict` continues bit for bit."""
@@ -324,18 +324,18 @@ class FoldRow:
             stack.load_state_dict(stack_state)
 
 
-def average_members(logits: FoldLogits, members: int) -> FoldLogits:
-    """Average the members' probabilities, as logits: one array for each fold.
+def average_seeds(logits: FoldLogits, seeds: int) -> FoldLogits:
+    """Average the probabilities of a fold's models, as logits: one array for each fold.
 
     The logit of a mean probability is log mean σ(z) − log mean σ(−z), which is finite for every finite z.
 
     Args:
-        logits: `[posts, criteria]` of all folds of the first member, then of the second, and so on.
-        members: how many each fold has; a single one is returned as it is.
+        logits: `[posts, criteria]` of all folds of the first seed, then of the second, and so on.
+        seeds: how many each fold has; a single one is returned as it is.
     """
-    if members == 1:
+    if seeds == 1:
         return logits
-    folds = len(logits) // members
+    folds = len(logits) // seeds
     averages = []
     for fold in range(folds):
         z = torch.from_numpy(np.stack(logits[fold::folds])).double()
@@ -344,10 +344,10 @@ def average_members(logits: FoldLogits, members: int) -> FoldLogits:
     return averages
 
 
-def mean_over_members(losses: Sequence[float], members: int) -> tuple[float, ...]:
-    """Mean loss of each fold over its members; the order is that of `average_members`."""
-    folds = len(losses) // members
-    return tuple(sum(losses[fold::folds]) / members for fold in range(folds))
+def mean_over_seeds(losses: Sequence[float], seeds: int) -> tuple[float, ...]:
+    """Mean loss of each fold over its models; the order is that of `average_seeds`."""
+    folds = len(losses) // seeds
+    return tuple(sum(losses[fold::folds]) / seeds for fold in range(folds))
 
 
 def _pad(arrays: Sequence[npt.NDArray[Any]], fill: float) -> npt.NDArray[Any]:

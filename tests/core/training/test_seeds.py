@@ -1,4 +1,4 @@
-"""Several seeds per fold: members that train side by side, independent of each other, and are averaged."""
+"""Several seeds per fold: models that train side by side, independent of each other, and are averaged."""
 
 import copy
 import math
@@ -15,16 +15,16 @@ from sparse_evidence.core.features.views import TextCorpus
 from sparse_evidence.core.models import build_model, join_models
 from sparse_evidence.core.splits import Folds
 from sparse_evidence.core.training.crossval import CrossValidation
-from sparse_evidence.core.training.stack import FoldRow, FoldStack, average_members, make_stack, member_seeds
+from sparse_evidence.core.training.stack import FoldRow, FoldStack, average_seeds, make_stack, model_seeds
 from sparse_evidence.core.training.state_file import pack_state, unpack_state
 
 MODELS = [IRIS, AbmilConfig(hidden=8, attention_hidden=4), InstanceConfig(hidden=8), LinearConfig()]
 every_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 
 
-def stack(fold_ids=(0, 1, 2), members=None, model=IRIS, corpus=None, seed=0, **training):
+def stack(fold_ids=(0, 1, 2), alone=None, model=IRIS, corpus=None, seed=0, **training):
     corpus = corpus or planted()
-    return FoldStack(corpus, uneven(corpus), fold_ids, candidate(model, **training), seed=seed, members=members)
+    return FoldStack(corpus, uneven(corpus), fold_ids, candidate(model, **training), seed=seed, seeds=alone)
 
 
 def crossval(seeds, *, fuse=True, **training):
@@ -40,15 +40,15 @@ def mean_probability(logits):
 
 
 def test_the_first_seed_is_the_trials_own_and_the_others_differ():
-    assert member_seeds(7, 1) == [7]
-    assert member_seeds(7, 3)[:2] == member_seeds(7, 2)
-    assert len({*member_seeds(7, 4), *member_seeds(8, 4)}) == 8
+    assert model_seeds(7, 1) == [7]
+    assert model_seeds(7, 3)[:2] == model_seeds(7, 2)
+    assert len({*model_seeds(7, 4), *model_seeds(8, 4)}) == 8
 
 
 @every_model
 def test_three_seeds_equal_the_mean_of_three_runs(model):
     together = stack(model=model, seeds=3)
-    alone = [stack(members=[seed], model=model) for seed in member_seeds(0, 3)]
+    alone = [stack(alone=[seed], model=model) for seed in model_seeds(0, 3)]
     for _ in range(3):
         end, (logits, losses) = together.advance(), together.validate()
         ends, results = [one.advance() for one in alone], [one.validate() for one in alone]
@@ -61,16 +61,16 @@ def test_three_seeds_equal_the_mean_of_three_runs(model):
         assert not np.allclose(*[result[0][0] for result in results[:2]])
 
 
-def test_the_first_member_of_a_single_seed_is_todays_model():
+def test_a_single_seed_is_todays_model():
     plain = stack()
-    one = stack(members=[0], seeds=3)
+    one = stack(alone=[0], seeds=3)
     for _ in range(2):
         assert plain.advance() == one.advance()
     assert_same_bits(plain.state_dict(), one.state_dict())
 
 
-def test_members_do_not_depend_on_each_other():
-    together, other = (stack([0, 1], members=members) for members in ([0, 5, 9], [0, 7, 9]))
+def test_models_do_not_depend_on_each_other():
+    together, other = (stack([0, 1], alone=seeds) for seeds in ([0, 5, 9], [0, 7, 9]))
     for _ in range(2):
         together.advance()
         other.advance()
@@ -80,7 +80,7 @@ def test_members_do_not_depend_on_each_other():
     assert not torch.allclose(together.model.queries[2], other.model.queries[2])
 
 
-def test_fused_members_equal_members_in_a_row():
+def test_fused_seeds_equal_seeds_in_a_row():
     fused, plain = crossval(2), crossval(2, fuse=False)
     assert isinstance(plain.stages[1].stack, FoldRow)
     for event, expected in zip(fused.epochs(), plain.epochs(), strict=True):
@@ -90,7 +90,7 @@ def test_fused_members_equal_members_in_a_row():
     np.testing.assert_allclose(fused.summary().probabilities, plain.summary().probabilities, atol=1e-4)
 
 
-def test_resuming_members_is_bit_identical():
+def test_resuming_several_seeds_is_bit_identical():
     undisturbed = crossval(3)
     whole = list(undisturbed.epochs())
     events, state = [], None
@@ -107,13 +107,13 @@ def test_resuming_members_is_bit_identical():
     assert_same_bits(state, undisturbed.state_dict())
 
 
-def test_predictions_of_members_belong_to_the_requested_posts():
+def test_averaged_predictions_belong_to_the_requested_posts():
     trained = stack([0, 1], seeds=2)
     trained.advance()
     posts = [np.array([7, 3, 50, 3]), np.arange(30)[::-1]]
     together = trained.predict(posts)
     assert [len(logits) for logits in together] == [4, 30]
-    alone = [stack([0, 1], members=[seed]) for seed in member_seeds(0, 2)]
+    alone = [stack([0, 1], alone=[seed]) for seed in model_seeds(0, 2)]
     for one in alone:
         one.advance()
     for fold in (0, 1):
@@ -121,7 +121,7 @@ def test_predictions_of_members_belong_to_the_requested_posts():
         np.testing.assert_allclose(mean_probability([together[fold]]), expected, atol=1e-4)
 
 
-def test_members_in_micro_batches_equal_whole_steps():
+def test_seeds_in_micro_batches_equal_whole_steps():
     whole = stack([0, 1], seeds=2)
     corpus = planted()
     cut = FoldStack(corpus, uneven(corpus), [0, 1], candidate(IRIS, seeds=2), seed=0, max_posts_per_pass=2)
@@ -132,7 +132,7 @@ def test_members_in_micro_batches_equal_whole_steps():
         np.testing.assert_allclose(left, right, atol=1e-3)
 
 
-def test_a_model_of_text_has_a_row_of_members(tiny_encoder):
+def test_a_model_of_text_has_a_row_of_seeds(tiny_encoder):
     posts = tuple(f"w{number} w{(number * 7) % 30}. w{(number * 3) % 30}." for number in range(24))
     labels = np.stack([np.arange(24) % 2, np.arange(24) // 12], 1).astype(np.int8)
     corpus = TextCorpus(posts, ("w0 w1", "w2"), locate(str(tiny_encoder)), labels)
@@ -140,8 +140,8 @@ def test_a_model_of_text_has_a_row_of_members(tiny_encoder):
     model = TokenConfig(max_length=24, head_epochs=0)
     both = make_stack(corpus, folds, [0, 2], candidate(model, seeds=2), seed=0)
     alone = [
-        [FoldStack(corpus, folds, [fold], candidate(model), seed=0, members=[member]) for fold in (0, 2)]
-        for member in member_seeds(0, 2)
+        [FoldStack(corpus, folds, [fold], candidate(model), seed=0, seeds=[number]) for fold in (0, 2)]
+        for number in model_seeds(0, 2)
     ]
     assert both.fold_ids == (0, 2)
     both.advance()
@@ -163,13 +163,13 @@ def test_a_model_of_text_has_a_row_of_members(tiny_encoder):
 
 def test_the_logit_of_a_mean_probability_is_finite_and_exact():
     rows = [np.array([[800.0, -800.0, 0.0, 3.0]], dtype=np.float32), np.array([[900.0, -900.0, 0.0, -1.0]], np.float32)]
-    (averaged,) = average_members(rows, 2)
+    (averaged,) = average_seeds(rows, 2)
     assert averaged.dtype == np.float32
     mean = (1 / (1 + math.exp(-3)) + 1 / (1 + math.exp(1))) / 2
     np.testing.assert_allclose(averaged[0, 2:], [0, math.log(mean / (1 - mean))], atol=1e-6)
     assert averaged[0, 0] == pytest.approx(800 + math.log(2))
     assert averaged[0, 1] == pytest.approx(-800 - math.log(2))
-    assert average_members(rows, 1) is rows
+    assert average_seeds(rows, 1) is rows
 
 
 @every_model
