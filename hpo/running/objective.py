@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from sparse_evidence.core.errors import NonFiniteLossError
 from sparse_evidence.core.training.crossval import CrossValidation
 
-from ..database.record import CONFIG, CURVES, CV
+from ..database.record import CONFIG, CURVES, CV, SEED
 from ..study import space
 from .artifacts import Checkpoints
 from .claims import Claim
@@ -48,6 +48,7 @@ def run(
         candidate = space.suggest(task.definition, claim.trial)
         config = space.to_dict(candidate)
         claim.trial.set_user_attr(CONFIG, config)
+        claim.trial.set_user_attr(SEED, task.seed(claim.trial.number))
     try:
         number = claim.trial.number
         rule = SameFoldsRule(task.definition, claim.trial, claim.trials_when_claimed)
@@ -81,13 +82,14 @@ def _report(claim: Claim, cv: CrossValidation) -> None:
 
 def _prune(claim: Claim, cv: CrossValidation) -> TrialState:
     report = {cv.folds_begun: cv.value_so_far()}
-    claim.finish(TrialState.PRUNED, attributes={CURVES: cv.curves()}, reports=report)
+    claim.finish(TrialState.PRUNED, attributes={CURVES: cv.curves()}, reports=report, logits=cv.predictions())
     return TrialState.PRUNED
 
 
 def _complete(claim: Claim, cv: CrossValidation) -> TrialState:
     summary = _summary(cv)
-    claim.finish(TrialState.COMPLETE, summary["mean"], attributes={CURVES: cv.curves(), CV: summary})
+    attributes = {CURVES: cv.curves(), CV: summary}
+    claim.finish(TrialState.COMPLETE, summary["mean"], attributes=attributes, logits=cv.predictions())
     return TrialState.COMPLETE
 
 
@@ -105,6 +107,7 @@ def _summary(cv: CrossValidation) -> dict[str, Any]:
     summary = cv.summary()
     report = asdict(summary.report)
     return {
+        "seed": cv.seed,
         "mean": summary.value,
         "std": summary.std,
         "folds": list(summary.folds),
