@@ -31,7 +31,9 @@ from sparse_evidence.core.training.stack import Stack, make_stack
 HOME_POSTS = 1484
 DIM, CRITERIA, QUERIES = 384, 10, 8
 FOLDS = 5
-CANDIDATE = CandidateConfig(IrisConfig(num_queries=QUERIES, k_retrieved=4), TrainingConfig(), BCEConfig())
+PUBLISHED = IrisConfig(num_queries=QUERIES, k_retrieved=4, similarities=0, mean_embedding=False)
+"""The model that the reference has, too."""
+CANDIDATE = CandidateConfig(PUBLISHED, TrainingConfig(), BCEConfig())
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,7 +56,7 @@ class IrisConfig:
     num_queries: Annotated[int, Interval(ge=1, le=64)] = 4
     """Learned queries per criterion."""
     k_retrieved: Annotated[int, Interval(ge=1, le=256)] = 4
-    """Chunks that a query retrieves from each post. With 1 the queries cannot learn (top-k has no gradient)."""
+    """Chunks that a query retrieves from each post. With 1 its attention cannot learn (top-k has no gradient)."""
     temperature: Positive = 0.2
     """Temperature of the softmax over the cosine similarities of the retrieved chunks."""
     hidden: Annotated[int, Interval(ge=2, le=1024)] = 64
@@ -66,6 +66,13 @@ class IrisConfig:
     """Each query is initialised to the criterion's embedding plus a random vector of this length."""
     diversity_weight: NonNegative = 0.01
     """Weight of the penalty that keeps the queries of a criterion different from each other."""
+    similarities: Annotated[int, Interval(ge=0, le=16)] = 3
+    """How many of each query's highest similarities enter the logit directly, sorted, together with its mean similarity
+    over the post. 0 = none, as published (with `mean_embedding = false`)."""
+    similarity_weight: Positive = 4.0
+    """What the standardised similarities are multiplied by: how fast their weights learn."""
+    mean_embedding: bool = True
+    """The mean embedding of the post, as a unit vector, enters the logit directly."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,26 @@ class AbmilConfig:
     attention_hidden: Annotated[int, Interval(ge=2, le=1024)] = 32
     """Width of the gated layer that scores the chunks."""
     dropout: Share = 0.1
+
+
+@dataclass(frozen=True)
+class InstanceConfig:
+    """A score for every chunk and criterion from a small network, pooled over the post by log-mean-exp."""
+
+    name: Literal["instance"] = "instance"
+    encoder: str = DEFAULT_ENCODER
+    """A sentence-transformers name or a local folder; frozen."""
+    hidden: Annotated[int, Interval(ge=2, le=1024)] = 64
+    """Width of the network."""
+    dropout: Share = 0.1
+    """All chunks of a post share one draw."""
+    sharpness: Annotated[float, Interval(gt=0, le=100)] = 1.0
+    """r of (1/r) log mean exp(r s): near 0 the mean of a post's scores, large their maximum."""
+    similarities: bool = True
+    """The cosines of a chunk with the texts of all criteria enter its score."""
+    evidence_weight: Annotated[float, Interval(ge=0, le=100)] = 0.0
+    """Above 0: weight of a loss on the scores of chunks, for training posts whose evidence is marked. Needs data with
+    evidence."""
 
 
 @dataclass(frozen=True)
@@ -217,9 +244,12 @@ class TrainingConfig:
     """Maximum gradient norm per fold; 0 disables clipping."""
     warmup_steps: Annotated[int, Interval(ge=0)] = 0
     """Optimizer steps over which the learning rate rises linearly from zero."""
+    seeds: Count = 1
+    """Models per fold, which differ in their seed and train together; the prediction is the mean of their
+    probabilities. Time and memory grow with their number."""
 
 
-EmbeddingModelConfig = IrisConfig | AbmilConfig | LinearConfig | RetrievalConfig
+EmbeddingModelConfig = IrisConfig | AbmilConfig | InstanceConfig | LinearConfig | RetrievalConfig
 """Models on chunk embeddings of a frozen encoder; their folds train as one batched model."""
 ModelConfig = EmbeddingModelConfig | TokenConfig
 LossConfig = BCEConfig | WeightedBCEConfig | FocalConfig | AsymmetricConfig | LogitAdjustedConfig
@@ -227,6 +257,7 @@ LossConfig = BCEConfig | WeightedBCEConfig | FocalConfig | AsymmetricConfig | Lo
 MODELS: dict[str, type[ModelConfig]] = {
     "iris": IrisConfig,
     "abmil": AbmilConfig,
+    "instance": InstanceConfig,
     "linear": LinearConfig,
     "retrieval": RetrievalConfig,
     "token": TokenConfig,

@@ -24,7 +24,7 @@ from ..models.iris import Iris
 
 
 class IRISForCriterionMatching(nn.Module):
-    """Scores whether posts meet criteria: the same model and arithmetic as `core.models.iris.Iris` with one fold.
+    """Scores whether posts meet criteria: IRIS as published (`core.models.iris.Iris` without direct inputs), one fold.
 
     Call `build_retriever` first, then the model with post and criterion numbers. A batch of the `Trainer` is therefore
     `{"posts": int64 [batch], "criteria": int64 [batch], "labels": float [batch]}`.
@@ -76,6 +76,8 @@ class IRISForCriterionMatching(nn.Module):
             dropout=dropout,
             query_noise=query_noise,
             diversity_weight=diversity_weight,
+            similarities=0,
+            mean_embedding=False,
         )
         self.encoder = locate(encoder_name)
         texts = [criterion.text if isinstance(criterion, Criterion) else criterion for criterion in criteria]

@@ -73,14 +73,21 @@ class Corpus:
             f"Corpus({self.name!r}, {len(self)} posts, {len(self.criteria)} criteria, {len(set(self.groups))} groups)"
         )
 
-    def fingerprint(self) -> str:
-        """Return the SHA-256 (hex) of ids, texts, criteria, labels and groups; name, notes and evidence are ignored."""
+    def fingerprint(self, *, evidence: bool = False) -> str:
+        """Return the SHA-256 (hex) of ids, texts, criteria, labels and groups; name and notes are ignored.
+
+        Args:
+            evidence: also include the evidence, for models that learn from it.
+        """
         digest = hashlib.sha256(b"corpus-1")
         names = [criterion.name for criterion in self.criteria]
         texts = [criterion.text for criterion in self.criteria]
         for strings in (self.post_ids, self.posts, names, texts, self.groups):
             _add_strings(digest, strings)
         digest.update(self.labels.tobytes())  # the counts already determine its shape
+        if evidence:
+            for item in sorted((item.post, item.criterion, item.start, item.end) for item in self.evidence):
+                digest.update(np.array(item, dtype=np.int64).tobytes())
         return digest.hexdigest()
 
     def subset(self, index: npt.ArrayLike) -> Corpus:

@@ -21,11 +21,20 @@ MAX_BAG_BYTES = 1 << 27
 class Bag:
     """The chunks of a rectangle of posts, padded to the longest post.
 
-    `embeddings` float32 `[folds, width, length, dim]`; `present` bool `[folds, width, length]`, False where padded.
+    `embeddings` float32 `[folds, width, length, dim]`; `present` bool `[folds, width, length]`, False where padded;
+    `marks` bool `[folds, width, length, criteria]`, True where a chunk is marked as evidence, if the model asks for it.
     """
 
     embeddings: Tensor
     present: Tensor
+    marks: Tensor | None = None
+
+    def means(self) -> Tensor:
+        """Mean embedding of each post, `[folds, width, dim]`; zero for a post without chunks."""
+        folds, width, length, dim = self.embeddings.shape
+        shares = self.present / self.present.sum(-1, keepdim=True).clamp(min=1)
+        chunks = self.embeddings.view(folds * width, length, dim)
+        return torch.bmm(shares.view(folds * width, 1, length), chunks).view(folds, width, dim)
 
 
 class ChunkBags:
@@ -53,6 +62,12 @@ class ChunkBags:
 
     def batch(self, posts: npt.NDArray[np.int64]) -> Bag:
         """The bags of `posts` int64 `[folds, width]`."""
+        rows, present = self.rows(posts)
+        flat = self.embeddings.index_select(0, rows.reshape(-1))
+        return Bag(flat.view(*rows.shape, -1), present)
+
+    def rows(self, posts: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Numbers of the chunks of `posts`, int64 `[folds, width, length]`, and which of them are not padding."""
         length = int(self.lengths[posts].max())
         index = torch.from_numpy(posts).to(self.offsets.device, non_blocking=True)
         start = self.offsets[index]
@@ -60,10 +75,28 @@ class ChunkBags:
         step = torch.arange(length, device=start.device)
         present = step < count[..., None]
         # Padding points at the post's first chunk: any finite row will do, because its weight is exactly zero.
-        rows = start[..., None] + step * present
-        folds, width = posts.shape
-        flat = self.embeddings.index_select(0, rows.reshape(-1))
-        return Bag(flat.view(folds, width, length, -1), present)
+        return start[..., None] + step * present, present
+
+
+class MarkedBags:
+    """Bags with marks on the chunks that are evidence.
+
+    Args:
+        bags: the chunks.
+        marks: bool `[chunks, criteria]`.
+    """
+
+    def __init__(self, bags: ChunkBags, marks: npt.NDArray[np.bool_]) -> None:
+        self.bags = bags
+        self.marks = torch.from_numpy(marks).to(bags.offsets.device)
+        self.lengths = bags.lengths
+        self.max_posts_per_pass = bags.max_posts_per_pass
+
+    def batch(self, posts: npt.NDArray[np.int64]) -> Bag:
+        """The bags of `posts` int64 `[folds, width]`, with their marks."""
+        bag = self.bags.batch(posts)
+        rows, present = self.bags.rows(posts)
+        return Bag(bag.embeddings, bag.present, self.marks[rows] & present[..., None])
 
 
 class MeanBags:

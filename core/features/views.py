@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ..corpus.data import Corpus
 from .bags import DeviceBags
-from .chunks import Chunks
+from .chunks import Chunks, evidence_mask
 from .embeddings import Progress, embed
 from .encoders import Encoder
 
@@ -26,6 +26,8 @@ class EmbeddedCorpus:
     """float32 `[criteria, dim]`: embeddings of the criteria's texts."""
     labels: npt.NDArray[np.int8]
     """int8 `[posts, criteria]`: 1, 0 or -1 (unlabelled)."""
+    evidence: npt.NDArray[np.bool_] | None = None
+    """bool `[chunks, criteria]`: the chunk is marked as evidence for the criterion. None: nothing is known."""
     bags: DeviceBags = field(init=False)
     """The embeddings on the devices where models train; loaded once, however many models use them."""
 
@@ -74,7 +76,8 @@ def embed_corpus(
     """
     embedded = embed(chunks.texts, encoder, device=device, progress=progress)
     criteria = embed(_criteria_texts(corpus), encoder, device=device)
-    features = EmbeddedCorpus(embedded.vectors, chunks.offsets, criteria.vectors, corpus.labels)
+    evidence = evidence_mask(corpus, chunks) if corpus.evidence else None
+    features = EmbeddedCorpus(embedded.vectors, chunks.offsets, criteria.vectors, corpus.labels, evidence)
     return features, embedded.computed + criteria.computed
 
 

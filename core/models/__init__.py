@@ -1,6 +1,6 @@
 """The models behind one interface (`base.Model`), found by the name of their configuration (`registry.REGISTRY`)."""
 
-from .base import Inputs, Model
+from .base import Inputs, Model, join_models
 from .registry import REGISTRY, build_model, fuses_folds, is_solved, make_inputs, prior_log_odds, reads_text
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "build_model",
     "fuses_folds",
     "is_solved",
+    "join_models",
     "make_inputs",
     "prior_log_odds",
     "reads_text",

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -47,7 +49,14 @@ class Abmil(Model):
 
     @classmethod
     def build(
-        cls, config: AbmilConfig, features: EmbeddedCorpus, prior: Tensor, *, seed: int, folds: Sequence[int]
+        cls,
+        config: AbmilConfig,
+        features: EmbeddedCorpus,
+        prior: Tensor,
+        *,
+        seed: int,
+        folds: Sequence[int],
+        train: Sequence[npt.NDArray[np.int64]],  # noqa: ARG003  (its start does not depend on the posts)
     ) -> Abmil:
         """The model for a corpus; the other arguments are those of the class."""
         return cls(config, features.embeddings.shape[1], prior, seed=seed, folds=folds)

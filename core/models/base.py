@@ -43,7 +43,16 @@ class Model(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, config: Any, features: Any, prior: Tensor, *, seed: int, folds: Sequence[int]) -> Model:  # noqa: ANN401
+    def build(
+        cls,
+        config: Any,  # noqa: ANN401
+        features: Any,  # noqa: ANN401
+        prior: Tensor,
+        *,
+        seed: int,
+        folds: Sequence[int],
+        train: Sequence[npt.NDArray[np.int64]],
+    ) -> Model:
         """Make the untrained model of a corpus.
 
         Args:
@@ -52,6 +61,7 @@ class Model(nn.Module, ABC):
             prior: float32 `[folds, criteria]`, log-odds of each criterion in the fold's training part.
             seed: seed of the initial weights and of the dropout.
             folds: fold numbers. A fold starts at the same weights whichever folds it is stacked with.
+            train: training posts of each fold; nothing else of the corpus may decide where the fold starts.
         """
 
     @abstractmethod
@@ -68,6 +78,17 @@ class Model(nn.Module, ABC):
     def penalty(self) -> Tensor:
         """What the model adds to the loss of each fold, `[folds]`; zeros by default."""
         return torch.zeros_like(self._fold_bias()[:, 0])
+
+    def auxiliary_loss(self, targets: Tensor) -> Tensor | None:  # noqa: ARG002  (the default has none)
+        """What the model adds to the mean loss of each fold on the batch that it was last called with, `[folds]`.
+
+        Args:
+            targets: labels of the batch `[folds, width, criteria]`; -1 is unlabelled or padding.
+
+        Returns:
+            None by default: nothing is added.
+        """
+        return None
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The parameters that are trained, grouped by learning rate, as an optimizer takes them."""
@@ -120,6 +141,20 @@ class Model(nn.Module, ABC):
 def normal(generator: torch.Generator, *shape: int, std: float) -> Tensor:
     """Normally distributed initial weights, float32 `shape`."""
     return torch.randn(*shape, generator=generator) * std
+
+
+def join_models(models: Sequence[Model]) -> Model:
+    """Join models along the `folds` axis: the folds of the first, then those of the second, and so on.
+
+    Args:
+        models: models of one class and configuration whose folds stack; the first becomes the result.
+    """
+    first, *others = models
+    if others:
+        states = [model.state_dict() for model in models]
+        for name, tensor in first.state_dict(keep_vars=True).items():
+            tensor.data = torch.cat([state[name] for state in states])
+    return first
 
 
 def enable_gradient_checkpointing(module: nn.Module, options: dict[str, Any] | None = None) -> None:

@@ -27,6 +27,7 @@ class Linear(SolvedModel):
         *,
         seed: int,  # noqa: ARG003  (the solution has no randomness)
         folds: Sequence[int],  # noqa: ARG003
+        train: Sequence[npt.NDArray[np.int64]],  # noqa: ARG003
     ) -> Linear:
         """The model for a corpus."""
         return cls(config.C, features.embeddings.shape[1], prior)

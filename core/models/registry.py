@@ -11,12 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..config import AbmilConfig, IrisConfig, LinearConfig, ModelConfig, RetrievalConfig, TokenConfig
-from ..features.bags import ChunkBags, MeanBags
+from ..config import AbmilConfig, InstanceConfig, IrisConfig, LinearConfig, ModelConfig, RetrievalConfig, TokenConfig
+from ..features.bags import ChunkBags, MarkedBags, MeanBags
 from ..features.tokens import TokenPosts
 from ..features.views import EmbeddedCorpus, Features, TextCorpus
 from .abmil import Abmil
 from .base import Inputs, Model
+from .instance import Instance
 from .iris import Iris
 from .linear import Linear
 from .retrieval import Retrieval
@@ -56,6 +57,13 @@ def _chunk_bags(_: ModelConfig, features: EmbeddedCorpus, device: Device) -> Chu
     return features.bags.chunks(device)
 
 
+def _marked_bags(config: InstanceConfig, features: EmbeddedCorpus, device: Device) -> ChunkBags | MarkedBags:
+    bags = features.bags.chunks(device)
+    if not config.evidence_weight or features.evidence is None:
+        return bags
+    return MarkedBags(bags, features.evidence)
+
+
 def _mean_bags(_: ModelConfig, features: EmbeddedCorpus, device: Device) -> MeanBags:
     return features.bags.means(device)
 
@@ -67,6 +75,7 @@ def _token_posts(config: TokenConfig, features: TextCorpus, device: Device) -> T
 REGISTRY = {
     "iris": ModelEntry(IrisConfig, Iris, EmbeddedCorpus, _chunk_bags),
     "abmil": ModelEntry(AbmilConfig, Abmil, EmbeddedCorpus, _chunk_bags),
+    "instance": ModelEntry(InstanceConfig, Instance, EmbeddedCorpus, _marked_bags),
     "linear": ModelEntry(LinearConfig, Linear, EmbeddedCorpus, _mean_bags),
     "retrieval": ModelEntry(RetrievalConfig, Retrieval, EmbeddedCorpus, _chunk_bags),
     "token": ModelEntry(TokenConfig, Token, TextCorpus, _token_posts),
@@ -115,7 +124,7 @@ def build_model(
     Args:
         config: the model's configuration.
         features: what it trains on, with the labels.
-        train: training posts of each fold; the priors are computed from these alone.
+        train: training posts of each fold; priors and standardisation are computed from these alone.
         folds: fold numbers, which seed the initial weights; a single one where folds do not fuse.
         seed: seed of the initial weights and of the dropout.
         device: where it trains.
@@ -126,7 +135,7 @@ def build_model(
     """
     prior = prior_log_odds(features.labels, train)
     inputs = make_inputs(config, features, device)
-    model = REGISTRY[config.name].model.build(config, features, prior, seed=seed, folds=folds)
+    model = REGISTRY[config.name].model.build(config, features, prior, seed=seed, folds=folds, train=train)
     return model.to(device), inputs
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -62,7 +64,14 @@ class Token(Model):
 
     @classmethod
     def build(
-        cls, config: TokenConfig, features: TextCorpus, prior: Tensor, *, seed: int, folds: Sequence[int]
+        cls,
+        config: TokenConfig,
+        features: TextCorpus,
+        prior: Tensor,
+        *,
+        seed: int,
+        folds: Sequence[int],
+        train: Sequence[npt.NDArray[np.int64]],  # noqa: ARG003  (its start does not depend on the posts)
     ) -> Token:
         """The model of a single fold; the other arguments are those of the class."""
         (fold,) = folds

@@ -49,6 +49,8 @@ class Engine:
         batches_per_step: batches per optimizer step. The gradient of a step is that of the mean over all items of
             its batches, so it equals the gradient of one large batch, also in a last, shorter window.
         penalty: added to the loss once per optimizer step, of the loss's shape.
+        auxiliary: added to the loss of every batch, of the loss's shape, given the batch's targets; called after the
+            model. Like the penalty, it is not part of the reported loss. If it returns None, nothing is added.
         scheduler: a learning-rate schedule that advances with every optimizer step.
         gather: makes the model's inputs from a batch's, immediately before the model is called: large inputs are in
             memory for one batch at a time, not for a whole window.
@@ -66,6 +68,7 @@ class Engine:
         device: torch.device,
         batches_per_step: int = 1,
         penalty: Callable[[], Tensor] | None = None,
+        auxiliary: Callable[[Tensor], Tensor | None] = lambda targets: None,  # noqa: ARG005
         scheduler: LRScheduler | None = None,
         gather: Callable[[Any], Any] = lambda inputs: inputs,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -78,6 +81,7 @@ class Engine:
         self.device = device
         self.batches_per_step = batches_per_step
         self.penalty = penalty
+        self.auxiliary = auxiliary
         self.scheduler = scheduler
         self.gather = gather
         self.autocast = autocast
@@ -124,6 +128,9 @@ class Engine:
             share = batch.weight / window_weight.clamp(min=1)
             loss = self.loss_fn(self.logits(batch), batch.targets) * share
             mean += loss.detach()
+            auxiliary = self.auxiliary(batch.targets)
+            if auxiliary is not None:
+                loss = loss + auxiliary * share
             if self.penalty is not None and batch is window[-1]:
                 loss = loss + self.penalty()
             self.update.backward(loss.sum())

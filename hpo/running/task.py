@@ -59,11 +59,15 @@ class StudyTask:
         return {
             "definition": self.definition.canonical(),
             "definition_sha256": self.definition.sha256(),
-            "data_sha256": self.corpus.fingerprint(),
+            "data_sha256": self.corpus.fingerprint(evidence=self._learns_from_evidence()),
             "folds_sha256": self.folds.fingerprint(self.corpus.post_ids),
             "encoders_sha256": hashlib.sha256(revisions.encode()).hexdigest(),
             "code": version(DISTRIBUTION),
         }
+
+    def _learns_from_evidence(self) -> bool:
+        """True if some model of the study may train on marked passages: then they are part of its data."""
+        return any(alternative.specs.get("evidence_weight", 0.0) != 0.0 for alternative in self.definition.model)
 
     def features(self, model: ModelConfig) -> Features:
         """The features that a model of the study trains on."""

@@ -9,6 +9,7 @@ from sparse_evidence.core.config import (
     AbmilConfig,
     BCEConfig,
     CandidateConfig,
+    InstanceConfig,
     IrisConfig,
     LinearConfig,
     RetrievalConfig,
@@ -25,6 +26,7 @@ DIM, POSTS, CRITERIA, CHUNKS = 24, 120, 2, 7
 CONFIGS = [
     IrisConfig(hidden=16, num_queries=2, k_retrieved=2, dropout=0.0),
     AbmilConfig(hidden=16, dropout=0.0),
+    InstanceConfig(hidden=16, dropout=0.0),
     LinearConfig(C=100.0),
     RetrievalConfig(top_k=2),
 ]

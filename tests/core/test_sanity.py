@@ -93,7 +93,8 @@ def test_identical_posts_score_the_baseline():
     one = np.repeat(corpus.embeddings[:1], len(corpus.labels), axis=0)
     offsets = np.arange(len(corpus.labels) + 1)
     cv = finished(EmbeddedCorpus(one, offsets, corpus.criteria, corpus.labels), folds)
-    probabilities = cv.summary().probabilities
+    # equal posts at different places of a batch may differ in the last bit
+    probabilities = cv.summary().probabilities.round(6)
     for fold in range(3):
         rows = folds.validation(fold)
         areas = metrics.auroc_per_criterion(corpus.labels[rows], probabilities[rows])
@@ -113,9 +114,9 @@ def test_the_share_of_posts_within_k_chunks_is_known():
 
 
 def test_queries_do_not_learn_from_a_single_retrieved_chunk():
-    """Top-k has no gradient, so with k = 1 the queries do not change (a property of the method, not a bug)."""
+    """Top-k has no gradient, so with k = 1 the queries of IRIS as published do not change (it is the method)."""
     corpus, folds = synthetic(posts=120)
-    quiet = replace(IRIS, k_retrieved=1, diversity_weight=0.0)
+    quiet = replace(IRIS, k_retrieved=1, diversity_weight=0.0, similarities=0)
     plain = replace(CONFIG, model=quiet, training=replace(CONFIG.training, weight_decay=0.0))
     stack = FoldStack(corpus, folds, [0], plain, seed=0)
     before = stack.model.queries.detach().clone()

@@ -37,7 +37,8 @@ def test_logits_of_pairs_are_entries_of_the_full_table(model):
 
 
 def test_logits_equal_those_of_a_stacked_model_with_one_fold(model):
-    config = IrisConfig(num_queries=2, k_retrieved=2, hidden=16, temperature=0.2)
+    published = {"similarities": 0, "mean_embedding": False}
+    config = IrisConfig(num_queries=2, k_retrieved=2, hidden=16, temperature=0.2, **published)
     starts = torch.from_numpy(model.queries)  # noise has moved them, but any queries will do
     assert starts.shape == (3, 2, 384)
     other = Iris(config, torch.ones(3, 384), torch.zeros(1, 3), seed=0, folds=[0]).eval()

@@ -93,6 +93,14 @@ def test_the_fingerprint_ignores_name_notes_and_evidence():
     assert make().fingerprint()[:12] == PINNED
 
 
+def test_the_fingerprint_depends_on_the_evidence_of_models_that_learn_from_it():
+    marked, other = make(), make(evidence=make().evidence[:1])
+    assert len({marked.fingerprint(), *(corpus.fingerprint(evidence=True) for corpus in (marked, other))}) == 3
+    reordered = make(evidence=make().evidence[::-1])
+    assert reordered.fingerprint(evidence=True) == marked.fingerprint(evidence=True)
+    assert make(evidence=()).fingerprint(evidence=True)[:12] == PINNED
+
+
 def test_a_subset_keeps_its_evidence():
     part = make().subset(np.array([2, 0]))
     assert part.post_ids == ("c", "a")

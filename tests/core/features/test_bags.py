@@ -7,7 +7,15 @@ from corpora import planted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_evidence.core.features.bags import MAX_BAG_BYTES, ChunkBags, DeviceBags, MeanBags, mean_embeddings
+from sparse_evidence.core.features.bags import (
+    MAX_BAG_BYTES,
+    Bag,
+    ChunkBags,
+    DeviceBags,
+    MarkedBags,
+    MeanBags,
+    mean_embeddings,
+)
 
 
 @st.composite
@@ -48,6 +56,30 @@ def test_a_bag_holds_the_chunks_of_its_posts_in_order(batch):
         expected = chunks_of(embeddings, offsets, post)
         assert bag.present[place].tolist() == [position < len(expected) for position in range(longest)]
         np.testing.assert_array_equal(bag.embeddings[place][bag.present[place]], expected)
+
+
+@settings(deadline=None)
+@given(batches(), st.integers(1, 3))
+def test_marks_belong_to_their_chunks(batch, criteria):
+    embeddings, offsets, posts = batch
+    marks = np.random.default_rng(0).random((len(embeddings), criteria)) < 0.5
+    plain = ChunkBags(embeddings, offsets)
+    bag = MarkedBags(plain, marks).batch(posts)
+    assert torch.equal(bag.embeddings, plain.batch(posts).embeddings)
+    for place, post in np.ndenumerate(posts):
+        np.testing.assert_array_equal(bag.marks[place][bag.present[place]], chunks_of(marks, offsets, post))
+        assert not bag.marks[place][~bag.present[place]].any()
+
+
+@settings(deadline=None)
+@given(batches())
+def test_means_of_a_bag_are_those_of_its_present_chunks(batch):
+    embeddings, offsets, posts = batch
+    bag = ChunkBags(embeddings, offsets).batch(posts)
+    for place, post in np.ndenumerate(posts):
+        np.testing.assert_allclose(bag.means()[place], chunks_of(embeddings, offsets, post).mean(0), atol=1e-5)
+    nothing = Bag(bag.embeddings, torch.zeros_like(bag.present))
+    assert (nothing.means() == 0).all()
 
 
 def test_the_last_post_of_a_corpus_can_be_padded():

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from sparse_evidence.core.config import ChunksConfig
-from sparse_evidence.core.corpus.data import Corpus, Criterion
+from sparse_evidence.core.corpus.data import Corpus, Criterion, Evidence
 from sparse_evidence.core.corpus.synthetic import generate
 from sparse_evidence.core.errors import EncoderError, UserError
 from sparse_evidence.core.features.chunks import chunk
@@ -157,6 +157,9 @@ def test_a_corpus_is_embedded_with_its_criteria(encoder, root, monkeypatch):
     np.testing.assert_array_equal(features.criteria, embed(["never sleep"], encoder).vectors)
     assert features.offsets.tolist() == [0, 2, 3]
     assert features.labels.tolist() == [[1], [0]]
+    assert features.evidence is None
+    marked = embed_corpus(replace(corpus, evidence=(Evidence(0, 0, 9, 15),)), chunks, encoder)[0]
+    assert marked.evidence.tolist() == [[False], [True], [False]]
     assert embed_corpus(corpus, chunks, encoder)[1] == 0
 
 

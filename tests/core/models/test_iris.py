@@ -11,15 +11,24 @@ from hypothesis import strategies as st
 
 from sparse_evidence.core.config import IrisConfig
 from sparse_evidence.core.features.bags import Bag
-from sparse_evidence.core.models.iris import INSERTION_MAX_K, INSERTION_MIN_SCORES, Iris, kth_largest, overlap
+from sparse_evidence.core.models import build_model
+from sparse_evidence.core.models.iris import (
+    INSERTION_MAX_K,
+    INSERTION_MIN_SCORES,
+    Iris,
+    largest,
+    overlap,
+    with_highest,
+)
 
 DIM, CRITERIA = 12, 3
 
 
 def iris(folds=(0,), *, criteria=None, seed=0, noise=0.0, **settings):
-    """A model, with normal noise of that size on all its weights."""
+    """A model as published, with normal noise of that size on all its weights."""
     criteria = torch.eye(CRITERIA, DIM) if criteria is None else criteria
-    config = IrisConfig(**{"num_queries": 2, "k_retrieved": 2, "hidden": 8, **settings})
+    published = {"similarities": 0, "mean_embedding": False}
+    config = IrisConfig(**{"num_queries": 2, "k_retrieved": 2, "hidden": 8, **published, **settings})
     model = Iris(config, criteria, torch.zeros(len(folds), len(criteria)), seed=seed, folds=folds).eval()
     with torch.no_grad():
         for number, weight in enumerate(model.parameters()):
@@ -189,19 +198,84 @@ def test_a_query_of_zeros_has_a_finite_penalty_and_gradient():
     assert queries.grad.isfinite().all()
 
 
-# ---- the k-th largest -------------------------------------------------------------------------------------------
+# ---- direct inputs ----------------------------------------------------------------------------------------------
+
+
+def test_the_first_query_starts_exactly_at_the_criterion_if_similarities_enter():
+    """The other queries start where they do without direct inputs."""
+    plain, direct = iris(query_noise=0.7).queries[0], iris(query_noise=0.7, similarities=2).queries[0]
+    assert torch.equal(direct[:, 0], torch.eye(CRITERIA, DIM))
+    assert torch.equal(direct[:, 1], plain[:, 1])
+    assert not torch.equal(direct[:, 0], plain[:, 0])
+
+
+def test_a_model_as_published_has_no_other_state():
+    added = set(iris(similarities=1, mean_embedding=True).state_dict()) - set(iris().state_dict())
+    assert added == {
+        *("similarity_head", "similarity_standard.mean", "similarity_standard.scale"),
+        *("mean_head", "mean_standard.mean", "mean_standard.scale"),
+    }
+
+
+def test_the_constants_are_those_of_the_training_posts_alone():
+    corpus, train = planted(), [np.arange(30), np.arange(20, 60)]
+    model, _ = build_model(IrisConfig(num_queries=2, hidden=8), corpus, train, folds=[0, 1], seed=0)
+    changed = planted()
+    changed.embeddings[corpus.offsets[30] :] *= -1  # the posts that fold 0 does not train on
+    other, _ = build_model(IrisConfig(num_queries=2, hidden=8), changed, train, folds=[0, 1], seed=0)
+    for name in ("similarity_standard", "mean_standard"):
+        for part in ("mean", "scale"):
+            ours, theirs = getattr(getattr(model, name), part), getattr(getattr(other, name), part)
+            assert torch.equal(ours[0], theirs[0])
+            assert not torch.equal(ours[1], theirs[1]) or part == "scale"
+
+
+def test_queries_learn_through_the_values_of_their_similarities():
+    """The gradient of the highest similarities, against finite differences."""
+    scores = torch.randn(2, 3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    scores[0, 0, 2:] = -torch.inf  # fewer chunks than similarities: the lowest is repeated
+    mask = torch.where(scores == -torch.inf, -torch.inf, 0.0)
+
+    def highest(raw):
+        masked = raw + mask
+        return with_highest(masked, largest(masked.detach(), 4), 4)
+
+    raw = scores.nan_to_num(neginf=0.0).requires_grad_()
+    assert torch.autograd.gradcheck(highest, raw)
+    values = highest(raw)
+    assert torch.equal(values[0, 0, 1], values[0, 0, 3])
+    torch.testing.assert_close(values[1], raw.sort(dim=2, descending=True).values[1, :, :4])
+
+
+def test_equal_similarities_share_their_gradient():
+    scores = torch.tensor([0.5, 0.9, 0.5, 0.5])[None, None, :, None].requires_grad_()
+    with_highest(scores, largest(scores.detach(), 2), 2)[0, 0, :, 0].backward(torch.tensor([6.0, 3.0]))
+    torch.testing.assert_close(scores.grad[0, 0, :, 0], torch.tensor([1.0, 6.0, 1.0, 1.0]))
+
+
+def test_the_similarities_do_not_depend_on_how_they_are_found():
+    """With insertion and with topk, with one pass for both uses."""
+    posts = random_posts(*([9] * 120))
+    few, many = (iris(noise=0.3, similarities=k, mean_embedding=True, num_queries=8) for k in (3, INSERTION_MAX_K + 1))
+    inserted, sorted_ = bag_of(*posts), bag_of(*posts[:2])
+    assert 120 * 9 * 8 * CRITERIA > INSERTION_MIN_SCORES > 2 * 9 * 8 * CRITERIA
+    for model in (few, many):
+        torch.testing.assert_close(model(inserted)[:, :2], model(sorted_), atol=1e-5, rtol=1e-4)
+
+
+# ---- the k largest ----------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, INSERTION_MAX_K + 1), st.integers(0, 6), st.integers(1, 3), st.integers(0, 99))
-def test_both_ways_to_the_kth_largest_agree_with_sorting(k, more, steps, seed):
+def test_both_ways_to_the_k_largest_agree_with_sorting(k, more, steps, seed):
     generator = torch.Generator().manual_seed(seed)
     shape = (2, math.ceil(INSERTION_MIN_SCORES / 2 / 64 / (k + more)), k + more, 64)
     scores = torch.randint(-steps, steps, shape, generator=generator).float()  # many ties
     scores[:, 0, 1:] = -torch.inf  # padding
     for part in (scores, scores[:, :1]):
-        expected = part.sort(dim=2, descending=True).values[:, :, k - 1]
-        assert torch.equal(kth_largest(part, k), expected)
+        expected = part.sort(dim=2, descending=True).values[:, :, :k]
+        assert torch.equal(torch.stack(list(largest(part, k)), 2), expected)
 
 
 def test_models_of_a_planted_corpus_retrieve_the_planted_chunk():

@@ -1,11 +1,13 @@
 """A model depends on its post, on nothing else, and only on the chunks that it retrieves."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from corpora import planted, unit, with_post
 
-from sparse_evidence.core.config import MODELS, IrisConfig, LinearConfig, RetrievalConfig
+from sparse_evidence.core.config import MODELS, InstanceConfig, IrisConfig, LinearConfig, RetrievalConfig
 from sparse_evidence.core.errors import ConfigError
 from sparse_evidence.core.features.views import TextCorpus
 from sparse_evidence.core.models import (
@@ -19,17 +21,23 @@ from sparse_evidence.core.models import (
 )
 from sparse_evidence.core.models.base import enable_gradient_checkpointing
 from sparse_evidence.core.models.dropout import FoldDropout
-from sparse_evidence.core.models.iris import kth_largest, overlap
+from sparse_evidence.core.models.iris import largest, overlap
 from sparse_evidence.core.seeding import numpy_generator
 
-CONFIGS = [IrisConfig(num_queries=3, k_retrieved=3, hidden=8), LinearConfig(), RetrievalConfig()]
-both = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+PUBLISHED = {"similarities": 0, "mean_embedding": False}
+"""IRIS without its direct inputs."""
+IRIS = IrisConfig(num_queries=3, k_retrieved=3, hidden=8)
+CONFIGS = [IRIS, replace(IRIS, **PUBLISHED), InstanceConfig(hidden=8), LinearConfig(), RetrievalConfig()]
+every_model = pytest.mark.parametrize(
+    "config", CONFIGS, ids=["iris", "iris as published", "instance", "linear", "retrieval"]
+)
 POSTS = np.array([[0, 1, 2, 3, 4, 5]])
 
 
-def perturbed(config, corpus, folds=(0,), seed=0):
+def perturbed(config, corpus, folds=(0,), seed=0, train=None):
     """A model with noise on all initial weights, with which heads are zero and every logit is the prior."""
-    model, _ = build_model(config, corpus, [np.arange(len(corpus.labels))] * len(folds), folds=folds, seed=seed)
+    train = np.arange(len(corpus.labels)) if train is None else train
+    model, _ = build_model(config, corpus, [train] * len(folds), folds=folds, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -49,7 +57,7 @@ def other_chunks(count, seed=1, dim=12):
 # ---- logits depend on the post alone ----------------------------------------------------------------------------
 
 
-@both
+@every_model
 def test_changing_the_post_changes_its_logits(config):
     corpus = planted()
     model = perturbed(config, corpus)
@@ -58,14 +66,14 @@ def test_changing_the_post_changes_its_logits(config):
     assert (np.abs(before - after)[0, 2] > 1e-3).all()  # for every criterion
 
 
-@both
+@every_model
 def test_different_posts_have_different_logits(config):
     corpus = planted()
     all_logits = logits(perturbed(config, corpus), config, corpus, np.arange(40)[None])
     assert (all_logits.std(1) > 1e-2).all()
 
 
-@both
+@every_model
 def test_logits_do_not_depend_on_other_posts_of_the_batch(config):
     corpus = planted()
     model = perturbed(config, corpus)
@@ -76,7 +84,7 @@ def test_logits_do_not_depend_on_other_posts_of_the_batch(config):
     np.testing.assert_array_equal(before[0, unchanged], after[0, unchanged])  # the same shapes, so the same bits
 
 
-@both
+@every_model
 @pytest.mark.parametrize("post", range(6))
 def test_logits_do_not_depend_on_padding(config, post):
     corpus = planted()
@@ -87,7 +95,7 @@ def test_logits_do_not_depend_on_padding(config, post):
     np.testing.assert_allclose(with_padding, without, atol=1e-5)
 
 
-@both
+@every_model
 def test_logits_do_not_depend_on_the_order_of_chunks(config):
     corpus = planted()
     model = perturbed(config, corpus)
@@ -96,7 +104,7 @@ def test_logits_do_not_depend_on_the_order_of_chunks(config):
     np.testing.assert_allclose(logits(model, config, corpus), logits(model, config, reversed_chunks), atol=1e-5)
 
 
-@both
+@every_model
 def test_stacked_folds_equal_single_folds(config):
     corpus = planted()
     posts = np.array([[0, 1, 2], [3, 4, 5]])
@@ -113,7 +121,7 @@ def test_stacked_folds_equal_single_folds(config):
 
 def slow_iris(model, config, chunks, criterion):
     """One post, one criterion, query by query in float64: the paper's formulas as a loop."""
-    w = {name: value[0].numpy().astype(np.float64) for name, value in model.state_dict().items()}
+    w = double_weights(model)
     pooled = np.zeros(config.hidden)
     for query in w["queries"][criterion]:
         similarity = chunks.astype(np.float64) @ (query / np.linalg.norm(query))
@@ -126,9 +134,50 @@ def slow_iris(model, config, chunks, criterion):
     return (normed * w["scale"] + w["shift"]) @ w["head"][criterion] + w["bias"][criterion]
 
 
+def double_weights(model):
+    """The state of the first fold, float64."""
+    return {name: value[0].numpy().astype(np.float64) for name, value in model.state_dict().items()}
+
+
+def slow_similarities(queries, chunks, count):
+    """The highest cosines of all queries, the second highest of all, ..., and their means."""
+    cosines = [chunks.astype(np.float64) @ (query / np.linalg.norm(query)) for query in queries.reshape(-1, 12)]
+    descending = [sorted(column, reverse=True) for column in cosines]
+    highest = [[column[min(rank, len(column) - 1)] for column in descending] for rank in range(count)]
+    return np.array([*highest, [column.mean() for column in cosines]]).ravel()
+
+
+def slow_direct(model, config, corpus, post, train):
+    """What the direct inputs add to the logits of a post, with constants from the posts `train`."""
+    w, start = double_weights(model), double_weights(build_model(config, corpus, [train], folds=[0], seed=0)[0])
+    posts = [corpus.embeddings[corpus.offsets[p] : corpus.offsets[p + 1]] for p in range(len(corpus.labels))]
+    total = np.zeros(3)
+    if config.similarities:
+        fitted = np.array([slow_similarities(start["queries"], posts[p], config.similarities) for p in train])
+        inputs = slow_similarities(w["queries"], posts[post], config.similarities) - fitted.mean(0)
+        total += (config.similarity_weight * inputs / fitted.std(0)) @ w["similarity_head"]
+    if config.mean_embedding:
+        means = unit(np.array([chunks.mean(0) for chunks in posts], dtype=np.float64)).astype(np.float64)
+        total += (means[post] - means[train].mean(0)) / means[train].std(0) @ w["mean_head"]
+    return total
+
+
+@pytest.mark.parametrize("direct", [(0, True), (1, False), (3, True), (10, True), (12, True)])
+def test_direct_inputs_add_what_their_slow_reference_says(direct):
+    config = replace(IRIS, similarities=direct[0], mean_embedding=direct[1], similarity_weight=3.0)
+    corpus, train = planted(), np.arange(10, 50)
+    assert np.diff(corpus.offsets).min() == 1  # some posts have fewer chunks than similarities
+    model = perturbed(config, corpus, train=train)
+    fast = logits(model, config, corpus, np.arange(20)[None])[0]
+    for post in range(20):
+        chunks = corpus.embeddings[corpus.offsets[post] : corpus.offsets[post + 1]]
+        expected = [slow_iris(model, config, chunks, criterion) for criterion in range(3)]
+        np.testing.assert_allclose(fast[post], expected + slow_direct(model, config, corpus, post, train), atol=1e-3)
+
+
 @pytest.mark.parametrize("k", [1, 2, 4, 50])
-def test_iris_equals_its_slow_reference(k):
-    config = IrisConfig(num_queries=3, k_retrieved=k, hidden=8, temperature=0.1)
+def test_iris_as_published_equals_its_slow_reference(k):
+    config = IrisConfig(num_queries=3, k_retrieved=k, hidden=8, temperature=0.1, **PUBLISHED)
     corpus = planted()
     assert np.diff(corpus.offsets).min() == 1  # some posts have fewer chunks than k
     model = perturbed(config, corpus)
@@ -141,7 +190,7 @@ def test_iris_equals_its_slow_reference(k):
 
 def test_logits_depend_on_retrieved_chunks_only():
     """A chunk that no query retrieves may change, as long as it stays far from the query."""
-    config = IrisConfig(num_queries=1, k_retrieved=2, hidden=8)
+    config = IrisConfig(num_queries=1, k_retrieved=2, hidden=8, **PUBLISHED)
     corpus = planted(criteria=1, longest=9)
     model = perturbed(config, corpus)
     post = int(np.argmax(np.diff(corpus.offsets)))
@@ -253,14 +302,14 @@ def test_the_wrong_kind_of_features_is_refused():
         build_model(MODELS["token"](), corpus, [np.arange(9)], folds=[0], seed=0)
 
 
-@both
+@every_model
 def test_embeddings_are_loaded_onto_a_device_once(config):
     corpus = planted()
     assert make_inputs(config, corpus, torch.device("cpu")) is make_inputs(config, corpus, "cpu")
     assert make_inputs(config, planted(), "cpu") is not make_inputs(config, corpus, "cpu")
 
 
-@both
+@every_model
 def test_the_only_parameter_group_holds_all_parameters(config):
     model, _ = build_model(config, planted(), [np.arange(9)], folds=[0], seed=0)
     (group,) = model.parameter_groups(0.3)
@@ -273,14 +322,14 @@ def test_gradient_checkpointing_of_a_model_without_it_is_refused():
         enable_gradient_checkpointing(torch.nn.Linear(1, 1))
 
 
-# ---- the k-th largest -------------------------------------------------------------------------------------------
+# ---- the k largest ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("length", "k"), [(40, 1), (40, 4), (40, 8), (40, 9), (8, 8), (3, 2)])
-def test_the_kth_largest_equals_topk(length, k):
+def test_the_k_largest_equal_topk(length, k):
     """With either algorithm, with ties and with padding."""
     generator = torch.Generator().manual_seed(length + k)
     scores = torch.randn((2, 64, length, 16), generator=generator).round(decimals=1)
     scores[:, ::3, length // 2 :] = -torch.inf
     for part in (scores, scores[:, :4]):  # insertion, and topk
-        assert torch.equal(kth_largest(part, k), part.topk(k, dim=2).values[:, :, -1])
+        assert torch.equal(torch.stack(list(largest(part, k)), 2), part.topk(k, dim=2).values)

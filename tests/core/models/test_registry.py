@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from sparse_evidence.core.config import AbmilConfig, IrisConfig, LinearConfig, RetrievalConfig, TokenConfig
+from sparse_evidence.core.config import (
+    AbmilConfig,
+    InstanceConfig,
+    IrisConfig,
+    LinearConfig,
+    RetrievalConfig,
+    TokenConfig,
+)
 from sparse_evidence.core.features.bags import Bag
 from sparse_evidence.core.features.encoders import locate
 from sparse_evidence.core.features.views import TextCorpus
@@ -22,6 +29,7 @@ from sparse_evidence.core.models.base import enable_gradient_checkpointing, norm
 STACKED = [
     IrisConfig(hidden=8, num_queries=2),
     AbmilConfig(hidden=8, attention_hidden=4),
+    InstanceConfig(hidden=8),
     LinearConfig(),
     RetrievalConfig(),
     RetrievalConfig(top_k=2, pooling="mean"),
@@ -189,7 +197,7 @@ class Constant(Model):
         self.bias = torch.nn.Parameter(prior.clone())
 
     @classmethod
-    def build(cls, config, features, prior, *, seed, folds):
+    def build(cls, config, features, prior, *, seed, folds, train):
         return cls(prior)
 
     def forward(self, batch):
@@ -197,7 +205,7 @@ class Constant(Model):
 
 
 def test_a_new_model_needs_only_build_logits_and_a_bias():
-    model = Constant.build(None, None, torch.zeros(2, 3), seed=0, folds=[0, 1])
+    model = Constant.build(None, None, torch.zeros(2, 3), seed=0, folds=[0, 1], train=[])
     model.reseed([(0,), (1,)])
     assert model.penalty().tolist() == [0.0, 0.0]
     assert model.empty_logits().shape == (2, 1, 3)

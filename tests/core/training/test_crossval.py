@@ -9,7 +9,7 @@ import pytest
 from corpora import IRIS, assert_same_bits, candidate, planted, uneven
 
 from sparse_evidence.core import metrics
-from sparse_evidence.core.config import AbmilConfig, BCEConfig, LinearConfig, RetrievalConfig
+from sparse_evidence.core.config import AbmilConfig, BCEConfig, InstanceConfig, LinearConfig, RetrievalConfig
 from sparse_evidence.core.features.views import EmbeddedCorpus
 from sparse_evidence.core.training.crossval import CrossValidation, CvEpoch
 from sparse_evidence.core.training.state_file import pack_state, unpack_state
@@ -141,7 +141,11 @@ def test_stages_run_in_order_and_then_catch_up():
     assert {len(curve) for curves in cv.curves().values() for curve in curves} == set(lengths.values())
 
 
-@pytest.mark.parametrize("model", [IRIS, AbmilConfig(hidden=8, attention_hidden=4)], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "model",
+    [IRIS, AbmilConfig(hidden=8, attention_hidden=4), InstanceConfig(hidden=8)],
+    ids=lambda m: m.name,
+)
 def test_fused_folds_equal_folds_in_a_row(model):
     """Losses and scores of every epoch, and so every decision: when a stage stops, which epoch is best."""
     config = replace(CONFIG, model=model, training=replace(CONFIG.training, epochs=20))

@@ -13,6 +13,7 @@ from sparse_evidence.core.config import (
     AbmilConfig,
     BCEConfig,
     FocalConfig,
+    InstanceConfig,
     IrisConfig,
     LogitAdjustedConfig,
     WeightedBCEConfig,
@@ -51,10 +52,11 @@ IN_MEMORY = pytest.mark.parametrize("max_posts", [None, 2], ids=["whole steps", 
         candidate(),
         candidate(loss=WeightedBCEConfig(), accumulation_steps=3),
         candidate(IrisConfig(num_queries=1, k_retrieved=2, hidden=4, dropout=0.0), LogitAdjustedConfig()),
+        candidate(InstanceConfig(hidden=4, dropout=0.3), BCEConfig()),
         candidate(AbmilConfig(hidden=8, attention_hidden=4), BCEConfig(), batch_size=1000),
         candidate(batch_size=1, accumulation_steps=1),  # steps for which the smaller folds have no post
     ],
-    ids=["focal", "weighted", "adjusted", "abmil", "post by post"],
+    ids=["focal", "weighted", "adjusted", "instance", "abmil", "post by post"],
 )
 @IN_MEMORY
 def test_fused_folds_equal_single_folds(config, max_posts):

@@ -30,6 +30,9 @@ hidden = 8
 name = "abmil"
 hidden = {{ choices = [8, 16] }}
 [[model]]
+name = "instance"
+sharpness = {{ choices = [0.5, 2.0] }}
+[[model]]
 name = "linear"
 [[model]]
 name = "retrieval"
@@ -52,9 +55,10 @@ def definition(tmp_path_factory, tiny_encoder):
 
 def test_each_model_has_its_own_parameters(definition, tiny_encoder):
     assert {parameter.name: str(parameter) for parameter in space.searched(definition)} == {
-        "model": "one of iris, abmil, linear, retrieval, token",
+        "model": "one of iris, abmil, instance, linear, retrieval, token",
         "model.num_queries": "1 to 3, where model is iris",
         "model.hidden": "one of 8, 16, where model is abmil",
+        "model.sharpness": "one of 0.5, 2.0, where model is instance",
         "model.C": "0.0001 to 0.1 (log), where model is retrieval",
         "model.reads": "one of pairs, posts, where model is token",
         "training.learning_rate": "0.001 to 0.01 (log)",
@@ -67,10 +71,10 @@ def test_each_model_has_its_own_parameters(definition, tiny_encoder):
 def test_every_model_of_a_search_trains(definition, tiny_encoder):
     task = load_task(definition)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
-    for name in ("iris", "abmil", "linear", "retrieval", "token", "token"):
+    for name in ("iris", "abmil", "instance", "linear", "retrieval", "token", "token"):
         study.enqueue_trial({"model": name})
     trained = []
-    for _ in range(6):
+    for _ in range(7):
         trial = study.ask()
         candidate = space.suggest(definition, trial)
         features = task.features(candidate.model)
@@ -90,8 +94,21 @@ def test_every_model_of_a_search_trains(definition, tiny_encoder):
         assert all(math.isfinite(loss) for event in events for loss in event.train_loss + event.validation_loss)
         study.tell(trial, cv.summary().value)
         trained.append(candidate.model.name)
-    assert trained == ["iris", "abmil", "linear", "retrieval", "token", "token"]
+    assert trained == ["iris", "abmil", "instance", "linear", "retrieval", "token", "token"]
     assert study.best_value > task.baselines()["chance"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weight", ["0.0", "1.0", "{ low = 0.0, high = 1.0 }"])
+def test_marks_are_part_of_the_data_of_models_that_learn_from_them(tmp_path, weight):
+    path = tmp_path / "marks.toml"
+    data = '[data]\nsource = "synthetic"\nposts = 60\ncriteria = 2\n[split]\nfolds = 2\n'
+    path.write_text(f'{data}[model]\nname = "instance"\nevidence_weight = {weight}\n', encoding="utf-8")
+    task = load_task(load(path, environ={}))
+    identity = task.identity()["data_sha256"]
+    assert (identity == task.corpus.fingerprint()) is (weight == "0.0")
+    assert (identity == task.corpus.fingerprint(evidence=True)) is (weight != "0.0")
+    assert task.embedded["all-MiniLM-L6-v2"].evidence.any()
 
 
 @pytest.mark.slow

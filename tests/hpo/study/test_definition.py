@@ -177,13 +177,13 @@ FILES = [
     ("", ["[data]: missing, write [data] with source = one of", "[model]: missing, write [model] with name = one of"]),
     (
         DATA + "[model]\nk_retrieved = 3",
-        ['[model] name: missing, give one of "iris", "abmil", "linear", "retrieval", "token"'],
+        ['[model] name: missing, give one of "iris", "abmil", "instance", "linear", "retrieval", "token"'],
     ),
     (
         DATA + '[model]\nname = "irs"',
         [
             '[model] name: "irs" is unknown, did you mean "iris"? '
-            'Allowed: "iris", "abmil", "linear", "retrieval", "token"'
+            'Allowed: "iris", "abmil", "instance", "linear", "retrieval", "token"'
         ],
     ),
     (
