@@ -17,6 +17,8 @@ NonNegative = Annotated[float, Interval(ge=0)]
 Share = Annotated[float, Interval(ge=0, lt=1)]
 Count = Annotated[int, Interval(ge=1)]
 
+Window = Annotated[int, Interval(ge=1, le=3)]
+
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 
 
@@ -53,6 +55,8 @@ class IrisConfig:
     name: Literal["iris"] = "iris"
     encoder: str = DEFAULT_ENCODER
     """A sentence-transformers name or a local folder; frozen."""
+    window: Window = 1
+    """Consecutive sentences embedded together as one chunk."""
     num_queries: Annotated[int, Interval(ge=1, le=64)] = 4
     """Learned queries per criterion."""
     k_retrieved: Annotated[int, Interval(ge=1, le=256)] = 4
@@ -75,6 +79,8 @@ class AbmilConfig:
     name: Literal["abmil"] = "abmil"
     encoder: str = DEFAULT_ENCODER
     """A sentence-transformers name or a local folder; frozen."""
+    window: Window = 1
+    """Consecutive sentences embedded together as one chunk."""
     hidden: Annotated[int, Interval(ge=2, le=1024)] = 128
     """Width of the chunk features."""
     attention_hidden: Annotated[int, Interval(ge=2, le=1024)] = 32
@@ -128,6 +134,11 @@ class LinearConfig:
 
     name: Literal["linear"] = "linear"
     encoder: str = DEFAULT_ENCODER
+    """A sentence-transformers name or a local folder; frozen."""
+    window: Window = 1
+    """Consecutive sentences embedded together as one chunk."""
+    C: Positive = 3.0
+    """Inverse strength of the L2 penalty, as in scikit-learn."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +220,8 @@ MODELS: dict[str, type[ModelConfig]] = {
     "linear": LinearConfig,
     "token": TokenConfig,
 }
+SOLVED = frozenset(("linear", "retrieval"))
+"""Models that are the solution of a convex problem. They have no epochs; `[training]` and `[[loss]]` do not apply."""
 LOSSES: dict[str, type[LossConfig]] = {
     "bce": BCEConfig,
     "weighted_bce": WeightedBCEConfig,

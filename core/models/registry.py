@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..config import AbmilConfig, IrisConfig, LinearConfig, ModelConfig, TokenConfig
+from ..config import SOLVED, AbmilConfig, IrisConfig, LinearConfig, ModelConfig, TokenConfig
 from ..features.bags import ChunkBags, MeanBags
 from ..features.tokens import TokenPosts
 from ..features.views import EmbeddedCorpus, Features, TextCorpus
@@ -44,6 +44,11 @@ class ModelEntry:
         """True if its features are the texts (`TextCorpus`) rather than their embeddings (`EmbeddedCorpus`)."""
         return self.features is TextCorpus
 
+    @property
+    def solved(self) -> bool:
+        """True if it is the solution of a convex problem, which takes no epochs."""
+        return self.config.name in SOLVED
+
 
 def _chunk_bags(_: ModelConfig, features: EmbeddedCorpus, device: Device) -> ChunkBags:
     return features.bags.chunks(device)
@@ -74,6 +79,11 @@ def reads_text(config: ModelConfig) -> bool:
 def fuses_folds(config: ModelConfig) -> bool:
     """True if several folds of this model can train as one batched model."""
     return REGISTRY[config.name].fuses_folds
+
+
+def is_solved(config: ModelConfig) -> bool:
+    """True if this model is the solution of a convex problem: `[training]` and the loss do not apply to it."""
+    return REGISTRY[config.name].solved
 
 
 def prior_log_odds(labels: npt.NDArray[np.int8], train: Sequence[npt.NDArray[np.int64]]) -> Tensor:
