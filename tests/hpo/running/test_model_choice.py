@@ -7,7 +7,7 @@ import pytest
 
 from sparse_evidence.core.features.views import EmbeddedCorpus, TextCorpus
 from sparse_evidence.core.training.crossval import CrossValidation
-from sparse_evidence.hpo.running.task import encoder_names, load_task
+from sparse_evidence.hpo.running.task import embedded_views, encoder_names, load_task
 from sparse_evidence.hpo.study import space
 from sparse_evidence.hpo.study.definition import load
 
@@ -18,6 +18,8 @@ posts = 60
 criteria = 2
 [split]
 folds = 2
+[search]
+space = "file"
 [training]
 epochs = 2
 learning_rate = {{ low = 1e-3, high = 1e-2, log = true }}
@@ -36,6 +38,25 @@ encoder = {encoder}
 reads = {{ choices = ["pairs", "posts"] }}
 max_length = 48
 """
+VIEWS = """
+[data]
+source = "synthetic"
+posts = 60
+criteria = 2
+[split]
+folds = 2
+[search]
+space = "file"
+[training]
+epochs = 1
+[[model]]
+name = "iris"
+encoder = {{ choices = ["{encoder}", "all-MiniLM-L6-v2"] }}
+window = {{ low = 1, high = 2, default = 2 }}
+[[model]]
+name = "abmil"
+window = 3
+"""
 TOKEN_ONLY = '[data]\nsource = "synthetic"\nposts = 60\ncriteria = 2\n[split]\nfolds = 2\n[model]\nname = "token"\n'
 
 
@@ -52,10 +73,10 @@ def test_each_model_has_its_own_parameters(definition, tiny_encoder):
         "model.num_queries": "1 to 3, where model is iris",
         "model.hidden": "one of 8, 16, where model is abmil",
         "model.reads": "one of pairs, posts, where model is token",
-        "training.learning_rate": "0.001 to 0.01 (log)",
+        "training.learning_rate": "0.001 to 0.01 (log), where model is iris or abmil or token",
     }
     assert encoder_names(definition) == ["all-MiniLM-L6-v2", str(tiny_encoder)]
-    assert encoder_names(definition, fine_tuned=False) == ["all-MiniLM-L6-v2"]
+    assert embedded_views(definition) == [("all-MiniLM-L6-v2", 1)]
 
 
 @pytest.mark.slow
@@ -89,10 +110,36 @@ def test_every_model_of_a_search_trains(definition, tiny_encoder):
 
 
 @pytest.mark.slow
+def test_the_search_chooses_the_encoder_and_the_window(tmp_path, tiny_encoder):
+    """Only the encoders and windows that a model may choose are embedded, and each trial trains on its own."""
+    path = tmp_path / "views.toml"
+    path.write_text(VIEWS.format(encoder=tiny_encoder), encoding="utf-8")
+    task = load_task(load(path, environ={}))
+    default = "all-MiniLM-L6-v2"
+    assert list(task.embedded) == [
+        (default, 2),
+        (default, 1),
+        (str(tiny_encoder), 2),
+        (str(tiny_encoder), 1),
+        (default, 3),
+    ]
+    single, pairs = len(task.chunks), len(task.embedded[default, 2].embeddings)
+    assert pairs < single == len(task.embedded[default, 1].embeddings)
+    assert [view.embeddings.shape[1] for view in task.embedded.values()] == [384, 384, 16, 16, 384]
+    assert task.texts == sum(len(view.embeddings) + 2 for view in task.embedded.values())
+    for choice in ({"model": "iris", "model.encoder": str(tiny_encoder), "model.window": 1}, {"model": "abmil"}):
+        candidate = space.suggest(task.definition, optuna.trial.FixedTrial(choice))
+        assert task.features(candidate.model) is task.embedded[candidate.model.encoder, candidate.model.window]
+        cv = task.cross_validation(candidate)
+        assert all(math.isfinite(loss) for event in cv.epochs() for loss in event.validation_loss)
+    assert load_task(task.definition).computed == 0
+
+
+@pytest.mark.slow
 def test_a_study_of_transformers_only_still_has_baselines(tmp_path, tiny_encoder):
     path = tmp_path / "token.toml"
     path.write_text(TOKEN_ONLY + f'encoder = "{tiny_encoder}"\n', encoding="utf-8")
     task = load_task(load(path, environ={}))
     assert list(task.encoders) == [str(tiny_encoder)]
-    assert list(task.embedded) == ["all-MiniLM-L6-v2"]
+    assert list(task.embedded) == [("all-MiniLM-L6-v2", 1)]
     assert task.baselines()["linear"] > task.baselines()["mean_prevalence"]
