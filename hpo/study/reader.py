@@ -41,24 +41,17 @@ def read_study(
 ) -> dict[str, Any]:
     """Return the fields of a `StudyDefinition`, except its path. They are complete only if `problems` stays empty."""
     problems += [_unknown("", key, _KEYS) for key in document if key not in _KEYS]
-    search = _read_search(document.get("search", {}), problems)
-    by_default = search is None or search.space == "default"
-    models = _read_alternatives("model", document, MODELS, problems, model_space if by_default else _nothing)
-    training = _read_training(document.get("training", {}), models, problems, by_default=by_default)
-    by_default = by_default and any(model.name not in SOLVED for model in models)
-    losses = [{"name": name} for name in LOSS_SPACES] if by_default else {"name": "bce"}
-    document = {"loss": losses, **document}
-    loss = _read_alternatives("loss", document, LOSSES, problems, loss_space if by_default else _nothing)
-    problems += _only_not_applying(models, training, loss)
-    return {
+    inputs = {
         "name": _read_name(document, stem, problems),
         "data": _read_data(document, problems),
         "chunks": _read(ChunksConfig, "chunks", document, problems),
         "split": _read_split(document, problems),
+    }
+    search = _read_search(document.get("search", {}), problems)
+    return {
+        **inputs,
         "search": search,
-        "model": models,
-        "training": training,
-        "loss": loss,
+        **_read_searched(document, problems, by_default=search is None or search.space == "default"),
         "service": _read_service(document.get("service", {}), environ, problems),
     }
 
@@ -211,6 +204,20 @@ def _read_alternatives(
             problems.append(f"{where} name: given twice, write one table of that name with ranges in it")
         alternatives.append(Alternative(table["name"], named[1]))
     return tuple(alternatives)
+
+
+def _read_searched(
+    document: Mapping[str, Any], problems: list[str], *, by_default: bool
+) -> dict[str, tuple[Alternative, ...]]:
+    """Return the tables that may be searched; with `by_default`, keys that the file does not mention may be, too."""
+    models = _read_alternatives("model", document, MODELS, problems, model_space if by_default else _nothing)
+    training = _read_training(document.get("training", {}), models, problems, by_default=by_default)
+    by_default = by_default and any(model.name not in SOLVED for model in models)
+    losses = [{"name": name} for name in LOSS_SPACES] if by_default else {"name": "bce"}
+    document = {"loss": losses, **document}
+    loss = _read_alternatives("loss", document, LOSSES, problems, loss_space if by_default else _nothing)
+    problems += _only_not_applying(models, training, loss)
+    return {"model": models, "training": training, "loss": loss}
 
 
 def _nothing(_name: str) -> Mapping[str, ParameterSpec]:
