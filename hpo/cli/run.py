@@ -56,7 +56,7 @@ def command(
             started = launcher.start_study(definition, url, trials=trials, progress=progress)
         task = started.task
         for note in space.notes(definition):
-            console.print(f"note: {note}")
+            console.print(f"note: {note}", markup=False)  # [search] is no style
         console.print(f"{definition.name}: {len(task.corpus)} posts, {tables.texts_text(task.texts, task.computed)}")
         outcome = _watch(started, console, workers)
         if outcome.code == 0 or best.best_trial(started.study) is not None:
