@@ -10,6 +10,7 @@ import pytest
 from sparse_evidence.core.config import (
     LOSSES,
     MODELS,
+    SOLVED,
     BCEConfig,
     CandidateConfig,
     FocalConfig,
@@ -18,8 +19,9 @@ from sparse_evidence.core.config import (
     TrainingConfig,
 )
 from sparse_evidence.core.errors import ConfigError
+from sparse_evidence.core.models import REGISTRY
 from sparse_evidence.hpo.study import space
-from sparse_evidence.hpo.study.defaults import model_space, training_space
+from sparse_evidence.hpo.study.defaults import SPACES, model_space, training_space
 from sparse_evidence.hpo.study.definition import load
 from sparse_evidence.hpo.study.fields import Choices, Range
 
@@ -192,6 +194,12 @@ def test_data_and_model_name_search_the_default_space(define, name):
     assert candidate.loss == BCEConfig()
     changed = {key: spec.default for key, spec in model_space(name).items()}
     assert candidate.model == MODELS[name](**changed)
+
+
+def test_every_model_has_a_default_space_and_solved_models_search_no_training():
+    assert set(MODELS) <= set(SPACES)
+    assert {name for name, entry in REGISTRY.items() if entry.solved} == SOLVED & set(MODELS)
+    assert not any(SPACES[name].training for name in SOLVED)
 
 
 def test_what_the_file_mentions_replaces_the_default_space(define):
