@@ -17,6 +17,8 @@ NonNegative = Annotated[float, Interval(ge=0)]
 Share = Annotated[float, Interval(ge=0, lt=1)]
 Count = Annotated[int, Interval(ge=1)]
 
+Window = Annotated[int, Interval(ge=1, le=3)]
+
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 
 
@@ -53,6 +55,8 @@ class IrisConfig:
     name: Literal["iris"] = "iris"
     encoder: str = DEFAULT_ENCODER
     """A sentence-transformers name or a local folder; frozen."""
+    window: Window = 1
+    """Consecutive sentences embedded together as one chunk."""
     num_queries: Annotated[int, Interval(ge=1, le=64)] = 4
     """Learned queries per criterion."""
     k_retrieved: Annotated[int, Interval(ge=1, le=256)] = 4
@@ -82,6 +86,8 @@ class AbmilConfig:
     name: Literal["abmil"] = "abmil"
     encoder: str = DEFAULT_ENCODER
     """A sentence-transformers name or a local folder; frozen."""
+    window: Window = 1
+    """Consecutive sentences embedded together as one chunk."""
     hidden: Annotated[int, Interval(ge=2, le=1024)] = 128
     """Width of the chunk features."""
     attention_hidden: Annotated[int, Interval(ge=2, le=1024)] = 32
@@ -96,6 +102,8 @@ class InstanceConfig:
     name: Literal["instance"] = "instance"
     encoder: str = DEFAULT_ENCODER
     """A sentence-transformers name or a local folder; frozen."""
+    window: Window = 1
+    """Consecutive sentences embedded together as one chunk."""
     hidden: Annotated[int, Interval(ge=2, le=1024)] = 64
     """Width of the network."""
     dropout: Share = 0.1
@@ -156,6 +164,8 @@ class LinearConfig:
     name: Literal["linear"] = "linear"
     encoder: str = DEFAULT_ENCODER
     """A sentence-transformers name or a local folder; frozen."""
+    window: Window = 1
+    """Consecutive sentences embedded together as one chunk."""
     C: Positive = 3.0
     """Inverse strength of the L2 penalty, as in scikit-learn: larger fits the training posts more closely."""
 
@@ -167,6 +177,8 @@ class RetrievalConfig:
     name: Literal["retrieval"] = "retrieval"
     encoder: str = DEFAULT_ENCODER
     """A sentence-transformers name or a local folder; frozen."""
+    window: Window = 1
+    """Consecutive sentences embedded together as one chunk."""
     C: Positive = 0.001
     """Inverse strength of the L2 penalty, as in scikit-learn, on standardised inputs."""
     top_k: Annotated[int, Interval(ge=1, le=16)] = 3
@@ -262,6 +274,8 @@ MODELS: dict[str, type[ModelConfig]] = {
     "retrieval": RetrievalConfig,
     "token": TokenConfig,
 }
+SOLVED = frozenset(("linear", "retrieval"))
+"""Models that are the solution of a convex problem. They have no epochs; `[training]` and `[[loss]]` do not apply."""
 LOSSES: dict[str, type[LossConfig]] = {
     "bce": BCEConfig,
     "weighted_bce": WeightedBCEConfig,

@@ -82,6 +82,33 @@ def chunk(posts: Sequence[str], config: ChunksConfig) -> Chunks:
     )
 
 
+def windows(posts: Sequence[str], chunks: Chunks, window: int) -> Chunks:
+    """Return the chunks of which each is `window` consecutive chunks of a post, with what is between them.
+
+    A post of n chunks has n - window + 1 of them, in reading order; one of fewer chunks than `window` has one, the
+    whole of it. `windows(posts, chunks, 1)` is `chunks` itself.
+
+    Args:
+        posts: the texts that `chunks` was made from.
+        chunks: single sentences, from `chunk`.
+        window: at least 1.
+    """
+    assert window >= 1
+    assert len(chunks.offsets) == len(posts) + 1, "these are the chunks of other posts"
+    if window == 1:
+        return chunks
+    lengths = np.diff(chunks.offsets)
+    counts = np.maximum(lengths - window + 1, 1)
+    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
+    post = np.repeat(np.arange(len(posts), dtype=np.int32), counts)
+    first = np.arange(len(post)) - offsets[post] + chunks.offsets[post]
+    last = first + np.minimum(lengths, window)[post] - 1
+    start, end = chunks.start[first], chunks.end[last]
+    spans = zip(post.tolist(), start.tolist(), end.tolist(), strict=True)
+    texts = tuple(posts[row][begin:stop] for row, begin, stop in spans)
+    return Chunks(texts, post, start, end, offsets)
+
+
 def evidence_mask(corpus: Corpus, chunks: Chunks) -> npt.NDArray[np.bool_]:
     """Bool `[chunks, criteria]`: the chunk overlaps evidence by at least half of the shorter of the two."""
     assert len(chunks.offsets) == len(corpus) + 1, "these are the chunks of another corpus"

@@ -11,7 +11,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..config import AbmilConfig, InstanceConfig, IrisConfig, LinearConfig, ModelConfig, RetrievalConfig, TokenConfig
+from ..config import (
+    SOLVED,
+    AbmilConfig,
+    InstanceConfig,
+    IrisConfig,
+    LinearConfig,
+    ModelConfig,
+    RetrievalConfig,
+    TokenConfig,
+)
 from ..features.bags import ChunkBags, MarkedBags, MeanBags
 from ..features.tokens import TokenPosts
 from ..features.views import EmbeddedCorpus, Features, TextCorpus
@@ -21,7 +30,6 @@ from .instance import Instance
 from .iris import Iris
 from .linear import Linear
 from .retrieval import Retrieval
-from .solved import SolvedModel
 from .token import Token
 
 Device = torch.device | str
@@ -50,7 +58,7 @@ class ModelEntry:
     @property
     def solved(self) -> bool:
         """True if its weights are the solution of a convex problem: no epochs, no seeds, always the log-loss."""
-        return issubclass(self.model, SolvedModel)
+        return self.config.name in SOLVED
 
 
 def _chunk_bags(_: ModelConfig, features: EmbeddedCorpus, device: Device) -> ChunkBags:

@@ -49,11 +49,14 @@ def command(
         from ..database.address import storage_url
         from ..results import live, tables
         from ..running import launcher, worker  # noqa: F401 (the launcher imports it later)
+        from ..study import space
     console = make_console()
     with storage_url(storage) as url:
         with live.EmbeddingProgress(console) as progress:
             started = launcher.start_study(definition, url, trials=trials, progress=progress)
         task = started.task
+        for note in space.notes(definition):
+            console.print(f"note: {note}", markup=False)  # [search] is no style
         console.print(f"{definition.name}: {len(task.corpus)} posts, {tables.texts_text(task.texts, task.computed)}")
         outcome = _watch(started, console, workers)
         if outcome.code == 0 or best.best_trial(started.study) is not None:

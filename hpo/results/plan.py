@@ -103,7 +103,7 @@ class Plan:
     """What is searched, in the order in which it is drawn."""
     near_duplicates: NearDuplicates
     notes: tuple[str, ...]
-    """Notes on the data, from the code that read them."""
+    """Notes on what is searched, then on the data, from the code that read them."""
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON values."""
@@ -143,7 +143,7 @@ def plan_task(task: StudyTask, *, clock: Clock = time.perf_counter) -> Plan:
         criteria=_criteria(task),
         parameters=space.searched(definition),
         near_duplicates=_near_duplicates(task),
-        notes=tuple(corpus.notes),
+        notes=(*space.notes(definition), *corpus.notes),
     )
 
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import numpy.typing as npt
 
 from sparse_evidence.core import baselines, metrics
-from sparse_evidence.core.config import DEFAULT_ENCODER, CandidateConfig, ModelConfig
+from sparse_evidence.core.config import DEFAULT_ENCODER, CandidateConfig, EmbeddingModelConfig, ModelConfig
 from sparse_evidence.core.corpus.data import Corpus
-from sparse_evidence.core.features.chunks import Chunks, chunk
+from sparse_evidence.core.features.chunks import Chunks, chunk, windows
 from sparse_evidence.core.features.encoders import Encoder, locate
 from sparse_evidence.core.features.views import EmbeddedCorpus, Features, embed_corpus, text_corpus
 from sparse_evidence.core.models import REGISTRY, reads_text
@@ -24,10 +24,12 @@ from sparse_evidence.core.training.crossval import CrossValidation
 
 from .. import DISTRIBUTION
 from ..study.definition import StudyDefinition
-from ..study.fields import Choices, ParameterSpec
+from ..study.fields import Choices, ParameterSpec, Range
 
 Progress = Callable[[str, int, int], None]
 """Called with (name of the activity, items done, total items)."""
+View = tuple[str, int]
+"""An encoder's name, and how many consecutive sentences a chunk is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,14 +39,15 @@ class StudyTask:
     definition: StudyDefinition
     corpus: Corpus
     chunks: Chunks
+    """Single sentences, whatever windows the models use."""
     folds: Folds
-    embedded: dict[str, EmbeddedCorpus]
-    """By encoder name: for every encoder that the study may embed with, or for the default encoder if there is none
-    (the baselines need embeddings)."""
+    embedded: dict[View, EmbeddedCorpus]
+    """For every encoder and window that an embedding model of the study may choose, those of the default configuration
+    first; for the default encoder and single sentences if there is none (the baselines need embeddings)."""
     encoders: dict[str, Encoder]
     """By name, every encoder that the study may embed with or fine-tune."""
     texts: int
-    """Chunks and criteria of the study, summed over its encoders."""
+    """Chunks and criteria of the study, summed over its encoders and windows."""
     computed: int
     """How many of them `load_task` embedded; the others were cached, or repeat another text."""
 
@@ -73,7 +76,8 @@ class StudyTask:
         """The features that a model of the study trains on."""
         if reads_text(model):
             return text_corpus(self.corpus, self.encoders[model.encoder])
-        return self.embedded[model.encoder]
+        embedding = cast("EmbeddingModelConfig", model)
+        return self.embedded[embedding.encoder, embedding.window]
 
     def baselines(self) -> dict[str, Any]:
         """The scores of the baselines on the study's folds in the study's metric; see `core.baselines.scores`."""
@@ -134,33 +138,51 @@ def load_task(definition: StudyDefinition, *, device: str = "cpu", progress: Pro
     criteria = [criterion.name for criterion in corpus.criteria]
     folds = split(corpus.groups, corpus.labels, definition.split, criteria=criteria)
     # the baselines need embeddings even if no model of the study does
-    names = encoder_names(definition, fine_tuned=False) or [DEFAULT_ENCODER]
-    embedders = {name: encoders.get(name) or locate(name, folder) for name in names}
-    embedded, computed = _embed(corpus, chunks, embedders, device, progress)
-    texts = (len(chunks.texts) + len(corpus.criteria)) * len(embedded)
+    views = embedded_views(definition) or [(DEFAULT_ENCODER, 1)]
+    embedders = {name: encoders.get(name) or locate(name, folder) for name, _ in views}
+    embedded: dict[View, EmbeddedCorpus] = {}
+    texts = computed = 0
+    for name, window in views:
+        windowed = windows(corpus.posts, chunks, window)
+        embedded[name, window], count = _embed(corpus, windowed, embedders[name], window, device, progress)
+        texts += len(windowed) + len(corpus.criteria)
+        computed += count
     return StudyTask(definition, corpus, chunks, folds, embedded, encoders, texts, computed)
 
 
 def _embed(
-    corpus: Corpus, chunks: Chunks, encoders: dict[str, Encoder], device: str, progress: Progress | None
-) -> tuple[dict[str, EmbeddedCorpus], int]:
-    """The corpus embedded with every encoder, and how many texts were computed."""
-    embedded: dict[str, EmbeddedCorpus] = {}
-    computed = 0
-    for name, encoder in encoders.items():
-        report = None if progress is None else partial(progress, f"embedding with {encoder.name}")
-        embedded[name], count = embed_corpus(corpus, chunks, encoder, device=device, progress=report)
-        computed += count
-    return embedded, computed
+    corpus: Corpus, chunks: Chunks, encoder: Encoder, window: int, device: str, progress: Progress | None
+) -> tuple[EmbeddedCorpus, int]:
+    """The corpus embedded with an encoder, and how many texts were computed."""
+    several = f", {window} sentences together" if window > 1 else ""
+    report = None if progress is None else partial(progress, f"embedding with {encoder.name}{several}")
+    return embed_corpus(corpus, chunks, encoder, device=device, progress=report)
 
 
-def encoder_names(definition: StudyDefinition, *, fine_tuned: bool = True) -> list[str]:
-    """Every encoder that the study may choose, without duplicates, the default first; fine-tuned ones are optional."""
-    names: dict[str, None] = {}
-    for alternative in definition.model:
-        if not fine_tuned and REGISTRY[alternative.name].reads_text:
-            continue
-        spec: ParameterSpec = alternative.specs["encoder"]
-        values = [spec.default, *spec.values] if isinstance(spec, Choices) else [spec]
-        names.update((str(value), None) for value in values)
-    return list(names)
+def encoder_names(definition: StudyDefinition) -> list[str]:
+    """Every encoder that the study may embed with or fine-tune, without duplicates, the default first."""
+    names = (str(name) for alternative in definition.model for name in _values(alternative.specs["encoder"]))
+    return list(dict.fromkeys(names))
+
+
+def embedded_views(definition: StudyDefinition) -> list[View]:
+    """Every encoder and window that an embedding model of the study may choose, each once, the default first."""
+    return list(
+        dict.fromkeys(
+            (str(encoder), int(str(window)))
+            for alternative in definition.model
+            if not REGISTRY[alternative.name].reads_text
+            for encoder in _values(alternative.specs["encoder"])
+            for window in _values(alternative.specs["window"])
+        )
+    )
+
+
+def _values(spec: ParameterSpec) -> list[object]:
+    """Every value of a setting that takes few of them, without duplicates, the default first."""
+    if isinstance(spec, Choices):
+        return list(dict.fromkeys([spec.default, *spec.values]))
+    if isinstance(spec, Range):
+        steps = range(int(spec.low), int(spec.high) + 1, int(spec.step or 1))
+        return list(dict.fromkeys([int(spec.default or spec.low), *steps]))
+    return [spec]

@@ -36,6 +36,9 @@ class SearchConfig:
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
     """Seed of the sampler and of the training."""
     sampler: Literal["tpe", "random"] = "tpe"
+    space: Literal["default", "file"] = "default"
+    """What is searched. `default`: settings of the model, its training and the loss that the file does not mention are
+    searched as in the model's default space. `file`: only what the file writes as ranges or choices."""
     pruner: PrunerConfig = PrunerConfig()
 
 

@@ -9,11 +9,12 @@ import hashlib
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparse_evidence.core.config import SOLVED
 from sparse_evidence.core.errors import nearest
 
 from ..errors import DefinitionError
@@ -39,9 +40,15 @@ class StudyDefinition:
     split: SplitConfig
     search: SearchConfig
     model: tuple[Alternative, ...]
-    training: Mapping[str, ParameterSpec]
+    training: tuple[Alternative, ...]
+    """The specs of `[training]` with each model, by the model's name: default spaces differ."""
     loss: tuple[Alternative, ...]
     service: ServiceConfig
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The models that are trained in epochs. `[training]` and `[[loss]]` do not apply to the others."""
+        return tuple(alternative.name for alternative in self.model if alternative.name not in SOLVED)
 
     def canonical(self) -> dict[str, Any]:
         """Return the study's identity as JSON: everything that can change a trial's result.
@@ -57,7 +64,9 @@ class StudyDefinition:
             "split": {**asdict(self.split), "stages": list(self.split.stages)},
             "search": search,
             "model": [_alternative_json(alternative) for alternative in self.model],
-            "training": {key: _spec_json(spec) for key, spec in self.training.items()},
+            "training": _training_json(
+                [part for part in self.training if part.name in self.trained or not self.trained]
+            ),
             "loss": [_alternative_json(alternative) for alternative in self.loss],
         }
 
@@ -131,6 +140,17 @@ _UNSET = "not set"
 
 def _alternative_json(alternative: Alternative) -> dict[str, object]:
     return {"name": alternative.name, **{key: _spec_json(spec) for key, spec in alternative.specs.items()}}
+
+
+def _training_json(parts: Sequence[Alternative]) -> dict[str, object]:
+    """Return the specs of `[training]`; where they depend on the model, its name is part of the key."""
+    merged: dict[str, object] = {}
+    for key in parts[0].specs:
+        specs = {part.name: _spec_json(part.specs[key]) for part in parts}
+        first = specs[parts[0].name]
+        same = all(spec == first for spec in specs.values())
+        merged |= {key: first} if same else {f"{name}.{key}": spec for name, spec in specs.items()}
+    return merged
 
 
 def _spec_json(spec: ParameterSpec) -> object:

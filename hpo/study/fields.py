@@ -79,6 +79,11 @@ class Alternative:
     specs: Mapping[str, ParameterSpec]
 
 
+def searched_keys(specs: Mapping[str, ParameterSpec]) -> list[str]:
+    """Return the keys whose spec is a range or choices."""
+    return [key for key, spec in specs.items() if isinstance(spec, (Range, Choices))]
+
+
 class FieldError(ValueError):
     """A value, range or choice that cannot be used; `problems` describes every mistake."""
 

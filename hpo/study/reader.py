@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields, replace
 from typing import Any
 
-from sparse_evidence.core.config import LOSSES, MODELS, ChunksConfig, SplitConfig, TrainingConfig
+from sparse_evidence.core.config import LOSSES, MODELS, SOLVED, ChunksConfig, SplitConfig, TrainingConfig
 from sparse_evidence.core.errors import nearest
 
 from .config import PrunerConfig, SearchConfig, ServiceConfig
-from .fields import Alternative, FieldError, check_value, fields_of, hint, quoted, read_spec, shown
+from .defaults import LOSS_SPACES, loss_space, model_space, training_space
+from .fields import (
+    Alternative,
+    FieldError,
+    ParameterSpec,
+    check_value,
+    fields_of,
+    hint,
+    quoted,
+    read_spec,
+    searched_keys,
+    shown,
+)
+
+SpaceOf = Callable[[str], Mapping[str, ParameterSpec]]
+"""The name of a model or of a loss to the specs of keys that the file does not mention."""
 
 NAME = r"[A-Za-z0-9._\-]{1,100}"
 _KEYS = ("name", "data", "chunks", "split", "search", "model", "training", "loss", "service")
@@ -26,23 +41,32 @@ def read_study(
 ) -> dict[str, Any]:
     """Return the fields of a `StudyDefinition`, except its path. They are complete only if `problems` stays empty."""
     problems += [_unknown("", key, _KEYS) for key in document if key not in _KEYS]
-    return {
+    inputs = {
         "name": _read_name(document, stem, problems),
         "data": _read_data(document, problems),
         "chunks": _read(ChunksConfig, "chunks", document, problems),
         "split": _read_split(document, problems),
-        "search": _read_search(document.get("search", {}), problems),
-        "model": _read_alternatives("model", document, MODELS, problems),
-        "training": read_table(TrainingConfig, document.get("training", {}), "[training]", problems, searchable=True),
-        "loss": _read_alternatives("loss", {"loss": {"name": "bce"}, **document}, LOSSES, problems),
+    }
+    search = _read_search(document.get("search", {}), problems)
+    return {
+        **inputs,
+        "search": search,
+        **_read_searched(document, problems, by_default=search is None or search.space == "default"),
         "service": _read_service(document.get("service", {}), environ, problems),
     }
 
 
 def read_table(
-    cls: type, table: object, where: str, problems: list[str], *, searchable: bool = False, skip: Iterable[str] = ()
+    cls: type,
+    table: object,
+    where: str,
+    problems: list[str],
+    *,
+    searchable: bool = False,
+    skip: Iterable[str] = (),
+    space: Mapping[str, ParameterSpec] | None = None,
 ) -> dict[str, Any]:
-    """Check a table against the fields of a frozen dataclass and fill in its defaults.
+    """Check a table against the fields of a frozen dataclass and fill in its defaults, those in `space` first.
 
     Mistakes are appended to `problems`; the result is complete only if there were none. With `searchable` a field
     may be a range or choices. The caller reads the fields in `skip`.
@@ -55,8 +79,8 @@ def read_table(
     values: dict[str, Any] = {}
     for key, field in known.items():
         if key not in table:
-            values[key] = field.default
-            if field.default is MISSING:
+            values[key] = (space or {}).get(key, field.default)
+            if values[key] is MISSING:
                 problems.append(f"{where} {key}: missing, give {field.allowed}")
             continue
         try:
@@ -74,6 +98,7 @@ def read_named(
     *,
     tag: str = "name",
     searchable: bool = False,
+    space_of: SpaceOf | None = None,
 ) -> tuple[type[Any], dict[str, Any]] | None:
     """Return the dataclass that a table names, and its checked values; None if it names none (see `problems`).
 
@@ -94,7 +119,8 @@ def read_named(
     if meant is None:
         return None
     cls = registry[meant]
-    return cls, read_table(cls, table, where, problems, searchable=searchable, skip=[tag])
+    space = space_of(meant) if space_of else None
+    return cls, read_table(cls, table, where, problems, searchable=searchable, skip=[tag], space=space)
 
 
 def _one_of(meant: str | None, known: Iterable[str]) -> str:
@@ -160,7 +186,7 @@ def _read_search(table: object, problems: list[str]) -> SearchConfig | None:
 
 
 def _read_alternatives(
-    key: str, document: Mapping[str, Any], registry: Mapping[str, type], problems: list[str]
+    key: str, document: Mapping[str, Any], registry: Mapping[str, type], problems: list[str], space_of: SpaceOf
 ) -> tuple[Alternative, ...]:
     if key not in document:
         problems.append(f"[{key}]: missing, write [{key}] with name = one of {quoted(registry)}")
@@ -171,13 +197,65 @@ def _read_alternatives(
     alternatives: list[Alternative] = []
     for number, table in enumerate(raw if isinstance(raw, list) else [raw], 1):
         where = _place(key, table, number, registry) if isinstance(raw, list) else f"[{key}]"
-        named = read_named(table, where, registry, problems, searchable=True)
+        named = read_named(table, where, registry, problems, searchable=True, space_of=space_of)
         if named is None:
             continue
         if any(alternative.name == table["name"] for alternative in alternatives):
             problems.append(f"{where} name: given twice, write one table of that name with ranges in it")
         alternatives.append(Alternative(table["name"], named[1]))
     return tuple(alternatives)
+
+
+def _read_searched(
+    document: Mapping[str, Any], problems: list[str], *, by_default: bool
+) -> dict[str, tuple[Alternative, ...]]:
+    """Return the tables that may be searched; with `by_default`, keys that the file does not mention may be, too."""
+    models = _read_alternatives("model", document, MODELS, problems, model_space if by_default else _nothing)
+    training = _read_training(document.get("training", {}), models, problems, by_default=by_default)
+    by_default = by_default and any(model.name not in SOLVED for model in models)
+    losses = [{"name": name} for name in LOSS_SPACES] if by_default else {"name": "bce"}
+    document = {"loss": losses, **document}
+    loss = _read_alternatives("loss", document, LOSSES, problems, loss_space if by_default else _nothing)
+    problems += _only_not_applying(models, training, loss)
+    return {"model": models, "training": training, "loss": loss}
+
+
+def _nothing(_name: str) -> Mapping[str, ParameterSpec]:
+    return {}
+
+
+def _read_training(
+    table: object, models: tuple[Alternative, ...], problems: list[str], *, by_default: bool
+) -> tuple[Alternative, ...]:
+    """Return `[training]` as it is with each of the models: only their default spaces make a difference."""
+    written = read_table(TrainingConfig, table, "[training]", problems, searchable=True)
+    missing = written.keys() - table.keys() if isinstance(table, Mapping) else set()
+    specs = dict.fromkeys((model.name for model in models), written)
+    if by_default:
+        for name in specs:
+            specs[name] = written | {key: spec for key, spec in training_space(name).items() if key in missing}
+    return tuple(Alternative(name, spec) for name, spec in specs.items())
+
+
+def not_applying(
+    models: tuple[Alternative, ...], training: tuple[Alternative, ...], loss: tuple[Alternative, ...]
+) -> list[str]:
+    """Return what the file searches of `[training]` and `[[loss]]` although every model is solved, as it writes it."""
+    if any(model.name not in SOLVED for model in models):
+        return []
+    keys = dict.fromkeys(f"[training] {key}" for part in training for key in searched_keys(part.specs))
+    keys |= dict.fromkeys(f"[[loss]] {key}" for part in loss for key in searched_keys(part.specs))
+    return [*keys] or (["[[loss]]"] if len(loss) > 1 else [])
+
+
+def _only_not_applying(
+    models: tuple[Alternative, ...], training: tuple[Alternative, ...], loss: tuple[Alternative, ...]
+) -> list[str]:
+    if len(models) != 1 or searched_keys(models[0].specs):
+        return []
+    unapplied = not_applying(models, training, loss)
+    reason = f"{models[0].name} is solved, not trained in epochs"
+    return [f"{', '.join(unapplied)}: does not apply, {reason}, search settings of [model]"] if unapplied else []
 
 
 def _place(key: str, table: object, number: int, registry: Mapping[str, type]) -> str:

@@ -3,21 +3,24 @@
 A parameter is named after its place in the file: `training.learning_rate`, `model.k_retrieved`, `loss.gamma`.
 `model` and `loss` are parameters themselves if the file has several alternatives. Alternatives that search a
 key in the same way share a parameter; if their ranges differ, the name includes the alternative:
-`loss.focal.alpha`.
+`loss.focal.alpha`. The default spaces of models differ in `[training]`, too: `training.abmil.learning_rate`.
+
+A parameter that does not apply is not drawn: those of other alternatives, and `training` and `loss` of a model that is
+solved.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sparse_evidence.core.config import LOSSES, MODELS, CandidateConfig, TrainingConfig
 from sparse_evidence.core.errors import ConfigError
 
 from .definition import StudyDefinition
-from .fields import Alternative, Choices, ParameterSpec, Range, Scalar, hint
-from .reader import read_named, read_table
+from .fields import Alternative, Choices, Range, Scalar, hint
+from .reader import not_applying, read_named, read_table
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -34,23 +37,52 @@ class Parameter:
     key: str
     """The field that it fills; empty if it chooses between the alternatives."""
     spec: Range | Choices
-    alternatives: tuple[str, ...] = ()
-    """The alternatives that have it; empty if it is always drawn."""
+    where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Which choices of `model` and of `loss` it applies to; empty if it is always drawn."""
 
     def __str__(self) -> str:
         """`0.0 to 4.0, where loss is focal`."""
-        condition = f", where {self.part} is {' or '.join(self.alternatives)}" if self.alternatives else ""
-        return f"{self.spec}{condition}"
+        conditions = " and ".join(f"{part} is {' or '.join(names)}" for part, names in self.where.items())
+        return f"{self.spec}, where {conditions}" if conditions else str(self.spec)
+
+    def applies(self, chosen: Mapping[str, str]) -> bool:
+        """Return whether it is drawn, given the names of the chosen model and loss."""
+        return all(chosen[part] in names for part, names in self.where.items())
 
 
 def searched(definition: StudyDefinition) -> tuple[Parameter, ...]:
     """Every parameter of a study, in the order in which they are drawn."""
-    training = (
-        Parameter(f"training.{key}", "training", key, spec)
-        for key, spec in definition.training.items()
-        if isinstance(spec, (Range, Choices))
-    )
-    return (*_parameters_of("model", definition.model), *training, *_parameters_of("loss", definition.loss))
+    models = _parameters_of("model", definition.model)
+    trained = definition.trained
+    if not trained:
+        return tuple(models)
+    parts = tuple(part for part in definition.training if part.name in trained)
+    training = _training_parameters(parts, len(definition.model))
+    condition = {"model": trained} if len(trained) < len(definition.model) else {}
+    losses = (replace(loss, where={**loss.where, **condition}) for loss in _parameters_of("loss", definition.loss))
+    return (*models, *training, *losses)
+
+
+def notes(definition: StudyDefinition) -> list[str]:
+    """Return, in a sentence each, what a user should know about what the study searches."""
+    found = []
+    unapplied = not_applying(definition.model, definition.training, definition.loss)
+    if unapplied:
+        names = " and ".join(alternative.name for alternative in definition.model)
+        one = len(definition.model) == 1
+        found.append(
+            f"{', '.join(unapplied)} {'does' if len(unapplied) == 1 else 'do'} not apply: {names} "
+            f"{'is' if one else 'are'} solved, not trained in epochs"
+        )
+    if not searched(definition):
+        only_file = definition.search.space == "file"
+        reason = (
+            'the file has neither ranges nor choices, and [search] space is "file"'
+            if only_file
+            else ("the file gives a value for everything that is searched by default")
+        )
+        found.append(f"nothing is searched: {reason}; every trial trains the same configuration with another seed")
+    return found
 
 
 def suggest(definition: StudyDefinition, trial: BaseTrial) -> CandidateConfig:
@@ -58,40 +90,36 @@ def suggest(definition: StudyDefinition, trial: BaseTrial) -> CandidateConfig:
 
     Raises `ValueError` where a frozen or fixed trial lacks a parameter of this definition.
     """
-    by_place = {
-        (parameter.part, parameter.key, name): parameter
-        for parameter in searched(definition)
-        for name in parameter.alternatives or ("",)
-    }
+    chosen = _first(definition)
+    drawn: dict[tuple[str, str], Any] = {}
+    for parameter in searched(definition):
+        if parameter.applies(chosen):
+            value = _draw(trial, parameter)
+            if parameter.key:
+                drawn[parameter.part, parameter.key] = value
+            else:
+                chosen[parameter.part] = value
 
-    def draw(part: str, specs: Mapping[str, ParameterSpec], alternative: str = "") -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for key, spec in specs.items():
-            parameter = by_place.get((part, key, alternative)) or by_place.get((part, key, ""))
-            searching = parameter is not None and isinstance(spec, (Range, Choices))
-            values[key] = _draw(trial, parameter) if parameter and searching else spec
-        return values
+    def values(part: str, alternatives: tuple[Alternative, ...], name: str) -> dict[str, Any]:
+        """The settings of the chosen alternative; one that is searched but does not apply has its default."""
+        specs = next(alternative.specs for alternative in alternatives if alternative.name == name)
+        return {
+            key: drawn.get((part, key), spec.default) if isinstance(spec, (Range, Choices)) else spec
+            for key, spec in specs.items()
+        }
 
-    def pick(part: str, alternatives: tuple[Alternative, ...]) -> Alternative:
-        parameter = by_place.get((part, "", ""))
-        name = alternatives[0].name if parameter is None else _draw(trial, parameter)
-        return next(alternative for alternative in alternatives if alternative.name == name)
-
-    model = pick("model", definition.model)
-    model_config = MODELS[model.name](**draw("model", model.specs, model.name))
-    training = TrainingConfig(**draw("training", definition.training))
-    loss = pick("loss", definition.loss)
-    return CandidateConfig(model_config, training, LOSSES[loss.name](**draw("loss", loss.specs, loss.name)))
+    model, loss = chosen["model"], chosen["loss"]
+    return CandidateConfig(
+        MODELS[model](**values("model", definition.model, model)),
+        TrainingConfig(**values("training", definition.training, model)),
+        LOSSES[loss](**values("loss", definition.loss, loss)),
+    )
 
 
 def default_parameters(definition: StudyDefinition) -> dict[str, Scalar]:
     """Return the parameters of trial 0, the default configuration: first alternatives, and the default of each spec."""
-    first = {"model": definition.model[0].name, "loss": definition.loss[0].name, "training": ""}
-    return {
-        parameter.name: parameter.spec.default
-        for parameter in searched(definition)
-        if not parameter.alternatives or first[parameter.part] in parameter.alternatives
-    }
+    first = _first(definition)
+    return {parameter.name: parameter.spec.default for parameter in searched(definition) if parameter.applies(first)}
 
 
 def distributions(definition: StudyDefinition) -> dict[str, BaseDistribution]:
@@ -121,12 +149,31 @@ def from_dict(nested: Mapping[str, Any]) -> CandidateConfig:
     return CandidateConfig(model[0](**model[1]), TrainingConfig(**training), loss[0](**loss[1]))
 
 
+def _first(definition: StudyDefinition) -> dict[str, str]:
+    """The first model and the first loss: what trial 0 uses, and every trial where there is no choice."""
+    return {"model": definition.model[0].name, "loss": definition.loss[0].name}
+
+
 def _parameters_of(part: str, alternatives: tuple[Alternative, ...]) -> Iterator[Parameter]:
     """Return the parameters of `[[model]]` or `[[loss]]`: the choice between alternatives, then their fields."""
     is_list = len(alternatives) > 1
     if is_list:
         names = tuple(alternative.name for alternative in alternatives)
         yield Parameter(part, part, "", Choices(names, names[0]))
+    for name, key, spec, owners in _fields_of(part, alternatives):
+        yield Parameter(name, part, key, spec, {part: owners} if is_list else {})
+
+
+def _training_parameters(alternatives: tuple[Alternative, ...], models: int) -> Iterator[Parameter]:
+    """Return the parameters of `[training]` with each trained model, of so many models in all."""
+    for name, key, spec, owners in _fields_of("training", alternatives):
+        yield Parameter(name, "training", key, spec, {"model": owners} if len(owners) < models else {})
+
+
+def _fields_of(
+    part: str, alternatives: tuple[Alternative, ...]
+) -> Iterator[tuple[str, str, Range | Choices, tuple[str, ...]]]:
+    """Yield the name, key and spec of every field that is searched, and the alternatives that have it."""
     by_key: dict[str, dict[str, Range | Choices]] = {}
     for alternative in alternatives:
         for key, spec in alternative.specs.items():
@@ -134,10 +181,10 @@ def _parameters_of(part: str, alternatives: tuple[Alternative, ...]) -> Iterator
                 by_key.setdefault(key, {})[alternative.name] = spec
     for key, specs in by_key.items():
         if len({_space(spec) for spec in specs.values()}) == 1:
-            yield Parameter(f"{part}.{key}", part, key, next(iter(specs.values())), tuple(specs) if is_list else ())
+            yield f"{part}.{key}", key, next(iter(specs.values())), tuple(specs)
         else:
             for name, spec in specs.items():
-                yield Parameter(f"{part}.{name}.{key}", part, key, spec, (name,))
+                yield f"{part}.{name}.{key}", key, spec, (name,)
 
 
 def _space(spec: Range | Choices) -> tuple[object, ...]:

@@ -22,7 +22,9 @@ _CONTROL = r"[\x00-\x1f\x7f]"  # not allowed in a comment of TOML
 _HEADER = """\
 # A study of {subject}. Edit it, then check it with `hpo validate`, which also estimates the time.
 #
-# Every setting of [model], [training] and [loss] is either a value or something to search:
+# Settings that this file does not mention have their default value, or are searched if the model's default space has
+# them: `hpo validate` lists what is searched. A setting of [model], [training] and [loss] in this file is either a
+# value or something to search:
 #   hidden = 64                                             a value
 #   k_retrieved = { low = 2, high = 6 }                     a range; both ends are included
 #   learning_rate = { low = 3e-4, high = 1e-2, log = true } a range over orders of magnitude
@@ -31,6 +33,7 @@ _HEADER = """\
 """
 _SETTINGS = """\
 [search]
+space = "default"             # "file": only the ranges and choices in this file are searched
 metric = "average_precision"  # mean over folds of the mean over criteria; or "auroc", "brier"
 trials = 40                   # may be raised later: the search resumes
 seed = 0
@@ -40,16 +43,11 @@ pruner = { name = "same_folds", percentile = 25 }  # after each stage, trials ou
 name = "iris"                 # learned queries retrieve the k sentences of a post that match best; or "abmil",
                               # "retrieval", "linear" (logistic regressions), "token" (a fine-tuned transformer)
 encoder = "all-MiniLM-L6-v2"  # turns sentences into vectors; it is not trained
-num_queries = { choices = [2, 4, 8] }
-k_retrieved = { low = 2, high = 6 }
-temperature = { low = 0.05, high = 1.0, log = true }
 
 [training]
 epochs = 40                   # at most
 patience = 6                  # epochs without a better score before a stage ends
 batch_size = 32
-accumulation_steps = { choices = [1, 2, 4] }
-learning_rate = { low = 3e-4, high = 1e-2, log = true }
 
 [[loss]]                      # with several [[loss]] tables the search also chooses the loss
 name = "bce"

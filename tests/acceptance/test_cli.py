@@ -61,6 +61,20 @@ def variant(folder: Path, name: str, **replaced: str) -> Path:
     return path
 
 
+def test_a_study_that_searches_nothing_says_so(call, tmp_path):
+    path = tmp_path / "nothing.toml"
+    data = '[data]\nsource = "synthetic"\nposts = 60\ncriteria = 2\nsentences_mean = 5\n'
+    path.write_text(data + '[search]\nspace = "file"\ntrials = 1\n[model]\nname = "iris"\n[training]\nepochs = 1\n')
+    note = (
+        'note: nothing is searched: the file has neither ranges nor choices, and [search] space is "file"; every trial '
+        "trains the same configuration with another seed"
+    )
+    for arguments in (("run", path, "--workers", "1"), ("validate", path)):
+        done = call(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert note in " ".join(done.stdout.split())
+
+
 def test_a_study_from_its_first_run_to_its_export(call, start, tmp_path):
     # run
     done = call("run", SMOKE, "--workers", "2")

@@ -42,6 +42,7 @@ stages = [1, 2]
 holdout = 0.0
 seed = {fold_seed}
 [search]
+space = "file"
 trials = {trials}
 sampler = "random"
 pruner = {{ name = "{pruner}" }}

@@ -24,6 +24,7 @@ folds = 3
 stages = [1, 1, 1]
 holdout = 0.0
 [search]
+space = "file"
 trials = 4
 metric = "{metric}"
 pruner = {{ percentile = 50, within_stages = {within_stages} }}
@@ -66,5 +67,12 @@ def task(
     )
     embedded = EmbeddedCorpus(vectors.astype(np.float32), chunks.offsets, criteria.astype(np.float32), corpus.labels)
     return StudyTask(
-        definition, corpus, chunks, folds, {"all-MiniLM-L6-v2": embedded}, {}, texts=len(chunks.texts) + 2, computed=0
+        definition,
+        corpus,
+        chunks,
+        folds,
+        {("all-MiniLM-L6-v2", 1): embedded},
+        {},
+        texts=len(chunks.texts) + 2,
+        computed=0,
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sparse_evidence.core.config import ChunksConfig
 from sparse_evidence.core.corpus.data import Corpus, Criterion, Evidence
 from sparse_evidence.core.errors import DataError
-from sparse_evidence.core.features.chunks import chunk, evidence_mask, share_within
+from sparse_evidence.core.features.chunks import chunk, evidence_mask, share_within, windows
 
 WORDS = st.sampled_from(
     [*"abI.!?…\"')(", "Dr.", "e.g.", "U.S.", "3.5", "...", "tired", "Then", " ", "  ", "\n", "\r\n"]
@@ -121,6 +121,35 @@ def test_share_of_posts_with_at_most_k_chunks():
     assert [share_within(chunks, k) for k in (0, 1, 2, 3)] == pytest.approx([0, 1 / 3, 2 / 3, 1])
 
 
+THREE = ["One. Two.\nThree.  Four. ", "  Five.", "Six. Seven."]
+
+
+@pytest.mark.parametrize(
+    ("window", "texts", "counts"),
+    [
+        (1, ["One.", "Two.", "Three.", "Four.", "Five.", "Six.", "Seven."], [4, 1, 2]),
+        (2, ["One. Two.", "Two.\nThree.", "Three.  Four.", "Five.", "Six. Seven."], [3, 1, 1]),
+        (3, ["One. Two.\nThree.", "Two.\nThree.  Four.", "Five.", "Six. Seven."], [2, 1, 1]),
+        (9, ["One. Two.\nThree.  Four.", "Five.", "Six. Seven."], [1, 1, 1]),
+    ],
+)
+def test_windows_are_consecutive_sentences_of_one_post(window, texts, counts):
+    found = windows(THREE, chunk(THREE, ChunksConfig()), window)
+    assert list(found.texts) == texts
+    assert np.diff(found.offsets).tolist() == counts
+    assert found.post.tolist() == np.repeat([0, 1, 2], counts).tolist()
+    spans = zip(found.post, found.start, found.end, strict=True)
+    assert [THREE[post][start:end] for post, start, end in spans] == texts
+    assert [array.dtype for array in (found.post, found.start, found.end, found.offsets)] == [np.int32] * 3 + [np.int64]
+
+
+def test_windows_of_no_posts_and_of_other_posts():
+    nothing = chunk([], ChunksConfig())
+    assert len(windows([], nothing, 2)) == 0
+    with pytest.raises(AssertionError, match="other posts"):
+        windows(["One."], nothing, 2)
+
+
 def test_evidence_marks_the_chunks_that_it_overlaps_by_half():
     #       0123456789012345678901234567890
     post = "I am sad. I am tired. It rains."
@@ -145,3 +174,5 @@ def test_evidence_marks_the_chunks_that_it_overlaps_by_half():
         [False, True, False],
         [False, False, True],
     ]
+    in_pairs = evidence_mask(corpus, windows(corpus.posts, chunk(corpus.posts, ChunksConfig()), 2))
+    assert in_pairs.tolist() == [[False, False, False], [True, True, False], [False, True, True]]

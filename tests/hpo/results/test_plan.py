@@ -85,7 +85,7 @@ def test_near_duplicates_of_different_groups_are_named_by_their_ids(tmp_path):
     vectors, offsets = embedded.embeddings.copy(), embedded.offsets
     for copy in (other, same):
         vectors[offsets[copy] : offsets[copy + 1]] = vectors[offsets[0] : offsets[1]].mean(axis=0)
-    copied = replace(data, embedded={"all-MiniLM-L6-v2": replace(embedded, embeddings=vectors)})
+    copied = replace(data, embedded={("all-MiniLM-L6-v2", 1): replace(embedded, embeddings=vectors)})
     duplicates = plan_task(copied).near_duplicates
     ids = data.corpus.post_ids
     expected = {tuple(sorted((0, other))), tuple(sorted((other, same)))}

@@ -49,7 +49,7 @@ def planned(folds: int = 5, **changed: object) -> Plan:
         "criteria": tuple(Criterion(name, 328, 0.221, (0.0236,) * folds, 0.216) for name in NAMES),
         "parameters": (
             Parameter("training.accumulation_steps", "training", "accumulation_steps", Choices((1, 2, 4), 1)),
-            Parameter("loss.gamma", "loss", "gamma", Range(0.0, 4.0), ("focal",)),
+            Parameter("loss.gamma", "loss", "gamma", Range(0.0, 4.0), {"loss": ("focal",)}),
         ),
         "near_duplicates": NearDuplicates(0, ()), "notes": ("3 rows were repeated",),
     }  # fmt: skip

@@ -15,6 +15,7 @@ import pytest
 from sparse_evidence.core.config import IrisConfig, TrainingConfig
 from sparse_evidence.core.errors import DataError, UserError
 from sparse_evidence.hpo.errors import DefinitionError, Exit, RefusedError, StorageError, exit_code_of
+from sparse_evidence.hpo.study.defaults import model_space, training_space
 from sparse_evidence.hpo.study.definition import StudyDefinition, differences, load
 from sparse_evidence.hpo.study.fields import Choices, Range
 from sparse_evidence.hpo.study.schema import json_schema
@@ -62,8 +63,12 @@ def test_data_and_model_name_are_enough(tmp_path):
     assert (definition.search.pruner.name, definition.search.pruner.percentile) == ("same_folds", 25.0)
     assert (definition.service.heartbeat_seconds, definition.service.grace_seconds) == (20.0, 120.0)
     assert [loss.name for loss in definition.loss] == ["bce"]
-    assert definition.model[0].specs["num_queries"] == IrisConfig().num_queries
-    assert definition.training["learning_rate"] == TrainingConfig().learning_rate
+    assert definition.search.space == "default"
+    assert definition.model[0].specs["num_queries"] == model_space("iris")["num_queries"]
+    assert definition.model[0].specs["dropout"] == IrisConfig().dropout
+    (training,) = definition.training
+    assert training.specs["learning_rate"] == training_space("iris")["learning_rate"]
+    assert training.specs["epochs"] == TrainingConfig().epochs
 
 
 FIELDS = [
@@ -72,7 +77,7 @@ FIELDS = [
     ("model", "epochs = 3", ["[model] epochs: unknown key, it belongs in [training]"]),
     ("model", "attention_hidden = 3", ["[model] attention_hidden: unknown key, it belongs to the model abmil"]),
     ("model", "gamma = 3", ["[model] gamma: unknown key, it belongs in [loss] (focal)"]),
-    ("model", "xyzzy = 3", ["[model] xyzzy: unknown key, allowed: encoder, num_queries"]),
+    ("model", "xyzzy = 3", ["[model] xyzzy: unknown key, allowed: encoder, window, num_queries"]),
     ("model", "k_retrieved = 0", ["[model] k_retrieved: 0 is not allowed, give a whole number from 1 to 256"]),
     ("model", "k_retrieved = 4.0", ["[model] k_retrieved: 4.0 is not a whole number, give a whole number from 1"]),
     ("model", "k_retrieved = true", ["[model] k_retrieved: true is a truth value, give a whole number"]),
@@ -406,6 +411,7 @@ SAME = {
     "a range's default written out": FULL.replace("high = 6", "high = 6, log = false, default = 4"),
     "an integer for a float": FULL + "clip_norm = 1\n",
     "how it is run": FULL + "[service]\nmax_attempts = 9\n[search]\ntrials = 400\n",
+    "the default space written out": FULL + "[search]\nspace = 'default'\n",
     "another order": MODEL + "k_retrieved = { high = 6, low = 2 }\n" + DATA + "[training]\nepochs = 30\n",
     "a comment": "# why\n" + FULL,
 }
@@ -418,6 +424,7 @@ OTHER = {
     "folds": FULL + "[split]\nseed = 1\n",
     "stages": FULL + "[split]\nstages = [5]\n",
     "the sampler's seed": FULL + "[search]\nseed = 1\n",
+    "the space": FULL + "[search]\nspace = 'file'\n",
     "the pruner": FULL + "[search]\npruner = { name = 'none' }\n",
     "a further loss": FULL + "[[loss]]\nname = 'bce'\n[[loss]]\nname = 'focal'\n",
     "data": FULL.replace('"editorials"', '"pairs"\npath = "a.csv"'),
@@ -455,7 +462,35 @@ def test_differences_are_sentences(tmp_path):
     ]
 
 
+def test_differences_name_the_model_where_training_depends_on_it(tmp_path):
+    models = DATA + '[[model]]\nname = "iris"\n[[model]]\nname = "abmil"\n'
+    mine = define(tmp_path, models).canonical()
+    theirs = define(tmp_path, models + "[training]\nlearning_rate = 1e-3\n").canonical()
+    assert differences(mine, json.loads(json.dumps(theirs))) == [
+        "training.iris.learning_rate is 0.0003 to 0.003 (log), default 0.001 here and not set in the study",
+        "training.abmil.learning_rate is 0.0003 to 0.01 (log), default 0.003 here and not set in the study",
+        "training.learning_rate is not set here and 0.001 in the study",
+    ]
+    file = define(tmp_path, models + "[search]\nspace = 'file'\n").canonical()
+    assert "search.space is default here and file in the study" in differences(mine, file)
+
+
+def test_ranges_that_do_not_apply_are_refused_if_nothing_else_is_searched(tmp_path):
+    solved = DATA + '[model]\nname = "linear"\nC = 1\n'
+    learning_rate = "[training]\nlearning_rate = { low = 1e-3, high = 1e-2 }\n"
+    losses = '[[loss]]\nname = "bce"\n[[loss]]\nname = "focal"\n'
+    (problem,) = mistakes(tmp_path, solved + learning_rate)
+    assert problem == (
+        "[training] learning_rate: does not apply, linear is solved, not trained in epochs, search settings of [model]"
+    )
+    (problem,) = mistakes(tmp_path, solved + losses)
+    assert problem.startswith("[[loss]]: does not apply, linear is solved")
+    define(tmp_path, solved.replace("C = 1", "") + learning_rate)
+    define(tmp_path, solved)
+
+
 RELATIONS = (
+    "does not apply",
     "is above",
     "are both",
     "makes more",

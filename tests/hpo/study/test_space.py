@@ -10,6 +10,7 @@ import pytest
 from sparse_evidence.core.config import (
     LOSSES,
     MODELS,
+    SOLVED,
     BCEConfig,
     CandidateConfig,
     FocalConfig,
@@ -18,13 +19,16 @@ from sparse_evidence.core.config import (
     TrainingConfig,
 )
 from sparse_evidence.core.errors import ConfigError
+from sparse_evidence.core.models import REGISTRY
 from sparse_evidence.hpo.study import space
+from sparse_evidence.hpo.study.defaults import SPACES, model_space, training_space
 from sparse_evidence.hpo.study.definition import load
 from sparse_evidence.hpo.study.fields import Choices, Range
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "studies").glob("*.toml"))
 DATA = '[data]\nsource = "editorials"\n'
+FILE = DATA + '[search]\nspace = "file"\n'
 MODEL = '[model]\nname = "iris"\n'
 
 
@@ -86,7 +90,9 @@ def test_trial_0_is_the_default_configuration(shipped):
 
 
 def test_every_field_has_a_spec(shipped):
-    assert set(shipped.training) == {field.name for field in fields(TrainingConfig)}
+    assert [part.name for part in shipped.training] == [model.name for model in shipped.model]
+    for part in shipped.training:
+        assert set(part.specs) == {field.name for field in fields(TrainingConfig)}
     for registry, alternatives in ((MODELS, shipped.model), (LOSSES, shipped.loss)):
         for alternative in alternatives:
             names = {field.name for field in fields(registry[alternative.name])}
@@ -118,7 +124,7 @@ def test_the_first_trial_draws_the_enqueued_defaults(shipped):
 
 def test_names_include_the_alternative_only_if_ranges_differ(define):
     definition = define(
-        DATA
+        FILE
         + '[[model]]\nname = "iris"\nencoder = { choices = ["a", "b"] }\nhidden = { low = 8, high = 64, step = 8 }\n'
         + '[[model]]\nname = "linear"\nencoder = { choices = ["a", "b"] }\n'
     )
@@ -131,7 +137,7 @@ def test_names_include_the_alternative_only_if_ranges_differ(define):
     assert space.suggest(definition, trial).model == LinearConfig(encoder="b")
 
     definition = define(
-        DATA
+        FILE
         + '[[model]]\nname = "iris"\nencoder = { choices = ["a", "b"] }\n'
         + '[[model]]\nname = "linear"\nencoder = { choices = ["a", "c"] }\n'
     )
@@ -143,7 +149,7 @@ def test_names_include_the_alternative_only_if_ranges_differ(define):
 
 def test_a_key_fixed_in_one_alternative_and_searched_in_another(define):
     definition = define(
-        DATA
+        FILE
         + '[[model]]\nname = "iris"\nencoder = "a"\n[[model]]\nname = "linear"\nencoder = { choices = ["b", "c"] }\n'
     )
     assert list(described(definition)) == ["model", "model.encoder"]
@@ -151,14 +157,14 @@ def test_a_key_fixed_in_one_alternative_and_searched_in_another(define):
 
 
 def test_one_alternative_needs_no_parameter(define):
-    definition = define(DATA + MODEL + '[loss]\nname = "focal"\ngamma = { low = 0, high = 4 }\n')
+    definition = define(FILE + MODEL + '[loss]\nname = "focal"\ngamma = { low = 0, high = 4 }\n')
     assert described(definition) == {"loss.gamma": "0.0 to 4.0"}
     trial = optuna.trial.FixedTrial({"loss.gamma": 1.5})
     assert space.suggest(definition, trial).loss == FocalConfig(gamma=1.5)
 
 
 def test_a_study_without_searched_parameters(define):
-    definition = define(DATA + MODEL)
+    definition = define(FILE + MODEL)
     assert space.distributions(definition) == space.default_parameters(definition) == {}
     assert space.suggest(definition, optuna.trial.FixedTrial({})) == CandidateConfig(
         IrisConfig(), TrainingConfig(), BCEConfig()
@@ -166,9 +172,121 @@ def test_a_study_without_searched_parameters(define):
 
 
 def test_a_trial_without_the_parameter_is_refused(define):
-    definition = define(DATA + MODEL + "k_retrieved = { low = 2, high = 6 }")
+    definition = define(FILE + MODEL + "k_retrieved = { low = 2, high = 6 }")
     with pytest.raises(ValueError, match=r"model\.k_retrieved"):
         space.suggest(definition, optuna.trial.FixedTrial({}))
+
+
+# ---- the default space ------------------------------------------------------------------------------------------
+
+
+def of_training_and_model(name):
+    return {f"model.{key}" for key in model_space(name)} | {f"training.{key}" for key in training_space(name)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_data_and_model_name_search_the_default_space(define, name):
+    definition = define(DATA + f'[model]\nname = "{name}"\n')
+    defaults = space.default_parameters(definition)
+    assert set(defaults) == of_training_and_model(name) == set(space.distributions(definition))
+    assert defaults
+    candidate = space.suggest(definition, optuna.trial.FixedTrial(defaults))
+    assert candidate.loss == BCEConfig()
+    changed = {key: spec.default for key, spec in model_space(name).items()}
+    assert candidate.model == MODELS[name](**changed)
+
+
+def test_every_model_has_a_default_space_and_solved_models_search_no_training():
+    assert set(MODELS) <= set(SPACES)
+    assert {name for name, entry in REGISTRY.items() if entry.solved} == SOLVED & set(MODELS)
+    assert not any(SPACES[name].training for name in SOLVED)
+
+
+def test_what_the_file_mentions_replaces_the_default_space(define):
+    settings = "num_queries = 3\nk_retrieved = { low = 3, high = 5 }\n"
+    training = "[training]\nlearning_rate = 1e-4\nweight_decay = { low = 0.01, high = 0.1 }\n"
+    parameters = described(define(DATA + MODEL + settings + training))
+    assert parameters["model.k_retrieved"] == "3 to 5"
+    assert parameters["training.weight_decay"] == "0.01 to 0.1"
+    fixed = {"model.num_queries", "training.learning_rate"}
+    assert set(parameters) == of_training_and_model("iris") - fixed | {"training.weight_decay"}
+    assert described(define(FILE + MODEL + settings + training)) == {
+        "model.k_retrieved": "3 to 5",
+        "training.weight_decay": "0.01 to 0.1",
+    }
+
+
+def test_models_whose_default_training_differs_have_parameters_of_their_own(define):
+    definition = define(DATA + '[[model]]\nname = "iris"\n[[model]]\nname = "abmil"\n')
+    parameters = described(definition)
+    assert parameters["training.iris.learning_rate"] == "0.0003 to 0.003 (log), where model is iris"
+    assert parameters["training.abmil.learning_rate"] == "0.0003 to 0.01 (log), where model is abmil"
+    assert parameters["training.accumulation_steps"] == "one of 1, 2, where model is iris"
+    assert parameters["model.hidden"] == "one of 64, 128, 256, where model is iris or abmil"
+    trial = optuna.trial.FixedTrial({"model": "abmil", "model.hidden": 64, "training.abmil.learning_rate": 5e-3})
+    candidate = space.suggest(definition, trial)
+    assert candidate.training == TrainingConfig(learning_rate=5e-3)
+    shared = define(
+        DATA
+        + '[[model]]\nname = "iris"\n[[model]]\nname = "abmil"\n'
+        + "[training]\nlearning_rate = { low = 1e-3, high = 1e-2 }\n"
+    )
+    assert described(shared)["training.learning_rate"] == "0.001 to 0.01"
+
+
+# ---- parameters that do not apply -------------------------------------------------------------------------------
+
+MIXED = (
+    DATA
+    + '[[model]]\nname = "linear"\n[[model]]\nname = "iris"\nhidden = 8\n'
+    + "[training]\nlearning_rate = { low = 1e-3, high = 1e-2 }\n"
+    + '[[loss]]\nname = "bce"\n[[loss]]\nname = "focal"\ngamma = { low = 0, high = 4 }\n'
+)
+
+
+def test_a_solved_model_draws_neither_training_nor_loss(define):
+    definition = define(MIXED)
+    parameters = described(definition)
+    assert parameters["training.learning_rate"] == "0.001 to 0.01, where model is iris"
+    assert parameters["loss"] == "one of bce, focal, where model is iris"
+    assert parameters["loss.gamma"] == "0.0 to 4.0, where loss is focal and model is iris"
+    assert space.default_parameters(definition) == {"model": "linear", "model.C": 3.0}
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    solved = trained = 0
+    for _ in range(40):
+        trial = study.ask()
+        candidate = space.suggest(definition, trial)
+        study.tell(trial, 0.0)
+        assert space.suggest(definition, study.trials[-1]) == candidate
+        if candidate.model.name == "linear":
+            solved += 1
+            assert set(trial.params) == {"model", "model.C"}
+            assert candidate.loss == BCEConfig()
+        else:
+            trained += 1
+            assert {"model", "loss", "training.learning_rate"} <= set(trial.params)
+            assert ("loss.gamma" in trial.params) is (candidate.loss.name == "focal")
+    assert solved
+    assert trained
+
+
+def test_notes_say_what_does_not_apply_and_that_nothing_is_searched(define):
+    linear = '[model]\nname = "linear"\n'
+    ranges = "[training]\nlearning_rate = { low = 1e-3, high = 1e-2 }\n"
+    ranges += '[loss]\nname = "focal"\ngamma = { low = 0, high = 4 }\n'
+    definition = define(DATA + linear + ranges)
+    assert list(described(definition)) == ["model.C"]
+    assert space.notes(definition) == [
+        "[training] learning_rate, [[loss]] gamma do not apply: linear is solved, not trained in epochs"
+    ]
+    again = "every trial trains the same configuration with another seed"
+    assert space.notes(define(FILE + linear)) == [
+        f'nothing is searched: the file has neither ranges nor choices, and [search] space is "file"; {again}'
+    ]
+    assert space.notes(define(DATA + linear + "C = 1\n")) == [
+        f"nothing is searched: the file gives a value for everything that is searched by default; {again}"
+    ]
+    assert space.notes(define(MIXED)) == space.notes(define(DATA + MODEL)) == []
 
 
 def test_from_dict_reports_every_mistake():

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 
 from sparse_evidence.core.errors import DataError, SplitError, UserError
+from sparse_evidence.hpo.study import space
 from sparse_evidence.hpo.study.definition import StudyDefinition, load
 from sparse_evidence.hpo.study.schema import json_schema
 from sparse_evidence.hpo.study.template import study_template
@@ -47,6 +48,7 @@ def test_a_study_of_a_users_table(tmp_path):
     assert len(definition.data.load(tmp_path)) == 40
     assert definition.split.stages == (2, 3)
     assert [model.name for model in definition.model] == ["iris"]
+    assert {"model.k_retrieved", "training.learning_rate"} <= space.distributions(definition).keys()
     assert [loss.name for loss in definition.loss] == ["bce", "weighted_bce", "focal"]
     assert '"anger": 14 of 40 posts are positive' in text
     assert '"low mood": 14 of 40 posts are positive' in text
