@@ -51,6 +51,20 @@ TRIALS = 40
 SPLITS = {"editorials": 12, "films": 3, "home": 2}
 """Fresh splits that judge a repeat: more where there is no test set."""
 BASELINES = ("linear", "retrieval")
+TARGETS = {
+    "exported": ("true worth of what a search exports", ""),
+    "baseline": ("true worth of the better of the linear and the retrieval baseline", ""),
+    "default": ("true worth of the default configuration", ""),
+    "script": ("true worth of the winner of a plain script in the same time", ""),
+    "reported": ("what the search reports", ""),
+    "optimism": ("reported minus true", "-0.01 to 0.01"),
+    "coverage": ("share of repeats whose 95 % interval covers the truth", "≥ 0.9"),
+    "beats_linear": ("share of repeats that beat the tuned linear baseline", "≥ 0.9"),
+    "beats_default": ("share of repeats that beat the default configuration", "≥ 0.9"),
+    "beats_script": ("share of repeats that beat the script's winner", "≥ 0.9"),
+    "nothing": ("share of searches on permuted labels that end with nothing better than the baselines", "≥ 0.95"),
+}
+"""Description and target of the figures in the table of docs/performance.md, for each corpus."""
 
 
 @dataclass(frozen=True)
