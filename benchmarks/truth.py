@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks import regressions
+from benchmarks import baselines
 from sparse_evidence.core import metrics
-from sparse_evidence.core.config import CandidateConfig, ModelConfig
+from sparse_evidence.core.config import DEFAULT_ENCODER, CandidateConfig, ModelConfig
 from sparse_evidence.core.features.views import EmbeddedCorpus
 from sparse_evidence.core.seeding import numpy_generator, stable_seed
 from sparse_evidence.core.splits import Folds
@@ -76,6 +76,8 @@ class Ground:
         assert isinstance(features, EmbeddedCorpus), "models that read texts cannot be judged here"
         if self.test is None:
             return features
+        single = (model.encoder, getattr(model, "window", 1)) == (DEFAULT_ENCODER, 1)
+        assert single, "test posts are embedded as single sentences by the default encoder"
         if id(features) not in self._joined:
             self._joined[id(features)] = join(features, self.test)
         return self._joined[id(features)]
@@ -94,7 +96,7 @@ def join(first: EmbeddedCorpus, second: EmbeddedCorpus) -> EmbeddedCorpus:
 def true_worth(
     ground: Ground, ensembles: Mapping[str, Sequence[Member]], *, splits: int, seed: int
 ) -> dict[str, Worth]:
-    """Judge ensembles and the baselines "linear" and "retrieval" on the same fresh splits; the hold-out stays out.
+    """Judge ensembles and the baselines on the same fresh splits; the hold-out stays out.
 
     Args:
         ground: the posts.
@@ -163,15 +165,14 @@ class Judge:
         return list(stage.stack.predict(self.rows))
 
     def baselines(self, model: ModelConfig) -> dict[str, Judged]:
-        """The linear and the retrieval baseline on the features of `model`."""
+        """The baselines by name, on the features of `model`."""
         features = self._ground.features(model)
-        result: dict[str, Judged] = {"linear": [], "retrieval": []}
+        by_fold = []
         for fold, rows in enumerate(self.rows):
             train = self.folds.train(fold)
             groups = [self._ground.task.corpus.groups[row] for row in train.tolist()]
-            result["linear"].append(regressions.linear(features, groups, train, rows))
-            result["retrieval"].append(regressions.retrieval(features, train, rows))
-        return result
+            by_fold.append(baselines.logits(features, groups, train, rows))
+        return {name: [predictions[name] for predictions in by_fold] for name in by_fold[0]}
 
     def score(self, predictions: Judged) -> tuple[float, float]:
         """Mean over the folds of the score at the size of a validation fold, and of that on all posts that judge."""

@@ -51,6 +51,8 @@ TRIALS = 40
 SPLITS = {"editorials": 12, "films": 3, "home": 2}
 """Fresh splits that judge a repeat: more where there is no test set."""
 BASELINES = ("linear", "retrieval")
+"""Those that a search is compared with."""
+SIMPLER = (*BASELINES, "zero_shot", "chance")
 TARGETS = {
     "exported": ("true worth of what a search exports", ""),
     "baseline": ("true worth of the better of the linear and the retrieval baseline", ""),
@@ -80,32 +82,34 @@ class Reported:
     value: float
     interval: tuple[float, float] | None
     beats_baselines: bool
-    """Whether it says that something is better than every baseline."""
+    """Whether it says that the winner is better than every baseline."""
 
 
 def read_best(best: Mapping[str, Any]) -> Reported:
     """Read best.json: the confirmed values if it has them, else the ensemble's corrected one, else the best trial's."""
-    ensemble, confirmed = best.get("ensemble"), best.get("confirmed")
-    members = tuple(ensemble["members"]) if ensemble else (best["trial"],)
-    single = best["trial"]
-    if confirmed:
+    ensemble, confirmed, single = best.get("ensemble"), best.get("confirmed"), best["trial"]
+    members = tuple((confirmed or {}).get("members") or (ensemble or {}).get("members") or (single,))
+    if confirmed and confirmed["winner"] is not None:
         winner = confirmed["winner"]
-        scores, over = confirmed["scores"][winner], confirmed["over_baseline"]
-        beats = winner not in BASELINES and over["interval"][0] > 0
+        scores = confirmed["scores"][winner]
+        beats = winner not in SIMPLER and _is_above_0(confirmed["over_baseline"])
         if winner.isdecimal():
             winner, single = "single", int(winner)
         return Reported(winner, members, single, scores["mean"], _pair(scores["interval"]), beats)
-    if ensemble:
-        beats = ensemble["over_baseline"]["interval"][0] > 0
+    if ensemble and "corrected" in ensemble:
+        beats = _is_above_0(ensemble["over_baseline"])
         return Reported("ensemble", members, single, ensemble["corrected"], _pair(ensemble["interval"]), beats)
     floors = best["cv"]["floors"] or {}
     beats = best["value"] > max(floors[name] for name in BASELINES if name in floors)
     return Reported("single", members, single, best["value"], None, beats)
 
 
-def _pair(interval: Sequence[float]) -> tuple[float, float]:
-    low, high = interval
-    return low, high
+def _is_above_0(gain: Mapping[str, Any] | None) -> bool:
+    return bool(gain and gain["interval"] and gain["interval"][0] > 0)
+
+
+def _pair(interval: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if interval is None else (interval[0], interval[1])
 
 
 # ---- one repeat -----------------------------------------------------------------------------------------------------
@@ -124,6 +128,7 @@ class Settings:
 
 def run_repeat(corpus: str, repeat: int, settings: Settings) -> dict[str, Any]:
     """Run one repeat; returns its line."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # so that both searches use the same: CPU cores
     torch.set_num_threads(1)  # repeats run side by side
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with databases() as fresh, tempfile.TemporaryDirectory() as name:
@@ -179,8 +184,8 @@ def _member(trial: optuna.trial.FrozenTrial) -> Member:
         epochs = cv["best_epoch"]
     else:
         folds = trial.user_attrs[record.CURVES]["scores"]
-        shortest = min(map(len, folds))
-        means = np.mean([fold[:shortest] for fold in folds], axis=0).tolist()
+        longest = max(map(len, folds))  # folds of a later stage may have only begun
+        means = np.mean([fold for fold in folds if len(fold) == longest], axis=0).tolist()
         epochs = 1 + best_index(means, higher_is_better=True)
     return Member(trial.number, space.from_dict(record.config(trial)), epochs)
 

@@ -12,7 +12,7 @@ from corpora import IRIS, TRAINING
 from optuna.trial import TrialState, create_trial
 from tiny import task
 
-from benchmarks import cases, films, regressions, script, truth, worth
+from benchmarks import baselines, cases, films, script, truth, worth
 from sparse_evidence.core import metrics
 from sparse_evidence.core.config import BCEConfig, CandidateConfig
 from sparse_evidence.core.corpus.pairs import PairsSource
@@ -172,7 +172,7 @@ def test_an_ensemble_is_the_mean_of_its_members_logits(tmp_path):
     ground = grounds(tmp_path)[1]
     ensembles = {"both": (member(0), member(1)), "one": (member(0),)}
     worths = truth.true_worth(ground, ensembles, splits=2, seed=0)
-    assert set(worths) == {"both", "one", "linear", "retrieval"}
+    assert set(worths) == {"both", "one", "linear", "retrieval", "zero_shot", "chance"}
     assert worths["one"].value == pytest.approx(np.mean(worths["one"].splits))
     assert worths["one"].test is not None
     judge = truth.Judge(ground, truth.stable_seed(0, "worth", 0))
@@ -189,12 +189,12 @@ def test_the_baselines_find_what_is_there():
     vectors = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).reshape(-1, 16).astype(np.float32)
     features = EmbeddedCorpus(vectors, np.arange(0, 481, 4), np.eye(2, 16, dtype=np.float32), labels)
     train, rows = np.arange(80), np.arange(80, 120)
-    on_means = regressions.linear(features, [str(row) for row in train], train, rows)
-    on_similarities = regressions.retrieval(features, train, rows)
+    on_means = baselines.linear(features, [str(row) for row in train], train, rows)
+    on_similarities = baselines.retrieval(features, train, rows)
     values = [metrics.score("average_precision", labels[rows], logits) for logits in (on_means, on_similarities)]
     assert values[0] > labels[rows].mean() + 0.1
     assert values[1] > values[0] + 0.1
-    top = regressions.similarities(features).reshape(120, 4, 2)
+    top = baselines.similarities(features).reshape(120, 4, 2)
     assert np.allclose(top[:, 0], (vectors.reshape(120, 4, 16)[..., :2]).max(1))
     assert np.allclose(top[:, 3], (vectors.reshape(120, 4, 16)[..., :2]).mean(1))
 
@@ -235,6 +235,8 @@ def test_the_most_honest_number_of_best_json_is_read():
     assert not confirmed.beats_baselines
     trial = worth.read_best(BEST | {"ensemble": ENSEMBLE, "confirmed": CONFIRMED | {"winner": "3"}})
     assert (trial.winner, trial.single, trial.value) == ("single", 3, 0.5)
+    assert worth.read_best(BEST | {"confirmed": CONFIRMED | {"winner": None}}).winner == "single"
+    assert not worth.read_best(BEST | {"confirmed": CONFIRMED | {"over_baseline": None}}).beats_baselines
     over = {"over_baseline": {"interval": [0.01, 0.02]}, "winner": "retrieval"}
     assert not worth.read_best(BEST | {"ensemble": ENSEMBLE, "confirmed": CONFIRMED | over}).beats_baselines
 

@@ -1,8 +1,9 @@
-"""The linear and the retrieval baseline for any training and test rows, written in the most straightforward way.
+"""The baselines for any training and test rows, written in the most straightforward way.
 
-Both are L2-regularised logistic regressions, one per criterion. *Linear* sees the mean embedding of a post, and its C
-is chosen inside the training part. *Retrieval* sees the unit mean embedding and the similarities of the nearest
-sentences to every criterion's text, all standardised on the training part, with fixed settings.
+*Linear* and *retrieval* are L2-regularised logistic regressions, one per criterion. Linear sees the mean embedding of a
+post, and its C is chosen inside the training part. Retrieval sees the unit mean embedding and the similarities of the
+nearest sentences to every criterion's text, all standardised on the training part, with fixed settings. *Zero-shot* is
+the mean similarity of these sentences, and *chance* a random ranking.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from sparse_evidence.core import metrics
 from sparse_evidence.core.errors import SplitError
 from sparse_evidence.core.features.bags import mean_embeddings
 from sparse_evidence.core.features.views import EmbeddedCorpus
+from sparse_evidence.core.seeding import numpy_generator
 from sparse_evidence.core.splits import kfold
 
 METRIC = "average_precision"
@@ -28,8 +30,8 @@ Labels = npt.NDArray[np.int8]
 Rows = npt.NDArray[np.int64]
 
 
-def linear(features: EmbeddedCorpus, groups: Sequence[str], train: Rows, rows: Rows) -> Floats:
-    """Logits `[rows, criteria]` of the tuned linear baseline, fitted on the posts `train`.
+def logits(features: EmbeddedCorpus, groups: Sequence[str], train: Rows, rows: Rows) -> dict[str, Floats]:
+    """Logits, similarities or random numbers `[rows, criteria]` of every baseline, by name.
 
     Args:
         features: embeddings and labels of all posts.
@@ -37,12 +39,23 @@ def linear(features: EmbeddedCorpus, groups: Sequence[str], train: Rows, rows: R
         train: the posts to fit.
         rows: the posts to predict.
     """
+    shape = (len(features.labels), TOP_K + 1, features.labels.shape[1])
+    return {
+        "linear": linear(features, groups, train, rows),
+        "retrieval": retrieval(features, train, rows),
+        "zero_shot": similarities(features).reshape(shape)[rows, :TOP_K].mean(1),
+        "chance": numpy_generator("chance", len(train)).random((len(rows), shape[2])),
+    }
+
+
+def linear(features: EmbeddedCorpus, groups: Sequence[str], train: Rows, rows: Rows) -> Floats:
+    """Logits of the tuned linear baseline; the arguments are those of `logits`."""
     means, labels = mean_embeddings(features.embeddings, features.offsets), features.labels[train]
     return regress(means[train], labels, means[rows], _choose_c(means[train], labels, groups))
 
 
 def retrieval(features: EmbeddedCorpus, train: Rows, rows: Rows) -> Floats:
-    """Logits `[rows, criteria]` of the retrieval baseline, fitted on the posts `train`."""
+    """Logits of the retrieval baseline."""
     means = mean_embeddings(features.embeddings, features.offsets)
     means = means / np.linalg.norm(means, axis=1, keepdims=True)
     inputs = np.concatenate([means, similarities(features)], axis=1)
