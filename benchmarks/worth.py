@@ -312,7 +312,9 @@ def _use_cores(numbers: multiprocessing.Queue[int], workers: int, jobs: int) -> 
 
 def _short(line: Mapping[str, Any]) -> str:
     true = {name: round(value, 4) for name, value in line.get("true", {}).items()}
-    return f"{line['seconds']:.0f} s, {line['winner']}, reported {line['reported']:.4f}, true {true}"
+    reported = f"{line['seconds']:.0f} s, {line['winner']}, reported {line['reported']:.4f}"
+    prevalences = [round(value, 3) for value in line.get("prevalences", [])]
+    return f"{reported}, true {true}, prevalences {prevalences}" if true else reported
 
 
 def read_lines(paths: Iterable[Path]) -> list[dict[str, Any]]:
