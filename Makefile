@@ -39,7 +39,7 @@ format: install  ## format and fix with ruff
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install  ## measure speed, write benchmarks/results.json
+bench: install  ## measure speed and worth, write benchmarks/results.json
 	$(BIN)/python -m benchmarks
 
 up:  ## start Postgres, the dashboard and workers in containers (POSTGRES_PASSWORD, HPO_DASHBOARD_PASSWORD)

@@ -1,6 +1,6 @@
 """`make bench`: measure everything, write benchmarks/results.json, print a table.
 
-    python -m benchmarks [epoch] [encode] [service] [scaling] [studies]
+    python -m benchmarks [epoch] [encode] [service] [scaling] [studies] [worth]
     python -m benchmarks table
 
 With names, only those parts are measured again, and the other figures stay as they are. `table` measures nothing and
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import encode, epoch, scaling, service, studies
+from benchmarks import cases, encode, epoch, scaling, service, studies, worth
 
 RESULTS = Path(__file__).with_name("results.json")
 
@@ -29,6 +29,7 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "service": service.measure,
     "scaling": scaling.measure,
     "studies": studies.measure,
+    "worth": worth.measure,
 }
 
 TARGETS: dict[str, tuple[str, str]] = {
@@ -54,6 +55,11 @@ TARGETS: dict[str, tuple[str, str]] = {
     "study.quickstart_vs_script": ("the quickstart study: times faster than a plain script", "≥ 2"),
     "study.home_minus_script": ("re-scored winner minus the script's, size of ReDSM5", "≥ -0.01"),
     "study.quickstart_minus_script": ("re-scored winner minus the script's, quickstart study", "≥ -0.01"),
+    **{
+        f"worth.{corpus}.{name}": (f"{text}, {corpus}", target)
+        for corpus in cases.CORPORA
+        for name, (text, target) in worth.TARGETS.items()
+    },
 }
 """Description and target of each figure."""
 
@@ -90,7 +96,7 @@ def main() -> None:
     for name in parts:
         print(f"measuring {name} …", file=sys.stderr, flush=True)
         figures |= {key: round(value, 4) for key, value in PARTS[name]().items()} | {"machine": machine()}
-        # after each part, because together they take an hour
+        # after each part, because together they take hours
         RESULTS.write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n")
     print(*table(figures), sep="\n")
 

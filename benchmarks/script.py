@@ -2,14 +2,15 @@
 
 Embeddings are computed once and stored in a file, the folds are grouped, trials are shared through Postgres, every
 epoch is reported and MedianPruner decides. Folds are trained one after the other with `benchmarks.reference`. The
-process that finishes the last requested trial stops; the other still finishes its current trial.
+process that finishes the last requested trial stops; the other still finishes its current trial. With a time limit
+instead, each process finishes the trial that it began within the limit.
 
-    python -m benchmarks.script STUDY URL NAME TRIALS EMBEDDINGS.npz WORKER
+    python -m benchmarks.script STUDY URL NAME EMBEDDINGS.npz WORKER (--trials N | --seconds S)
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from optuna.trial import TrialState
 from torch.utils.data import DataLoader
 
 from benchmarks import reference
-from sparse_evidence.core.config import CandidateConfig, IrisConfig
+from sparse_evidence.core.config import CandidateConfig, IrisConfig, TrainingConfig
 from sparse_evidence.core.features.views import EmbeddedCorpus
 from sparse_evidence.core.losses import make_loss
 from sparse_evidence.core.metrics import score
@@ -73,20 +74,37 @@ def evaluate(trial: optuna.Trial, definition: StudyDefinition, corpus: EmbeddedC
     return float(np.mean([train_fold(candidate, corpus, folds, fold, trial, seed) for fold in range(folds.count)]))
 
 
+def best_epoch(trial: optuna.trial.FrozenTrial, training: TrainingConfig, folds: int) -> int:
+    """The mean over the folds of the epoch at which a complete trial's fold was best, from 1, rounded."""
+    epochs = []
+    for fold in range(folds):
+        steps = range(fold * training.epochs, (fold + 1) * training.epochs)
+        curve = [trial.intermediate_values[step] for step in steps if step in trial.intermediate_values]
+        epochs.append(1 + int(np.argmax(curve)))
+    return round(float(np.mean(epochs)))
+
+
 def main() -> None:
-    """Run trials of the shared study until it has enough."""
-    path, url, name, trials, file, worker = sys.argv[1:]
+    """Run trials of the shared study until it has enough, or until the time is up."""
+    parser = argparse.ArgumentParser()
+    for name in ("study", "url", "name", "embeddings", "worker"):
+        parser.add_argument(name)
+    limit = parser.add_mutually_exclusive_group(required=True)
+    limit.add_argument("--trials", type=int)
+    limit.add_argument("--seconds", type=float)
+    options = parser.parse_args()
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    data = np.load(file)
+    data = np.load(options.embeddings)
     corpus = EmbeddedCorpus(data["embeddings"], data["offsets"], data["criteria"], data["labels"])
     folds = Folds(data["assignment"], int(data["assignment"].max()) + 1)
-    definition = load(Path(path))
-    storage = optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-    sampler = optuna.samplers.TPESampler(seed=short_seed(definition.search.seed, "worker", worker))
-    study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)  # MedianPruner is the default
-    enough = optuna.study.MaxTrialsCallback(int(trials), states=(TrialState.COMPLETE, TrialState.PRUNED))
-    study.optimize(lambda trial: evaluate(trial, definition, corpus, folds), callbacks=[enough])
+    definition = load(Path(options.study))
+    storage = optuna.storages.RDBStorage(options.url, engine_kwargs={"pool_pre_ping": True})
+    sampler = optuna.samplers.TPESampler(seed=short_seed(definition.search.seed, "worker", options.worker))
+    study = optuna.load_study(study_name=options.name, storage=storage, sampler=sampler)  # its pruner: MedianPruner
+    ended = (TrialState.COMPLETE, TrialState.PRUNED)
+    enough = [optuna.study.MaxTrialsCallback(options.trials, states=ended)] if options.trials else []
+    study.optimize(lambda trial: evaluate(trial, definition, corpus, folds), timeout=options.seconds, callbacks=enough)
 
 
 if __name__ == "__main__":

