@@ -112,9 +112,9 @@ class InstanceConfig:
     """r of (1/r) log mean exp(r s): near 0 the mean of a post's scores, large their maximum."""
     similarities: bool = True
     """The cosines of a chunk with the texts of all criteria enter its score."""
-    evidence_weight: Annotated[float, Interval(ge=0, le=100)] = 0.0
-    """Above 0: weight of a loss on the scores of chunks, for training posts whose evidence is marked. Needs data with
-    evidence."""
+    evidence_weight: Annotated[float, Interval(ge=0, le=100)] = 1.0
+    """Weight of a loss on the scores of chunks, for training posts whose evidence is marked; without marks it changes
+    nothing."""
 
 
 @dataclass(frozen=True)

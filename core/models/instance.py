@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..config import InstanceConfig
-from ..errors import ConfigError
 from ..features.bags import Bag
 from ..features.views import EmbeddedCorpus
 from .base import Model, normal
@@ -78,11 +77,7 @@ class Instance(Model):
         folds: Sequence[int],
         train: Sequence[npt.NDArray[np.int64]],
     ) -> Instance:
-        """The model for a corpus; the other arguments are those of the class and of `Model.build`.
-
-        Raises:
-            ConfigError: `evidence_weight` is above 0, and no sentence of the corpus is marked as evidence.
-        """
+        """The model for a corpus; the other arguments are those of the class and of `Model.build`."""
         model = cls(config, torch.from_numpy(features.criteria), prior, seed=seed, folds=folds)
         if config.similarities:
             model._standardise(features, train)
@@ -115,10 +110,7 @@ class Instance(Model):
     def _scale_evidence(self, features: EmbeddedCorpus, train: Sequence[npt.NDArray[np.int64]]) -> None:
         """Compute the factor that turns sums over the marked pairs of a batch into a mean over those of a fold."""
         if features.evidence is None or not features.evidence.any():
-            raise ConfigError(
-                f"evidence_weight is {self.config.evidence_weight}, but no passage of the data is marked as evidence; "
-                "give the table a column 'evidence', or omit evidence_weight"
-            )
+            return
         marked = np.logical_or.reduceat(features.evidence, features.offsets[:-1], axis=0) & (features.labels == 1)
         sentences = np.diff(features.offsets)[:, None] * marked
         for fold, posts in enumerate(train):

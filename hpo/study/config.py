@@ -15,7 +15,7 @@ class PrunerConfig:
     """When a trial is pruned."""
 
     name: Literal["same_folds", "none"] = "same_folds"
-    percentile: Annotated[float, Interval(gt=0, lt=100)] = 25.0
+    percentile: Annotated[float, Interval(gt=0, lt=100)] = 50.0
     """After every stage but the last, a trial continues if its mean is within this best share of the trials on the same
     folds."""
     startup_trials: Annotated[int, Interval(ge=0)] = 1

@@ -31,7 +31,7 @@ SPACES: dict[str, Space] = {
             "num_queries": Choices((2, 4, 8)),
             "k_retrieved": Range(2, 6),
             "temperature": Range(0.05, 1.0, log=True),
-            "hidden": Choices((64, 128, 256)),
+            "hidden": Choices((32, 64, 128)),
         },
         training={
             "learning_rate": Range(3e-4, 3e-3, log=True, default=1e-3),
@@ -43,7 +43,7 @@ SPACES: dict[str, Space] = {
         training={"learning_rate": Range(3e-4, 1e-2, log=True)},
     ),
     "instance": Space(
-        model={"hidden": Choices((32, 64, 128)), "sharpness": Range(0.25, 4.0, log=True)},
+        model={"hidden": Choices((32, 64, 128)), "sharpness": Range(0.5, 4.0, log=True)},
         training={"learning_rate": Range(1e-3, 1e-2, log=True)},
     ),
     "token": Space(
