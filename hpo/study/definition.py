@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sparse_evidence.core.config import ChunksConfig, SplitConfig
     from sparse_evidence.core.corpus.sources import Source
 
-    from .config import SearchConfig, ServiceConfig
+    from .config import ConfirmConfig, SearchConfig, ServiceConfig
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,14 @@ class StudyDefinition:
     model: tuple[Alternative, ...]
     training: Mapping[str, ParameterSpec]
     loss: tuple[Alternative, ...]
+    confirm: ConfirmConfig
     service: ServiceConfig
 
     def canonical(self) -> dict[str, Any]:
         """Return the study's identity as JSON: everything that can change a trial's result.
 
-        Not part of it: where the file is, how the study is run (`[service]`) and for how long (`search.trials`).
+        Not part of it: where the file is, how the study is run (`[service]`), for how long (`search.trials`), and how
+        its result is confirmed (`[confirm]`).
         """
         search = asdict(self.search)
         del search["trials"]
@@ -71,7 +73,8 @@ def load(path: Path, *, environ: Mapping[str, str] = os.environ) -> StudyDefinit
     """Read and check a study file.
 
     `environ` may override the `[service]` table: `HPO_HEARTBEAT_SECONDS`, `HPO_GRACE_SECONDS`,
-    `HPO_CHECKPOINT_SECONDS`, `HPO_STALL_SECONDS`.
+    `HPO_CHECKPOINT_SECONDS`, `HPO_STALL_SECONDS`; and the `[confirm]` table: `HPO_CONFIRM_LEADERS`,
+    `HPO_CONFIRM_SPLITS`.
 
     Raises `DefinitionError`: why the file cannot be read, or every mistake in it.
     """
