@@ -2,7 +2,8 @@
 
 The folds of a stage advance epoch by epoch in lock-step, and their mean score is the early-stopping signal. The
 consumer of the stream decides how to act on an event: stop, prune, report, draw. All folds share one best epoch, the
-one with the best mean over *all* folds, and every number of the summary is taken at that epoch.
+one with the best mean over *all* folds, and every number of the summary is taken at that epoch. With a fixed number of
+epochs nothing stops early, and every number is taken at the last epoch: none is chosen by its score.
 """
 
 from __future__ import annotations
@@ -91,6 +92,8 @@ class CrossValidation:
         seed: seed of weights, batches and dropout.
         device: the device of the training.
         fuse: train the folds of a stage as one batched model if the model allows it.
+        fixed_epochs: train exactly so many epochs and take every number at the last one; default: early stopping, and
+            every number at the best epoch.
     """
 
     def __init__(
@@ -105,13 +108,19 @@ class CrossValidation:
         seed: int,
         device: torch.device | str = "cpu",
         fuse: bool = True,
+        fixed_epochs: int | None = None,
     ) -> None:
         assert sum(stages) == folds.count
+        assert fixed_epochs is None or fixed_epochs >= 1
         self.labels = features.labels
         self.folds = folds
         self.training = candidate.training
         self.metric = metrics.METRICS[metric]
         self.criteria = tuple(criteria)
+        self.seed = seed
+        self.fixed_epochs = fixed_epochs
+        self.longest = fixed_epochs or candidate.training.epochs
+        """Epochs after which a stage stops at the latest."""
         fold_ends = np.cumsum(stages)
         self.stages = tuple(
             Stage(
@@ -148,8 +157,11 @@ class CrossValidation:
         )
         means = [*stage.means, float(np.mean(scores))]
         stops_now = not stage.ended and (
-            len(means) >= self.training.epochs
-            or is_stale(means, self.training.patience, higher_is_better=self.metric.higher_is_better)
+            len(means) >= self.longest
+            or (
+                self.fixed_epochs is None
+                and is_stale(means, self.training.patience, higher_is_better=self.metric.higher_is_better)
+            )
         )
         event = CvEpoch(
             stage.number,
@@ -183,13 +195,19 @@ class CrossValidation:
         return self._mean_of([self._best(stage) if stage.ended else self._projected_best(stage) for stage in begun])
 
     def _best(self, stage: Stage) -> float:
-        return stage.means[best_index(stage.means, higher_is_better=self.metric.higher_is_better)]
+        return stage.means[self._best_index(stage.means)]
+
+    def _best_index(self, means: Sequence[float]) -> int:
+        """Index of the epoch at which every number is taken: the best one, or the last of a fixed number."""
+        if self.fixed_epochs is not None:
+            return len(means) - 1
+        return best_index(means, higher_is_better=self.metric.higher_is_better)
 
     def _projected_best(self, stage: Stage) -> float:
         return projected_best(
             stage.means,
             self.training.patience,
-            longest=self.training.epochs,
+            longest=self.longest,
             warmup=stage.stack.warmup_epochs,
             higher_is_better=self.metric.higher_is_better,
         )
@@ -209,12 +227,32 @@ class CrossValidation:
             for name in ("scores", "train_loss", "validation_loss")
         }
 
+    def predictions(self) -> npt.NDArray[np.float32]:
+        """Out-of-fold logits `[posts, criteria]` of the folds begun; NaN for all other posts.
+
+        Each stage is taken at its best epoch so far, as `value_so_far` takes it. Once the cross-validation is
+        finished, all folds are taken at the best epoch of the summary.
+        """
+        predictions = np.full(self.labels.shape, np.nan, dtype=np.float32)
+        shared = self._best_index(self._mean_curve()) if self._next() is None else None
+        for stage in self.stages:
+            if stage.curve:
+                epoch = self._best_index(stage.means) if shared is None else shared
+                for fold, logits in zip(stage.stack.fold_ids, stage.logits[epoch], strict=True):
+                    predictions[self.folds.validation(fold)] = logits
+        return predictions
+
+    def _mean_curve(self) -> list[float]:
+        """Mean score over all folds of every epoch, once all stages have trained equally many."""
+        means: list[float] = np.array(self.curves()["scores"]).mean(0).tolist()
+        return means
+
     def summary(self) -> CvSummary:
-        """The finished cross-validation at the best epoch of its mean curve."""
+        """The finished cross-validation at the best epoch of its mean curve, or at the last of a fixed number."""
         assert self._next() is None, "the stream of epochs has not been exhausted"
         curve = np.array(self.curves()["scores"])  # [folds, epochs]
-        means = curve.mean(0).tolist()
-        best = best_index(means, higher_is_better=self.metric.higher_is_better)
+        means = self._mean_curve()
+        best = self._best_index(means)
         probabilities = np.full(self.labels.shape, np.nan, dtype=np.float32)
         for stage in self.stages:
             for fold, logits in zip(stage.stack.fold_ids, stage.logits[best], strict=True):

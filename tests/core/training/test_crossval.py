@@ -20,10 +20,19 @@ NAMES = ("a", "b", "c")
 CONFIG = candidate(epochs=8, patience=2, learning_rate=3e-2)
 
 
-def crossval(stages=(1, 2), config=CONFIG, corpus=None, metric="average_precision", seed=0, fuse=True):
+def crossval(stages=(1, 2), config=CONFIG, corpus=None, metric="average_precision", seed=0, fuse=True, fixed=None):
     corpus = corpus or planted()
     return CrossValidation(
-        corpus, uneven(corpus), config, stages=stages, metric=metric, criteria=NAMES, seed=seed, device="cpu", fuse=fuse
+        corpus,
+        uneven(corpus),
+        config,
+        stages=stages,
+        metric=metric,
+        criteria=NAMES,
+        seed=seed,
+        device="cpu",
+        fuse=fuse,
+        fixed_epochs=fixed,
     )
 
 
@@ -357,3 +366,74 @@ def test_the_names_in_a_checkpoint_are_part_of_its_format():
             "stage_ended": False,
         }
     ]
+
+
+# ---- predictions, and a fixed number of epochs ------------------------------------------------------------------
+
+
+def probabilities(logits):
+    return 1 / (1 + np.exp(-logits.astype(np.float64)))
+
+
+def test_predictions_are_those_of_the_value_at_any_time():
+    """After every epoch, the score of the predictions of each fold begun is what `value_so_far` takes."""
+    cv = crossval((1, 1, 1))
+    assert np.isnan(cv.predictions()).all()
+    catching_up = False
+    for _ in cv.epochs():
+        predictions = cv.predictions()
+        begun = range(cv.folds_begun)
+        predicted = np.isin(cv.folds.assignment, begun)
+        np.testing.assert_array_equal(np.isnan(predictions), ~predicted[:, None].repeat(3, 1))
+        if cv._next() is not None:
+            scores = [
+                metrics.score("average_precision", cv.labels[rows], probabilities(predictions[rows]))
+                for rows in map(cv.folds.validation, begun)
+            ]
+            assert np.mean(scores) == pytest.approx(cv.value_so_far(), abs=1e-9)
+        catching_up |= all(stage.ended for stage in cv.stages)
+    assert catching_up
+
+
+def test_predictions_of_a_finished_cross_validation_are_those_of_the_summary():
+    cv = crossval((1, 2))
+    list(cv.epochs())
+    summary = cv.summary()
+    assert {best_index(stage.means, higher_is_better=True) + 1 for stage in cv.stages} != {summary.best_epoch}
+    np.testing.assert_allclose(probabilities(cv.predictions()), summary.probabilities, rtol=1e-5)
+    assert cv.predictions().dtype == np.float32
+
+
+def test_a_fixed_number_of_epochs_repeats_an_earlier_run_at_its_best_epoch():
+    """The same bits in the same stages: nothing about an epoch depends on the epochs after it."""
+    stopped = crossval((1, 2), seed=1)
+    list(stopped.epochs())
+    expected = stopped.summary()
+    assert expected.best_epoch < expected.epochs
+    fixed = crossval((1, 2), seed=1, fixed=expected.best_epoch)
+    list(fixed.epochs())
+    summary = fixed.summary()
+    assert (summary.value, summary.folds, summary.best_epoch, summary.epochs) == (
+        expected.value,
+        expected.folds,
+        expected.best_epoch,
+        expected.best_epoch,
+    )
+    np.testing.assert_array_equal(fixed.predictions(), stopped.predictions())
+
+
+def test_a_fixed_number_of_epochs_ignores_patience_and_the_maximum_and_takes_the_last_epoch():
+    """More epochs than `training.epochs`, and than patience allows; every stage trains all of them."""
+    cv = crossval((1, 2), fixed=11)
+    events = list(cv.epochs())
+    assert [(event.stage, event.epoch) for event in events] == [(s, e) for s in (0, 1) for e in range(1, 12)]
+    assert [(event.stage, event.epoch) for event in events if event.stage_ended] == [(0, 11), (1, 11)]
+    summary, curve = cv.summary(), np.array(cv.curves()["scores"])
+    assert curve.mean(0).argmax() != 10, "the last epoch must not be the best for this test to prove anything"
+    assert (summary.best_epoch, summary.epochs) == (11, 11)
+    assert summary.folds == tuple(curve[:, -1])
+    assert summary.value == curve.mean(0)[-1] == pytest.approx(cv.value_so_far())
+    for fold in range(3):
+        rows = cv.folds.validation(fold)
+        score = metrics.score("average_precision", cv.labels[rows], probabilities(cv.predictions()[rows]))
+        assert score == pytest.approx(curve[fold, -1], abs=1e-9)
