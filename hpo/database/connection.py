@@ -101,7 +101,7 @@ def try_baselines_lock(connection: Connection, study_id: int) -> bool:
 
 
 def try_conclusion_lock(connection: Connection, study_id: int) -> bool:
-    """Take the lock for concluding from a study's trials until the transaction ends; False if another process has it."""
+    """Take the lock for concluding from a study until the transaction ends; False if another process has it."""
     return _try_lock(connection, _CONCLUSION_LOCKS, study_id)
 
 

@@ -5,6 +5,7 @@ Existing databases depend on the stored names: the constants may be renamed, the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -63,6 +64,11 @@ def baselines(study: Study) -> dict[str, Any] | None:
     """Scores of the baselines by name, None until they have been measured."""
     stored: dict[str, Any] | None = study.user_attrs.get(BASELINES)
     return stored
+
+
+def baseline_names(scores: Mapping[str, Any]) -> list[str]:
+    """The baselines that are scored on every fold, by the name of their mean: NAME beside NAME_folds."""
+    return [name.removesuffix("_folds") for name in scores if name.endswith("_folds")]
 
 
 def requested(study: Study) -> int | None:

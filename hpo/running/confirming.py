@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ..database import record, trial_rows
 from ..database.connection import engine_of, lock_study
 from ..database.optuna_storage import storage_of, study_id, unwrap
-from ..database.record import CONFIRM, CONFIRMING, CURVES, PLAN
+from ..database.record import CONFIRM, CONFIRMING, CURVES, OUTCOME, PLAN
 from ..database.retry import retry
 from ..database.studies import load_study, open_study
 from ..database.trial_rows import QueuedTrial
@@ -67,6 +67,8 @@ class Plan:
 class Progress:
     """How far confirming is."""
 
+    study: optuna.Study
+    """The child study."""
     finished: int
     planned: int
     """Trials of all rounds; fewer if a configuration drops out."""
@@ -91,7 +93,7 @@ class Confirming:
             trials = trial_rows.select_trials(connection, study, (), 0, without=(CURVES,))
             if not all(trial.state.is_finished() for trial in trials):
                 return True
-            entries = next_round(self.plan, trials, higher_is_better=_higher_is_better(self.child))
+            entries = next_round(self.plan, trials, maximize=higher_is_better(self.child))
             trial_rows.enqueue(connection, study, queued(self.parent, entries))
             return bool(entries)
 
@@ -99,7 +101,7 @@ class Confirming:
         """How far confirming is."""
         trials = self.child.get_trials(deepcopy=False)
         finished = sum(trial.state.is_finished() for trial in trials)
-        return Progress(finished, planned(self.plan, trials, higher_is_better=_higher_is_better(self.child)))
+        return Progress(self.child, finished, planned(self.plan, trials, maximize=higher_is_better(self.child)))
 
 
 # --- the child study --------------------------------------------------------------------------------------------------
@@ -114,14 +116,14 @@ def open_confirming(parent: optuna.Study, plan: Plan) -> Confirming:
     name = child_name(parent.study_name, plan.finished, len(plan.leaders), plan.splits)
     identity = record.identity(parent)
     derived = hashlib.sha256(f"{identity['definition_sha256']} {name}".encode()).hexdigest()
-    direction: Direction = "maximize" if _higher_is_better(parent) else "minimize"
+    direction: Direction = "maximize" if higher_is_better(parent) else "minimize"
     child = open_study(
         storage_of(parent),
         name,
         direction=direction,
         identity={**identity, "definition_sha256": derived},
         sampler=make_sampler("random", 0),  # draws nothing: all parameters are fixed
-        queue=list(queued(parent, next_round(plan, [], higher_is_better=direction == "maximize"))),
+        queue=list(queued(parent, next_round(plan, [], maximize=direction == "maximize"))),
         attributes={PLAN: asdict(plan)},
     )
     if record.confirming(parent) != name:
@@ -138,6 +140,13 @@ def load_confirming(parent: optuna.Study) -> Confirming | None:
     return Confirming(parent, child, Plan.from_json(child.user_attrs[PLAN]))
 
 
+def progress(parent: optuna.Study, first: int | None = None) -> Progress | None:
+    """How far confirming the finished trials (or those that were finished first) is; None until it has begun."""
+    confirm = load_confirming(parent)
+    is_current = confirm is not None and confirm.plan.finished == len(counted(parent, first))
+    return confirm.progress() if confirm is not None and is_current else None
+
+
 def child_name(parent: str, finished: int, leaders: int, splits: int) -> str:
     """Name of the study that confirms `parent`; no study file can have it, because of the slashes.
 
@@ -146,44 +155,47 @@ def child_name(parent: str, finished: int, leaders: int, splits: int) -> str:
     return f"{parent}/confirm/{finished}-trials-{leaders}-leaders-{splits}-splits"
 
 
-def make_plan(parent: optuna.Study, settings: ConfirmConfig, members: Sequence[int]) -> Plan | None:
-    """Plan what is confirmed; None if no trial is complete.
+def make_plan(parent: optuna.Study, settings: ConfirmConfig, ensemble: Mapping[str, Any]) -> Plan:
+    """Plan what is confirmed.
 
     Args:
-        parent: the study, whose trials are read.
+        parent: the study.
         settings: the table `[confirm]`.
-        members: trials of the ensemble.
+        ensemble: what was concluded from the finished trials (`record.ENSEMBLE`).
     """
-    trials = [trial for trial in parent.get_trials(deepcopy=False) if is_counted(trial)]
-    ranked = rank(parent, trials)
-    if not ranked:
-        return None
-    leaders = [trial.number for trial in ranked[: settings.leaders]]
+    trials = counted(parent, ensemble["finished"])
+    leaders = [trial.number for trial in rank(parent, trials)[: settings.leaders]]
     default = next((trial for trial in trials if trial.number == 0 and trial.state != TrialState.FAIL), None)
-    chosen = {trial.number: trial for trial in trials if trial.number in {*leaders, *members}}
-    if default is not None:
-        chosen[0] = default
+    trained = {*leaders, *ensemble["members"], *(() if default is None else (0,))}
     return Plan(
         finished=len(trials),
         leaders=tuple(leaders),
-        members=tuple(members),
+        members=tuple(ensemble["members"]),
         default=None if default is None else 0,
         splits=settings.splits,
-        epochs={str(number): _best_epoch(parent, trial) for number, trial in sorted(chosen.items())},
+        epochs={str(trial.number): _best_epoch(parent, trial) for trial in trials if trial.number in trained},
     )
+
+
+def counted(study: optuna.Study, first: int | None = None) -> list[FrozenTrial]:
+    """The trials that count as finished (complete, pruned or infeasible) in order of number.
+
+    With `first`, only so many of them that were finished first: a study may get more trials while it is confirmed.
+    """
+    finished = [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state.is_finished() and (trial.state != TrialState.FAIL or OUTCOME in trial.user_attrs)
+    ]
+    by_end = sorted(finished, key=lambda trial: (trial.datetime_complete, trial.number))
+    return sorted(by_end[:first], key=lambda trial: trial.number)
 
 
 def rank(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The complete trials among `trials`, best first; of equal ones the first trial."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and record.cv(trial) is not None]
-    sign = -1.0 if _higher_is_better(study) else 1.0
+    sign = -1.0 if higher_is_better(study) else 1.0
     return sorted(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
-
-
-def is_counted(trial: FrozenTrial) -> bool:
-    """Whether a trial counts as finished: complete, pruned, or infeasible."""
-    failed_elsewhere = trial.state == TrialState.FAIL and record.OUTCOME not in trial.user_attrs
-    return trial.state.is_finished() and not failed_elsewhere
 
 
 def _best_epoch(study: optuna.Study, trial: FrozenTrial) -> int:
@@ -195,7 +207,7 @@ def _best_epoch(study: optuna.Study, trial: FrozenTrial) -> int:
     means = [mean(curve[epoch] for curve in curves) for epoch in range(shortest)]
     if not means:
         return 1
-    return 1 + means.index(max(means) if _higher_is_better(study) else min(means))
+    return 1 + means.index(max(means) if higher_is_better(study) else min(means))
 
 
 def _curves(study: optuna.Study, number: int) -> list[list[float]]:
@@ -212,7 +224,8 @@ def _curves(study: optuna.Study, number: int) -> list[list[float]]:
     return [curve for curve in scores if curve]
 
 
-def _higher_is_better(study: optuna.Study) -> bool:
+def higher_is_better(study: optuna.Study) -> bool:
+    """Whether the study maximizes its metric."""
     return study.direction == optuna.study.StudyDirection.MAXIMIZE
 
 
@@ -229,14 +242,14 @@ def rounds(leaders: int, splits: int) -> list[tuple[int, range]]:
     return [*planned, (leaders, range(split, splits))]
 
 
-def next_round(plan: Plan, trials: Sequence[FrozenTrial], *, higher_is_better: bool) -> list[Entry]:
+def next_round(plan: Plan, trials: Sequence[FrozenTrial], *, maximize: bool) -> list[Entry]:
     """What the next round trains, given the child study's finished trials; empty after the last round."""
     schedule = rounds(len(plan.leaders), plan.splits)
     number = 1 + max((entry["round"] for entry, _ in _entries(trials)), default=-1)
     if number >= len(schedule):
         return []
     dropped = dropped_out(trials)
-    survivors = leaders_left(plan, trials, number, higher_is_better=higher_is_better)
+    survivors = leaders_left(plan, trials, number, maximize=maximize)
     default = () if plan.default is None else (plan.default,)
     chosen = [trial for trial in dict.fromkeys((*survivors, *plan.members, *default)) if trial not in dropped]
     return [
@@ -246,12 +259,10 @@ def next_round(plan: Plan, trials: Sequence[FrozenTrial], *, higher_is_better: b
     ]
 
 
-def leaders_left(
-    plan: Plan, trials: Sequence[FrozenTrial], number: int, *, higher_is_better: bool
-) -> tuple[int, ...]:
+def leaders_left(plan: Plan, trials: Sequence[FrozenTrial], number: int, *, maximize: bool) -> tuple[int, ...]:
     """The leaders that round `number` trains, best first, by their means over the splits of the rounds before."""
     left = plan.leaders
-    sign = -1.0 if higher_is_better else 1.0
+    sign = -1.0 if maximize else 1.0
     for earlier, (kept, _) in enumerate(rounds(len(plan.leaders), plan.splits)[1 : number + 1]):
         so_far = [trial for entry, trial in _entries(trials) if entry["round"] <= earlier]
         scores, dropped = values_by_split(so_far), dropped_out(so_far)
@@ -278,14 +289,14 @@ def dropped_out(trials: Sequence[FrozenTrial]) -> dict[int, str]:
     }
 
 
-def planned(plan: Plan, trials: Sequence[FrozenTrial], *, higher_is_better: bool) -> int:
+def planned(plan: Plan, trials: Sequence[FrozenTrial], *, maximize: bool) -> int:
     """How many trials the child study will have: those that are queued, and those of the rounds to come.
 
     Which leaders will be left is not known yet: the best so far are assumed.
     """
     schedule = rounds(len(plan.leaders), plan.splits)
     current = max((entry["round"] for entry, _ in _entries(trials)), default=-1)
-    leaders = leaders_left(plan, trials, max(current, 0), higher_is_better=higher_is_better)
+    leaders = leaders_left(plan, trials, max(current, 0), maximize=maximize)
     others = {*plan.members, *(() if plan.default is None else (plan.default,))}
     dropped = dropped_out(trials)
     future = sum(

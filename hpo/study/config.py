@@ -41,8 +41,7 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class ConfirmConfig:
-    """How the result is confirmed when the trials are finished: leaders are trained again on fresh splits. Not part of
-    the study's identity."""
+    """How the result is confirmed on fresh splits when the trials are finished. Not part of the study's identity."""
 
     leaders: Annotated[int, Interval(ge=0, le=64)] = 8
     """How many of the best trials are trained again; after every round the better half of them goes on. 0: nothing is
