@@ -57,6 +57,10 @@ class RefusedError(Exception):
         super().__init__(message or self.__doc__)
 
 
+class PredictionsError(UserError):
+    """Stored predictions cannot be read."""
+
+
 class ClaimLostError(Exception):
     """Another worker has taken the trial over: drop it and claim the next one."""
 

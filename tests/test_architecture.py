@@ -124,10 +124,11 @@ def spelled(node: ast.AST) -> list[str]:
     return []
 
 
-def test_one_module_has_the_statements_on_the_claims_table():
-    statements = re.compile(r"\b(FROM|INTO|UPDATE|JOIN|TABLE)\s+hpo_claims\b|to_regclass\('hpo_claims'\)")
+@pytest.mark.parametrize(("table", "module"), [("hpo_claims", "claims_sql.py"), ("hpo_predictions", "predictions.py")])
+def test_one_module_has_the_statements_on_each_of_our_tables(table, module):
+    statements = re.compile(rf"\b(FROM|INTO|UPDATE|JOIN|TABLE|EXISTS)\s+{table}\b|to_regclass\('{table}'\)")
     modules = [path.name for path in ROOT.glob("hpo/**/*.py") if statements.search(path.read_text(encoding="utf-8"))]
-    assert modules == ["claims_sql.py"]
+    assert modules == [module]
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

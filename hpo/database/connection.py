@@ -52,7 +52,7 @@ def open_storage(url: str, *, retry_seconds: float = RETRY_SECONDS, without: Col
     import optuna
     import sqlalchemy as sa
 
-    from . import claims_sql
+    from . import claims_sql, predictions
     from .optuna_storage import RetryingStorage
 
     _quiet()
@@ -75,6 +75,7 @@ def open_storage(url: str, *, retry_seconds: float = RETRY_SECONDS, without: Col
         with _locked_for_creation(url, options) as connection:
             storage = connect(skip_table_creation=False)  # commits on other connections while this one holds the lock
             claims_sql.create_table(connection)
+            predictions.create_table(connection)
             return storage
 
     return optuna.storages.get_storage(retry(open_once, CONNECT_SECONDS))
@@ -180,12 +181,12 @@ def _probe(url: str, options: Mapping[str, Any]) -> bool:
     """Connect once; returns whether all tables exist."""
     import sqlalchemy as sa
 
-    from . import claims_sql
+    from . import claims_sql, predictions
 
     engine = sa.create_engine(url, **options)
     try:
         with engine.connect() as connection:
-            return claims_sql.table_is_current(connection)
+            return claims_sql.table_is_current(connection) and predictions.table_exists(connection)
     finally:
         engine.dispose()
 

@@ -33,10 +33,11 @@ import sqlalchemy as sa
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from ..database import claims_sql
+from ..database import claims_sql, predictions
 from ..database.claims_sql import ClaimedTrial, Counts, Worker
 from ..database.connection import lock_study
 from ..database.optuna_storage import known_trial, share_trials, study_id, unwrap
+from ..database.predictions import Logits
 from ..database.record import INFEASIBLE, OUTCOME, REASON
 from ..database.retry import retry
 from ..errors import ClaimLostError
@@ -232,15 +233,17 @@ class Claim:
         *,
         attributes: Mapping[str, Any] | None = None,
         reports: Mapping[int, float] | None = None,
+        logits: Logits | None = None,
         reason: str | None = None,
     ) -> None:
-        """End the trial, with its last attributes and reports, in one transaction.
+        """End the trial, with its last attributes, reports and predictions, in one transaction.
 
         Args:
             state: COMPLETE with its value, PRUNED, or FAIL, which means infeasible.
             value: the value of a complete trial; a pruned one gets its last report, as in Optuna.
             attributes: user attributes of the trial.
             reports: by step, as `trial.report` takes them.
+            logits: out-of-fold logits `[posts, criteria]`; see `hpo.database.predictions`.
             reason: why the trial is infeasible.
 
         Raises:
@@ -257,7 +260,7 @@ class Claim:
             final |= {OUTCOME: INFEASIBLE, REASON: reason or "no reason given"}
         values = None if value is None else [float(value)]
         study.sampler.after_trial(study, known, state, values)  # as `Study.tell` does
-        self._end(state, values, final, reports)
+        self._end(state, values, final, reports, logits)
         known.user_attrs.update(final)
 
     def release(self) -> None:
@@ -272,14 +275,19 @@ class Claim:
         values: list[float] | None,
         attributes: Mapping[str, Any],
         reports: Mapping[int, float] | None,
+        logits: Logits | None,
     ) -> None:
         artifacts = [artifact for artifact in (self.checkpoint, self.pending) if artifact]
-        delete = partial(claims_sql.delete_claim, trial_id=self._trial_id, owner=self.owner)
-        try:
+
+        def also(connection: sa.Connection) -> None:
+            if logits is not None:
+                predictions.insert(connection, self._trial_id, logits)
             # The claim names the artifacts until they are removed; without any it is deleted in the same transaction.
-            unwrap(self.trial.study).end(
-                self._trial_id, state, values, attributes, reports, also=None if artifacts else delete
-            )
+            if not artifacts:
+                claims_sql.delete_claim(connection, self._trial_id, self.owner)
+
+        try:
+            unwrap(self.trial.study).end(self._trial_id, state, values, attributes, reports, also=also)
         except ClaimLostError:
             self.lost.set()
             raise

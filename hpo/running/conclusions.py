@@ -107,7 +107,8 @@ def _ensemble(study: optuna.Study, task: StudyTask, finished: int) -> dict[str, 
 
 def average(logits: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float64]:
     """The ensemble's logits `[posts, criteria]`: the mean of its members' logits; NaN where one is."""
-    return np.mean(np.stack(logits).astype(np.float64), axis=0)
+    mean: npt.NDArray[np.float64] = np.mean(np.stack(logits).astype(np.float64), axis=0)
+    return mean
 
 
 def _fold_scores(task: StudyTask, logits: npt.NDArray[np.float64]) -> list[float]:
@@ -116,7 +117,7 @@ def _fold_scores(task: StudyTask, logits: npt.NDArray[np.float64]) -> list[float
 
 
 def _probabilities(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.exp(-np.logaddexp(0.0, -logits))
+    return np.asarray(np.exp(-np.logaddexp(0.0, -logits)))
 
 
 # --- confirming -------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from sparse_evidence.core.metrics import METRICS
 from sparse_evidence.core.training.crossval import CrossValidation
 
 from ..database import record
-from ..database.record import BASELINES, CONFIG, CURVES, CV
+from ..database.record import BASELINES, CONFIG, CURVES, CV, SEED
 from ..study import space
 from .artifacts import Checkpoints
 from .claims import Claim
@@ -53,6 +53,7 @@ def run(
         candidate = space.suggest(task.definition, claim.trial)
         config = space.to_dict(candidate)
         claim.trial.set_user_attr(CONFIG, config)
+        claim.trial.set_user_attr(SEED, _seed(claim, task))
     try:
         rule = SameFoldsRule(task.definition, claim.trial, claim.trials_when_claimed)
         cv = checkpoints.restore(claim, config, lambda: _cross_validation(claim, task, candidate, device))
@@ -85,8 +86,13 @@ def _cross_validation(claim: Claim, task: StudyTask, candidate: CandidateConfig,
     entry = record.confirm(claim.trial)
     if entry is None:
         return task.cross_validation(candidate, trial=claim.trial.number, device=device)
-    seed = task.confirm_seed(entry["split"], entry["trial"])
-    return task.on_split(entry["split"]).confirmation(candidate, seed=seed, epochs=entry["epochs"], device=device)
+    fresh = task.on_split(entry["split"])
+    return fresh.confirmation(candidate, seed=_seed(claim, task), epochs=entry["epochs"], device=device)
+
+
+def _seed(claim: Claim, task: StudyTask) -> int:
+    entry = record.confirm(claim.trial)
+    return task.seed(claim.trial.number) if entry is None else task.confirm_seed(entry["split"], entry["trial"])
 
 
 def _baselines(claim: Claim, task: StudyTask, split: int) -> TrialState:
@@ -108,13 +114,14 @@ def _report(claim: Claim, cv: CrossValidation) -> None:
 
 def _prune(claim: Claim, cv: CrossValidation) -> TrialState:
     report = {cv.folds_begun: cv.value_so_far()}
-    claim.finish(TrialState.PRUNED, attributes={CURVES: cv.curves()}, reports=report)
+    claim.finish(TrialState.PRUNED, attributes={CURVES: cv.curves()}, reports=report, logits=cv.predictions())
     return TrialState.PRUNED
 
 
 def _complete(claim: Claim, cv: CrossValidation) -> TrialState:
     summary = _summary(cv)
-    claim.finish(TrialState.COMPLETE, summary["mean"], attributes={CURVES: cv.curves(), CV: summary})
+    attributes = {CURVES: cv.curves(), CV: summary}
+    claim.finish(TrialState.COMPLETE, summary["mean"], attributes=attributes, logits=cv.predictions())
     return TrialState.COMPLETE
 
 
@@ -132,6 +139,7 @@ def _summary(cv: CrossValidation) -> dict[str, Any]:
     summary = cv.summary()
     report = asdict(summary.report)
     return {
+        "seed": cv.seed,
         "mean": summary.value,
         "std": summary.std,
         "folds": list(summary.folds),

@@ -102,12 +102,10 @@ class StudyTask:
 
         Args:
             candidate: the configuration to train.
-            trial: number of the trial, which seeds initial weights and the order of batches; with one seed for all
-                trials, the search would favor whatever suits that seed. Default: the study's seed itself.
+            trial: number of the trial, which seeds it (see `seed`); default: the study's seed itself.
             stages: how many folds each stage trains in lock-step; default: the study's.
             device: where it trains.
         """
-        seed = self.definition.search.seed
         return CrossValidation(
             self.features(candidate.model),
             self.folds,
@@ -115,7 +113,7 @@ class StudyTask:
             stages=stages or self.definition.split.stage_sizes(),
             metric=self.definition.search.metric,
             criteria=self.criteria,
-            seed=seed if trial is None else stable_seed(seed, "trial", trial),
+            seed=self.definition.search.seed if trial is None else self.seed(trial),
             device=device,
         )
 
@@ -149,6 +147,13 @@ class StudyTask:
             device=device,
             fixed_epochs=epochs,
         )
+
+    def seed(self, trial: int) -> int:
+        """The seed of a trial's weights, batches and dropout.
+
+        With one seed for all trials, the search would favor whatever suits that seed.
+        """
+        return stable_seed(self.definition.search.seed, "trial", trial)
 
     def score(self, probabilities: npt.NDArray[Any], fold: int) -> float:
         """The study's metric for predictions `[posts, criteria]`, on the validation posts of one fold."""

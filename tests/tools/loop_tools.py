@@ -24,9 +24,9 @@ from processes import PROCESSES
 from waiting import until
 
 from sparse_evidence.core.errors import UserError
-from sparse_evidence.hpo.database import connection, studies
+from sparse_evidence.hpo.database import connection, predictions, studies
 from sparse_evidence.hpo.database.claims_sql import list_claims
-from sparse_evidence.hpo.database.record import CONFIG, CURVES, CV
+from sparse_evidence.hpo.database.record import CONFIG, CURVES, CV, SEED
 
 TINY = """
 name = "{name}"
@@ -331,11 +331,12 @@ def at_work(url: str, ready: Callable[[list[dict[str, Any]]], Any], seconds: flo
 
 
 def outcomes(study: optuna.Study) -> dict[int, str]:
-    """Everything that is stored for each trial, exactly, by trial number."""
+    """Everything that is stored for each trial, predictions included, exactly, by trial number."""
+    logits = {number: array.tolist() for number, array in predictions.load(study).items()}
     return {
         trial.number: json.dumps(
             [trial.state.name, trial.value, trial.params, sorted(trial.intermediate_values.items()),
-             *(trial.user_attrs.get(key) for key in (CONFIG, CURVES, CV))],
+             *(trial.user_attrs.get(key) for key in (CONFIG, SEED, CURVES, CV)), logits.get(trial.number)],
             sort_keys=True,
         )
         for trial in study.get_trials(deepcopy=False)

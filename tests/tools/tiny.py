@@ -25,6 +25,7 @@ stages = [1, 1, 1]
 holdout = 0.0
 [search]
 trials = 4
+metric = "{metric}"
 pruner = {{ percentile = 50, within_stages = {within_stages} }}
 [model]
 name = "iris"
@@ -44,10 +45,12 @@ def task(
     patience: int = 1,
     learning_rate: str | float = "{ low = 1e-3, high = 1e-1, log = true }",
     within_stages: str = "true",
+    metric: str = "average_precision",
 ) -> StudyTask:
     """Write the study file into `folder` and prepare its data: 60 posts, 2 criteria, 3 folds, vectors of 8 numbers."""
     path = folder / "tiny.toml"
     settings = {"epochs": epochs, "patience": patience, "learning_rate": learning_rate, "within_stages": within_stages}
+    settings["metric"] = metric
     path.write_text(TOML.format(**settings), encoding="utf-8")
     definition = load(path, environ={})
     corpus = definition.data.load(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import optuna
@@ -11,7 +12,10 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from tiny import task
 
+from sparse_evidence.core.config import LOSSES, MODELS, CandidateConfig, TrainingConfig
 from sparse_evidence.core.errors import UserError
+from sparse_evidence.core.splits import split
+from sparse_evidence.core.training.crossval import CrossValidation
 from sparse_evidence.hpo.database import record
 from sparse_evidence.hpo.database.connection import engine_of, try_baselines_lock
 from sparse_evidence.hpo.database.optuna_storage import study_id
@@ -20,6 +24,7 @@ from sparse_evidence.hpo.running import objective
 from sparse_evidence.hpo.running.artifacts import Checkpoints, open_store
 from sparse_evidence.hpo.running.claims import Claim, Claims
 from sparse_evidence.hpo.running.joining import join_study, measure_baselines
+from sparse_evidence.hpo.running.task import StudyTask
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "studies" / "best.schema.json").read_text(encoding="utf-8"))
 
@@ -93,6 +98,31 @@ def test_the_best_result_of_a_real_study(database, tmp_path):
     assert content["confirmed"] is None
     assert content["provenance"]["folds_sha256"] == data.identity()["folds_sha256"]
     engine_of(study).dispose()
+    for fixed_epochs in (None, content["cv"]["best_epoch"]):
+        assert rebuilt(content, data, fixed_epochs) == (content["value"], content["cv"]["folds"], content["cv"]["mean"])
+
+
+def rebuilt(content: dict[str, Any], data: StudyTask, fixed_epochs: int | None) -> tuple[float, list[float], float]:
+    """Value and folds that anyone can compute from `best.json`, the posts and the folds, with core alone."""
+    config, split_config = content["config"], data.definition.split
+    model, training, loss = (dict(config[part]) for part in ("model", "training", "loss"))
+    candidate = CandidateConfig(
+        MODELS[model.pop("name")](**model), TrainingConfig(**training), LOSSES[loss.pop("name")](**loss)
+    )
+    criteria = [criterion.name for criterion in data.corpus.criteria]
+    cv = CrossValidation(
+        data.features(candidate.model),
+        split(data.corpus.groups, data.corpus.labels, split_config, criteria=criteria),
+        candidate,
+        stages=split_config.stage_sizes(),
+        metric=content["metric"],
+        criteria=criteria,
+        seed=content["cv"]["seed"],
+        fixed_epochs=fixed_epochs,
+    )
+    list(cv.epochs())
+    summary = cv.summary()
+    return summary.value, list(summary.folds), summary.value
 
 
 def test_nan_is_refused_and_the_old_file_stays(tmp_path):

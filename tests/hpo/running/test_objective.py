@@ -6,14 +6,16 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from optuna.trial import FixedTrial, TrialState, create_trial
 from tiny import task
 
+from sparse_evidence.hpo.database import predictions
 from sparse_evidence.hpo.database.claims_sql import count_trials, list_claims
 from sparse_evidence.hpo.database.connection import engine_of, open_storage
 from sparse_evidence.hpo.database.optuna_storage import known_trial
-from sparse_evidence.hpo.database.record import CONFIG, CURVES, CV, OUTCOME, REASON
+from sparse_evidence.hpo.database.record import CONFIG, CURVES, CV, OUTCOME, REASON, SEED
 from sparse_evidence.hpo.database.studies import load_study
 from sparse_evidence.hpo.running import objective, pruning
 from sparse_evidence.hpo.running.artifacts import Checkpoints, open_store
@@ -74,6 +76,7 @@ def test_a_complete_trial_reports_at_the_end_of_every_stage(claims, tmp_path):
     trial = mine.study.trials[0]
     assert state == trial.state == TrialState.COMPLETE
     assert list(trial.intermediate_values) == [1, 2, 3]
+    assert trial.user_attrs[CV]["seed"] == trial.user_attrs[SEED] == data.seed(0)
     assert trial.user_attrs[CV]["mean"] == trial.value
     assert len(trial.user_attrs[CV]["folds"]) == 3
     assert sum(trial.user_attrs[CV]["folds"]) / 3 == pytest.approx(trial.value)
@@ -83,6 +86,35 @@ def test_a_complete_trial_reports_at_the_end_of_every_stage(claims, tmp_path):
     assert list_claims(mine.engine, mine.study) == []
     assert count_trials(mine.study).complete == 1
     assert claim.attempt == 1
+
+
+def fold_scores(data: StudyTask, logits: predictions.Logits, folds: range) -> list[float]:
+    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    return [data.score(probabilities, fold) for fold in folds]
+
+
+@pytest.mark.parametrize("metric", ["average_precision", "brier"])
+def test_the_predictions_of_a_complete_trial_give_its_fold_scores(metric, claims, tmp_path):
+    data = task(tmp_path, epochs=12, patience=4, learning_rate=0.1, metric=metric)
+    mine = claims(data)
+    run(mine, data)
+    trial = mine.study.trials[0]
+    (logits,) = predictions.load(mine.study).values()
+    assert not np.isnan(logits).any(), "every post is in a fold"
+    assert fold_scores(data, logits, range(3)) == pytest.approx(trial.user_attrs[CV]["folds"], abs=1e-3)
+    assert trial.user_attrs[CV]["best_epoch"] < trial.user_attrs[CV]["epochs"], "not just the last epoch"
+
+
+def test_the_predictions_of_a_pruned_trial_give_its_value(claims, tmp_path):
+    data = task(tmp_path, epochs=12, patience=4)
+    mine = claims(data)
+    add_peer(mine, {1: 0.0, 2: UNREACHABLE})
+    run(mine, data)
+    trial = mine.study.trials[0]
+    assert trial.state == TrialState.PRUNED
+    (logits,) = predictions.load(mine.study).values()
+    np.testing.assert_array_equal(np.isnan(logits).all(1), data.folds.assignment == 2)
+    assert np.mean(fold_scores(data, logits, range(2))) == pytest.approx(trial.value, abs=1e-3)
 
 
 def test_trials_share_the_folds_but_not_the_training_seed(tmp_path):
@@ -205,6 +237,7 @@ def test_a_trial_that_diverges_is_infeasible_not_pruned(claims, tmp_path):
     assert trial.user_attrs[OUTCOME] == "infeasible"
     assert claim.trial.user_attrs[REASON] == trial.user_attrs[REASON], "the worker can log it without reading it"
     assert trial.user_attrs[REASON].startswith("diverged: ")
+    assert predictions.load(mine.study) == {}
     assert (count_trials(mine.study).infeasible, count_trials(mine.study).finished) == (1, 1)
 
 
