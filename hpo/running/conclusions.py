@@ -45,7 +45,11 @@ def is_due(study: optuna.Study) -> bool:
 
 
 def is_concluded(study: optuna.Study, settings: ConfirmConfig, finished: int | None = None) -> bool:
-    """Whether nothing is left to conclude from the study's trials (or from the `finished` first ones)."""
+    """Whether nothing is left to conclude from the study's trials.
+
+    With `finished`, from those that were finished first, and with these very settings; otherwise it is enough that
+    all trials are confirmed, with whatever settings: `hpo confirm` may have used more splits.
+    """
     trials = confirming.counted(study, finished)
     complete = len(confirming.rank(study, trials))
     if not complete or (finished is None and not is_due(study)):
@@ -54,9 +58,12 @@ def is_concluded(study: optuna.Study, settings: ConfirmConfig, finished: int | N
     if ensemble is None or ensemble["finished"] < len(trials):
         return False
     leaders = min(settings.leaders, complete)
+    if leaders == 0:
+        return True
     name = confirming.child_name(study.study_name, len(trials), leaders, settings.splits)
-    return leaders == 0 or (
-        confirmed is not None and (confirmed["study"] == name or confirmed["finished"] > len(trials))
+    return confirmed is not None and (
+        confirmed["finished"] > len(trials)
+        or (confirmed["finished"] == len(trials) and (finished is None or confirmed["study"] == name))
     )
 
 
@@ -113,7 +120,7 @@ def average(logits: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float64
 
 def _fold_scores(task: StudyTask, logits: npt.NDArray[np.float64]) -> list[float]:
     probabilities = _probabilities(logits)
-    return [task.score(probabilities[task.folds.validation(fold)], fold) for fold in range(task.folds.count)]
+    return [task.score(probabilities, fold) for fold in range(task.folds.count)]
 
 
 def _probabilities(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -130,8 +130,8 @@ def _conclude(
 ) -> None:
     """Choose the ensemble of a finished search, and confirm the result."""
     finished = options.trials if options.confirm_only else None
-    if finished is None and not conclusions.is_due(study):
-        return  # another worker was started with a larger budget
+    if conclusions.is_concluded(study, task.definition.confirm, finished):
+        return  # or another worker was started with a larger budget
     _until_true(lambda: conclusions.conclude_search(study, task, finished), stop)
     ensemble = record.ensemble(study)
     if stop.is_set() or ensemble is None or task.definition.confirm.leaders == 0:
