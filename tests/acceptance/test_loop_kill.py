@@ -25,7 +25,7 @@ from loop_tools import (
     until,
 )
 
-from sparse_evidence.hpo.database import connection
+from sparse_evidence.hpo.database import connection, predictions
 from sparse_evidence.hpo.database.claims_sql import Counts, count_trials, list_claims
 from sparse_evidence.hpo.database.record import ATTEMPTS
 
@@ -44,6 +44,7 @@ def undisturbed(database_of_module: str, tmp_path_factory: pytest.TempPathFactor
         assert worker.end() == 0
     study = study_of(database_of_module)
     expected = outcomes(study)
+    assert list(predictions.load(study)) == list(expected), "outcomes compare the predictions of every trial"
     connection.engine_of(study).dispose()
     assert counted.epochs == WHOLE
     assert artifacts(folder) == []
@@ -67,6 +68,7 @@ MOMENTS = {
     "reporting, in the transaction": ("sparse_evidence.hpo.database.trial_rows:Batch.write", 3, False, 1),
     "just reported": (f"{RUNNING}.objective:_report", 1, True, 1),
     "just before the end is written": (f"{RUNNING}.claims:Claim.finish", 1, False, 0),
+    "storing predictions, in the transaction": ("sparse_evidence.hpo.database.predictions:insert", 1, True, 0),
     "ended, its claim not yet deleted": ("sparse_evidence.hpo.database.claims_sql:delete_claim", 1, False, 0),
 }  # fmt: skip
 
@@ -109,6 +111,7 @@ def test_a_worker_is_killed_when_it_prunes(
         assert worker.end() == 0, worker.output
     undisturbed = study_of(undisturbed_url)
     assert 0 < count_trials(undisturbed).pruned < 6
+    assert len(predictions.load(undisturbed)) == 6
     _, study = finish_elsewhere(tmp_path, database, [StopAt(f"{RUNNING}.objective:_prune", reached, 1, after)], reached)
     assert outcomes(study) == outcomes(undisturbed), "bit for bit"
     assert artifacts(tmp_path) == []
