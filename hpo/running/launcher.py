@@ -156,15 +156,18 @@ def _watch(started: StartedStudy, observer: Observer, pool: WorkerPool, stop: th
     """Return when the trials are finished and the result is confirmed, no worker is left, or `stop` is set."""
     from ..database.claims_sql import count_trials
 
-    while pool.poll() and not stop.wait(REFRESH_SECONDS):
+    def report() -> bool:
         counts = count_trials(started.study)
-        if counts.finished >= started.trials:
-            if _is_concluded(started):
-                break  # do not wait for a worker that has only just started
-            if (progress := _confirm_progress(started)) is not None:
-                observer.confirming(progress)
         observer.counts(counts)
-    observer.counts(count_trials(started.study))
+        is_concluded = counts.finished >= started.trials and _is_concluded(started)
+        if counts.finished >= started.trials and (progress := _confirm_progress(started)) is not None:
+            observer.confirming(progress)
+        return is_concluded
+
+    while pool.poll() and not stop.wait(REFRESH_SECONDS):
+        if report():
+            return  # do not wait for a worker that has only just started
+    report()
     if stop.is_set():
         observer.stopping()
 
