@@ -99,7 +99,7 @@ def _ensemble(study: optuna.Study, task: StudyTask, finished: int) -> dict[str, 
     if not ranked:
         return None
     best, members = ranked[0], [trial.number for trial in ranked[:MEMBERS]]
-    logits = average(list(predictions.load(study, members).values()))
+    logits = average(predictions.load(study, members), members)
     folds = _fold_scores(task, logits)
     labels, scored = task.corpus.labels, task.folds.assignment >= 0
     return {
@@ -112,9 +112,12 @@ def _ensemble(study: optuna.Study, task: StudyTask, finished: int) -> dict[str, 
     }
 
 
-def average(logits: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float64]:
-    """The ensemble's logits `[posts, criteria]`: the mean of its members' logits; NaN where one is."""
-    mean: npt.NDArray[np.float64] = np.mean(np.stack(logits).astype(np.float64), axis=0)
+def average(logits: Mapping[int, npt.NDArray[np.float32]], members: Sequence[int]) -> npt.NDArray[np.float64]:
+    """The ensemble's logits `[posts, criteria]`: the mean of its members' logits; NaN where one is.
+
+    A member that is listed more often weighs more.
+    """
+    mean: npt.NDArray[np.float64] = np.mean(np.stack([logits[m] for m in members]).astype(np.float64), axis=0)
     return mean
 
 
@@ -124,7 +127,9 @@ def _fold_scores(task: StudyTask, logits: npt.NDArray[np.float64]) -> list[float
 
 
 def _probabilities(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.asarray(np.exp(-np.logaddexp(0.0, -logits)))
+    from scipy.special import expit
+
+    return np.asarray(expit(logits))
 
 
 # --- confirming -------------------------------------------------------------------------------------------------------
@@ -209,8 +214,9 @@ def _ensemble_scores(
     }
     values = []
     for split in range(confirm.plan.splits):
-        logits = predictions.load(confirm.child, [numbers[split, member] for member in members])
-        values.append(fmean(_fold_scores(task.on_split(split), average(list(logits.values())))))
+        again = [numbers[split, member] for member in members]
+        logits = average(predictions.load(confirm.child, again), again)
+        values.append(fmean(_fold_scores(task.on_split(split), logits)))
     return values
 
 

@@ -50,7 +50,7 @@ class Plan:
     leaders: tuple[int, ...]
     """The best trials, best first."""
     members: tuple[int, ...]
-    """Trials whose predictions the ensemble averages."""
+    """Trials whose predictions the ensemble averages; one that is listed more often weighs more."""
     default: int | None
     """The trial with the default configuration; None if it is infeasible."""
     splits: int
