@@ -12,6 +12,7 @@ from .shared import (
     Storage,
     StudyFile,
     Trials,
+    Workers,
     fast_imports,
     load_definition,
     make_console,
@@ -27,20 +28,12 @@ if TYPE_CHECKING:
 
 def command(
     study: StudyFile,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Worker processes. Default: one per GPU, without a GPU one per core, at most 4.",
-            show_default=False,
-        ),
-    ] = None,
+    workers: Workers = None,
     trials: Trials = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help=OUT_HELP)] = Path("best.json"),
     storage: Storage = None,
 ) -> None:
-    """Create or resume the study on this machine, watch it, and export the best parameters."""
+    """Create or resume the study on this machine, watch it, confirm its result, and export the best parameters."""
     from ..results import best
 
     definition = load_definition(study)
@@ -58,7 +51,7 @@ def command(
         for note in space.notes(definition):
             console.print(f"note: {note}", markup=False)  # [search] is no style
         console.print(f"{definition.name}: {len(task.corpus)} posts, {tables.texts_text(task.texts, task.computed)}")
-        outcome = _watch(started, console, workers)
+        outcome = watch(started, console, workers)
         if outcome.code == 0 or best.best_trial(started.study) is not None:
             result = best.best_result(started.study)
             best.write_json(result, out)
@@ -67,7 +60,7 @@ def command(
         raise typer.Exit(outcome.code)
 
 
-def _watch(started: StartedStudy, console: Console, workers: int | None) -> Outcome:
+def watch(started: StartedStudy, console: Console, workers: int | None) -> Outcome:
     """Run the study in a live view; if it ends early, print how many trials are finished and how to resume."""
     from ..results import live, status, tables
     from ..running import launcher
@@ -79,8 +72,12 @@ def _watch(started: StartedStudy, console: Console, workers: int | None) -> Outc
         show(console, tables.status_table(status.study_status(started.study)))
         raise
     progress = f"{outcome.finished} of {outcome.trials} trials are finished"
+    if outcome.confirming is not None:
+        progress += f", {outcome.confirming.finished} of {outcome.confirming.planned} of confirming"
     if outcome.code:
         print_error(f"no worker is left, and {progress}: {outcome.reason}; run the same command to resume")
+    elif not outcome.workers and started.confirm_only:
+        console.print(f"nothing to do: {outcome.finished} trials are finished, and their result is confirmed")
     elif not outcome.workers:
         console.print(f"nothing to do: {outcome.trials} trials were requested and {outcome.finished} are finished")
     return outcome

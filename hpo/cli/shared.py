@@ -34,6 +34,15 @@ Trials = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, help="Total number of trials. Default: from the study file.", show_default=False),
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Worker processes. Default: one per GPU, without a GPU one per core, at most 4.",
+        show_default=False,
+    ),
+]
 Artifacts = Annotated[
     str | None,
     typer.Option(

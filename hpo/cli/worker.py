@@ -39,24 +39,31 @@ def command(
     slot: Annotated[
         int, typer.Option(metavar="N", min=0, help="Number of this worker on its machine, shown by `hpo status`.")
     ] = 0,
+    confirm_only: Annotated[
+        bool,
+        typer.Option(
+            "--confirm-only",
+            help="Do no trials of the search: only train the leaders of those that are finished on fresh splits.",
+        ),
+    ] = False,
     storage: Storage = None,
     artifacts: Artifacts = None,
 ) -> None:
-    """Join the study from any machine and work until its trials are finished."""
+    """Join the study from any machine and work until its trials are finished and its result is confirmed."""
     from ..database.address import storage_url
     from ..running.signals import graceful_shutdown, stop_with_parent
 
     stop = threading.Event()
     stop_with_parent(stop)
     definition = load_definition(study)
-    budget = trials or definition.search.trials
+    budget = trials or (sys.maxsize if confirm_only else definition.search.trials)  # confirm all finished trials
     if slots is not None:
         machine = _plan(slots, per_gpu, threads)
         with graceful_shutdown(stop, again=signal.default_int_handler), storage_url(storage) as url:
-            code = _run_slots(definition, url, budget, machine, artifacts, stop)
+            code = _run_slots(definition, url, budget, machine, artifacts, stop, confirm_only=confirm_only)
     else:
         with graceful_shutdown(stop), storage_url(storage) as url:
-            code = _work(definition, url, budget, slot, threads, artifacts, stop)
+            code = _work(definition, url, budget, slot, threads, artifacts, stop, confirm_only=confirm_only)
     if code:
         raise typer.Exit(code)
 
@@ -79,6 +86,8 @@ def _work(
     threads: int | None,
     artifacts: str | None,
     stop: threading.Event,
+    *,
+    confirm_only: bool,
 ) -> int:
     """Work on trials in this process."""
     with fast_imports():
@@ -87,12 +96,19 @@ def _work(
         from ..running.worker import WorkerOptions, work
     store = open_store(artifacts)
     with live.EmbeddingProgress(make_console()) as progress:
-        options = WorkerOptions(trials=budget, slot=slot, threads=threads)
+        options = WorkerOptions(budget, slot, threads, confirm_only)
         return work(definition, url, store, options, stop=stop, progress=progress)
 
 
 def _run_slots(
-    definition: StudyDefinition, url: str, budget: int, slots: list[Slot], artifacts: str | None, stop: threading.Event
+    definition: StudyDefinition,
+    url: str,
+    budget: int,
+    slots: list[Slot],
+    artifacts: str | None,
+    stop: threading.Event,
+    *,
+    confirm_only: bool,
 ) -> int:
     """Supervise one worker per slot; this process stays small and imports neither torch nor Optuna."""
     from ..running.launcher import run_slots
@@ -101,5 +117,12 @@ def _run_slots(
         print(line, file=sys.stderr, flush=True)
 
     return run_slots(
-        definition.path, url, trials=budget, slots=slots, artifacts=artifacts, stop=stop, print_line=print_line
+        definition.path,
+        url,
+        trials=budget,
+        slots=slots,
+        artifacts=artifacts,
+        confirm_only=confirm_only,
+        stop=stop,
+        print_line=print_line,
     )

@@ -33,6 +33,8 @@ _LOCKS = 0x68706F
 """First key of our advisory locks; the second is a study's id, or 0 for creating tables and studies."""
 _BASELINE_LOCKS = _LOCKS + 1
 """The same for measuring a study's baselines, which takes seconds and must not block anything else."""
+_CONCLUSION_LOCKS = _LOCKS + 2
+"""The same for concluding from a study's trials."""
 _BUSY_PAUSES = Backoff(shortest=1.0, longest=2.0)
 _POOLER = "unsupported startup parameter"
 _BUSY = ("too many clients", "remaining connection slots", "starting up", "shutting down", "not yet accepting")
@@ -96,9 +98,18 @@ def lock_study(connection: Connection, study_id: int = 0) -> None:
 
 def try_baselines_lock(connection: Connection, study_id: int) -> bool:
     """Take the lock for measuring a study's baselines until the transaction ends; False if another process has it."""
+    return _try_lock(connection, _BASELINE_LOCKS, study_id)
+
+
+def try_conclusion_lock(connection: Connection, study_id: int) -> bool:
+    """Take the lock for concluding from a study until the transaction ends; False if another process has it."""
+    return _try_lock(connection, _CONCLUSION_LOCKS, study_id)
+
+
+def _try_lock(connection: Connection, purpose: int, study_id: int) -> bool:
     import sqlalchemy as sa
 
-    return bool(connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_BASELINE_LOCKS, study_id))))
+    return bool(connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(purpose, study_id))))
 
 
 @contextmanager

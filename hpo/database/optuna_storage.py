@@ -58,6 +58,11 @@ def unwrap(holder: BaseStorage | optuna.Study) -> RetryingStorage:
     return storage
 
 
+def storage_of(study: optuna.Study) -> BaseStorage:
+    """Return the storage of a study, for opening another study in it."""
+    return study._storage  # noqa: SLF001
+
+
 def study_id(study: optuna.Study) -> int:
     """Return the study's key in the database."""
     return study._study_id  # noqa: SLF001

@@ -5,11 +5,12 @@ Existing databases depend on the stored names: the constants may be renamed, the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.trial import FrozenTrial
+    from optuna.trial import FrozenTrial, Trial
 
 # --- attributes of a study --------------------------------------------------------------------------------------------
 
@@ -19,6 +20,14 @@ BASELINES = "hpo:floors"
 """Scores of the baselines on the study's folds."""
 REQUESTED = "hpo:requested"
 """The largest number of trials ever requested."""
+ENSEMBLE = "hpo:ensemble"
+"""What is concluded from the finished trials: the ensemble's members and value, and the best single trial."""
+CONFIRMING = "hpo:confirming"
+"""Name of the study whose trials confirm the result; the latest one, if trials were added later."""
+CONFIRMED = "hpo:confirmed"
+"""Scores on fresh splits, and the winner."""
+PLAN = "hpo:plan"
+"""Of a study that confirms another one: which trials are trained again, on how many splits."""
 
 # --- attributes of a trial --------------------------------------------------------------------------------------------
 
@@ -38,6 +47,9 @@ REASON = "hpo:reason"
 ATTEMPTS = "hpo:attempts"
 """How many workers started the trial, if more than one."""
 
+CONFIRM = "hpo:confirm"
+"""In a study that confirms another one: which of its trials (or the baselines), split, round, number of epochs."""
+
 
 def identity(study: Study) -> dict[str, Any]:
     """What the study was started with. Raises `KeyError` for a study that hpo did not create."""
@@ -56,9 +68,38 @@ def baselines(study: Study) -> dict[str, Any] | None:
     return stored
 
 
+def baseline_names(scores: Mapping[str, Any]) -> list[str]:
+    """The baselines that are scored on every fold, by the name of their mean: NAME beside NAME_folds."""
+    return [name.removesuffix("_folds") for name in scores if name.endswith("_folds")]
+
+
 def requested(study: Study) -> int | None:
     """The largest number of trials ever requested."""
     stored: int | None = study.user_attrs.get(REQUESTED)
+    return stored
+
+
+def ensemble(study: Study) -> dict[str, Any] | None:
+    """What is concluded from the finished trials, None until the budget is spent."""
+    stored: dict[str, Any] | None = study.user_attrs.get(ENSEMBLE)
+    return stored
+
+
+def confirming(study: Study) -> str | None:
+    """Name of the study that confirms this one, None until it is created."""
+    stored: str | None = study.user_attrs.get(CONFIRMING)
+    return stored
+
+
+def confirmed(study: Study) -> dict[str, Any] | None:
+    """Scores on fresh splits, and the winner; None until they are known."""
+    stored: dict[str, Any] | None = study.user_attrs.get(CONFIRMED)
+    return stored
+
+
+def confirm(trial: FrozenTrial | Trial) -> dict[str, Any] | None:
+    """What the trial of a confirming study trains again; None for a trial of a search."""
+    stored: dict[str, Any] | None = trial.user_attrs.get(CONFIRM)
     return stored
 
 

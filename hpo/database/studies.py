@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from sparse_evidence.core.errors import UserError
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
+
+    from .trial_rows import QueuedTrial
 
 Direction = Literal["minimize", "maximize"]
 Identity = dict[str, Any]
@@ -42,19 +44,23 @@ def open_study(
     sampler: BaseSampler | None = None,
     pruner: BasePruner | None = None,
     differences: Differences | None = None,
+    queue: Sequence[QueuedTrial] = (),
+    attributes: Mapping[str, Any] | None = None,
 ) -> optuna.Study:
     """Create the study, or join it if it was started with the same `identity`; else `RefusedError` says what differs.
 
     `identity` has the keys `definition` (a dict of JSON values), `definition_sha256`, `data_sha256`,
     `folds_sha256`, `encoders_sha256` and `code`. `default_parameters` are queued when the study is created and so
     become trial 0. `differences(ours, theirs)` describes how two definitions differ, a clause per difference. Default
-    of `pruner`: Optuna prunes nothing.
+    of `pruner`: Optuna prunes nothing. When the study is created, it also gets the trials in `queue` and the user
+    attributes in `attributes`.
     """
     from .optuna_storage import unwrap
+    from .trial_rows import QueuedTrial
 
-    study = retry(
-        lambda: _create(storage, name, direction, identity, default_parameters), unwrap(storage).retry_seconds
-    )
+    first = [*([] if default_parameters is None else [QueuedTrial(default_parameters)]), *queue]
+    started_with = {**(attributes or {}), IDENTITY: identity}
+    study = retry(lambda: _create(storage, name, direction, started_with, first), unwrap(storage).retry_seconds)
     differing = _compare(identity, record.identity(study), differences or _plain_differences)
     if study.direction.name.lower() != direction:
         differing.append(f"the direction is {direction} here and {study.direction.name.lower()} in the study")
@@ -81,14 +87,14 @@ def _create(
     storage: BaseStorage,
     name: str,
     direction: Direction,
-    identity: Identity,
-    default_parameters: Mapping[str, Any] | None,
+    attributes: Mapping[str, Any],
+    queue: Sequence[QueuedTrial],
 ) -> optuna.Study:
-    """Create the study unless it exists. Its identity and its first trial are written in one transaction."""
+    """Create the study unless it exists. Its attributes and its first trials are written in one transaction."""
     import optuna
 
     from .optuna_storage import study_id
-    from .trial_rows import enqueue_first, insert_study_attribute
+    from .trial_rows import enqueue, insert_study_attribute
 
     with engine_of(storage).begin() as connection:
         lock_study(connection)
@@ -100,9 +106,10 @@ def _create(
             raise RefusedError(
                 f"The study {name!r} in {_database(storage)} was not created by hpo: give this study another name."
             )
-        if default_parameters is not None and not trials:
-            enqueue_first(connection, study_id(study), default_parameters)
-        insert_study_attribute(connection, study_id(study), IDENTITY, identity)
+        if not trials:
+            enqueue(connection, study_id(study), queue)
+        for key, value in attributes.items():
+            insert_study_attribute(connection, study_id(study), key, value)
     return study
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -131,9 +132,22 @@ WHERE trial_id = :trial AND state IN ('RUNNING', 'WAITING')
 _INSERT_STUDY_ATTRIBUTE = sa.text("""
 INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (:study, :key, :value)
 """)
+# The lock under which Optuna numbers trials.
+_LOCK_NUMBERS = sa.text("SELECT 1 FROM studies WHERE study_id = :study FOR UPDATE")
 _ENQUEUE = sa.text("""
-INSERT INTO trials (number, study_id, state) VALUES (0, :study, 'WAITING') RETURNING trial_id
+INSERT INTO trials (number, study_id, state)
+SELECT count(*), :study, 'WAITING' FROM trials WHERE study_id = :study RETURNING trial_id
 """)
+
+
+@dataclass(frozen=True)
+class QueuedTrial:
+    """A trial that a worker will start."""
+
+    parameters: Mapping[str, Any]
+    """Its fixed parameters; others are drawn."""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """Its user attributes."""
 
 
 class Batch:
@@ -187,14 +201,18 @@ def insert_study_attribute(connection: sa.Connection, study_id: int, key: str, v
     connection.execute(_INSERT_STUDY_ATTRIBUTE, {"study": study_id, "key": key, "value": json.dumps(value)})
 
 
-def enqueue_first(connection: sa.Connection, study_id: int, parameters: Mapping[str, Any]) -> None:
-    """Queue trial 0 of a study without trials, as `Study.enqueue_trial` does, but in the caller's transaction.
+def enqueue(connection: sa.Connection, study_id: int, trials: Iterable[QueuedTrial]) -> None:
+    """Queue trials, as `Study.enqueue_trial` does, but in the caller's transaction.
 
-    Optuna retries its call after a lost answer, which can queue the trial twice.
+    Optuna retries its call after a lost answer, which can queue a trial twice.
     """
-    batch = Batch(connection.execute(_ENQUEUE, {"study": study_id}).scalar_one())
-    batch.system_attribute("fixed_params", dict(parameters))
-    batch.write(connection)
+    connection.execute(_LOCK_NUMBERS, {"study": study_id})
+    for trial in trials:
+        batch = Batch(connection.execute(_ENQUEUE, {"study": study_id}).scalar_one())
+        batch.system_attribute("fixed_params", dict(trial.parameters))
+        for key, value in trial.attributes.items():
+            batch.user_attribute(key, value)
+        batch.write(connection)
 
 
 def _stored(value: float) -> tuple[float | None, str]:

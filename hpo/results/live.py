@@ -17,13 +17,14 @@ from ..database import record
 from ..database.connection import engine_of
 from .best import best_trial
 from .pace import PaceMeter
-from .tables import baselines_text, duration, metric_text, number, pace_text
+from .tables import baselines_text, confirming_text, duration, metric_text, number, pace_text
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
     from ..database.claims_sql import Counts
+    from ..running.confirming import Progress as ConfirmProgress
     from ..running.launcher import StartedStudy
 
 BAR_WIDTH = 28
@@ -81,6 +82,8 @@ class LiveView(AbstractContextManager["LiveView"]):
         self._reported = {trial.number for trial in _finished(self._study)}
         self._meter = PaceMeter(count_trials(self._study).finished)
         self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._confirming: ConfirmProgress | None = None
+        self._tenth = -1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
@@ -99,12 +102,25 @@ class LiveView(AbstractContextManager["LiveView"]):
         """Print the baselines' scores."""
         self.line(f"Baselines ({metric_text(self._metric)}): {baselines_text(self._metric, scores)}")
 
+    def confirming(self, progress: ConfirmProgress) -> None:
+        """Show how far confirming is: elsewhere than on a terminal, a line per tenth."""
+        if self._confirming is None:
+            self._meter = PaceMeter(progress.finished)
+        self._confirming = progress
+        tenth = progress.finished * 10 // max(progress.planned, 1)
+        if not self._console.is_terminal and tenth > self._tenth:
+            self._tenth = tenth
+            self.line(
+                " · ".join([confirming_text(progress.finished, progress.planned), *self._pace(progress.finished)])
+            )
+
     def counts(self, counts: Counts) -> None:
         """Show the study as it is now."""
         from ..database.claims_sql import list_claims
 
-        claims = list_claims(engine_of(self._study), self._study)
-        self._meter.update(finished=counts.finished, running=sum(not row["released"] for row in claims))
+        claims = list_claims(engine_of(self._study), self._confirming.study if self._confirming else self._study)
+        finished = self._confirming.finished if self._confirming else counts.finished
+        self._meter.update(finished=finished, running=sum(not row["released"] for row in claims))
         if self._console.is_terminal:
             self._live.start()
             self._live.update(self.render(counts, claims), refresh=True)
@@ -128,25 +144,31 @@ class LiveView(AbstractContextManager["LiveView"]):
             claims: the trials that are not finished, from `list_claims`.
         """
         running = [row for row in claims if not row["released"]]
-        pace = self._pace(counts.finished) or ([] if running else ["workers are starting"])
+        done, total = min(counts.finished, self._trials), self._trials
+        states = [*_states(counts), f"{len(running)} running"]
+        if self._confirming:
+            done, total = self._confirming.finished, self._confirming.planned
+            states.append(confirming_text(done, total))
+        pace = self._pace(done) or ([] if running else ["workers are starting"])
         best = best_trial(self._study)
         value = f"{number(best.value)} (trial {best.number})" if best else "not known yet"
         baselines = baselines_text(self._metric, record.baselines(self._study))
         positions = ", ".join(map(_claim_text, running))
         lines = [
-            Text(" · ".join([*_states(counts), f"{len(running)} running"])),
+            Text(" · ".join(states)),
             Text.assemble("best ", f"{metric_text(self._metric)} ", (value, "bold green" if best else "dim")),
             Text(f"baselines: {baselines}", style="dim"),
             Text(f"running: {positions}" if positions else "", style="dim"),
         ]
         for line in lines:
             line.no_wrap, line.overflow = True, "ellipsis"
-        return Group(_bar(min(counts.finished, self._trials), self._trials, " · ".join(pace)), *lines)
+        return Group(_bar(done, total, " · ".join(pace)), *lines)
 
     def _pace(self, finished: int) -> list[str]:
         if (pace := self._meter.pace) is None:
             return []
-        left = pace.seconds_left(max(self._trials - finished, 0))
+        total = self._confirming.planned if self._confirming else self._trials
+        left = pace.seconds_left(max(total - finished, 0))
         return [pace_text(pace.trials_per_hour), f"{duration(left)} left"]
 
 

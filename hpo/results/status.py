@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from optuna import Study
 
     from ..database.claims_sql import Counts
+    from ..running.confirming import Progress
 
 
 class TrialCounts(TypedDict):
@@ -49,6 +50,15 @@ class PaceValues(TypedDict):
     seconds_left: float | None
 
 
+class ConfirmingStatus(TypedDict):
+    """How far the trials that confirm the result are."""
+
+    study: str
+    """The study that they belong to."""
+    finished: int
+    planned: int
+
+
 class StudyStatus(TypedDict):
     """What `hpo status --json` prints."""
 
@@ -58,8 +68,11 @@ class StudyStatus(TypedDict):
     best: BestSoFar | None
     baselines: dict[str, Any] | None
     pace: PaceValues
+    confirming: ConfirmingStatus | None
+    """None before confirming has begun and after it is done."""
     workers: list[dict[str, Any]]
-    """Unfinished trials with their claims, as `claims_sql.list_claims` returns them."""
+    """Unfinished trials with their claims, as `claims_sql.list_claims` returns them; while the result is confirmed,
+    those of the study that confirms it."""
     attempts: dict[str, int]
     """By trial number, how many attempts it took; only trials with more than one."""
 
@@ -67,10 +80,15 @@ class StudyStatus(TypedDict):
 def study_status(study: Study, *, grace_seconds: float = math.inf) -> StudyStatus:
     """The state of a study as JSON values; claims without a heartbeat for `grace_seconds` count as stale."""
     from ..database.claims_sql import count_trials, list_claims
+    from ..running import confirming
 
     counts = count_trials(study)
     claims = [_rounded(row) for row in list_claims(engine_of(study), study)]
     trials = _trials(counts, record.requested(study), claims)
+    progress = confirming.progress(study)
+    if progress is not None and (record.confirmed(study) or {}).get("study") == progress.study.study_name:
+        progress = None
+    confirm_claims = [] if progress is None else list_claims(engine_of(study), progress.study)
     is_running = any(not row["released"] and row["heartbeat_age"] < grace_seconds for row in claims)
     return {
         "study": study.study_name,
@@ -79,7 +97,8 @@ def study_status(study: Study, *, grace_seconds: float = math.inf) -> StudyStatu
         "best": _best(study),
         "baselines": record.baselines(study),
         "pace": _pace(study, trials) if is_running else {"trials_per_hour": None, "seconds_left": None},
-        "workers": claims,
+        "confirming": _confirming(progress),
+        "workers": [*claims, *map(_rounded, confirm_claims)],
         "attempts": {
             str(trial.number): record.attempts(trial)
             for trial in study.get_trials(deepcopy=False)
@@ -116,6 +135,12 @@ def _pace(study: Study, trials: TrialCounts) -> PaceValues:
         return {"trials_per_hour": None, "seconds_left": None}
     left = max((trials["requested"] or 0) - trials["finished"], 0)
     return {"trials_per_hour": round(pace.trials_per_hour, 1), "seconds_left": round(pace.seconds_left(left), 1)}
+
+
+def _confirming(progress: Progress | None) -> ConfirmingStatus | None:
+    if progress is None:
+        return None
+    return {"study": progress.study.study_name, "finished": progress.finished, "planned": progress.planned}
 
 
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:

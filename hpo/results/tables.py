@@ -63,6 +63,11 @@ def texts_text(texts: int, computed: int) -> str:
     return f"{texts:,} texts ({computed:,} embedded now, {cached:,} cached or repeated)"
 
 
+def confirming_text(finished: int, planned: int) -> str:
+    """`confirming: 23 of 44 trained`."""
+    return f"confirming: {finished} of {planned} trained"
+
+
 def baselines_text(metric: str, baselines: Mapping[str, Any] | None) -> str:
     """`retrieval 0.5010, linear 0.4579, chance 0.2407`: the baselines' scores in the study's metric."""
     if not baselines:
@@ -164,6 +169,7 @@ def status_table(status: StudyStatus) -> RenderableType:
         Text(f"best {metric} {number(best['value'])} (trial {best['trial']})" if best else "no score yet"),
         Text(f"Baselines ({metric}): {baselines_text(status['metric'], status['baselines'])}"),
         *_pace_line(status["pace"]),
+        *_confirming_line(status["confirming"]),
         *_attempts_line(status["attempts"]),
     ]
     workers = _workers(status["workers"]) if status["workers"] else Text("no worker is running")
@@ -174,6 +180,10 @@ def _pace_line(pace: Mapping[str, Any]) -> list[Text]:
     if pace["seconds_left"] is None:
         return []
     return [Text(f"{pace_text(pace['trials_per_hour'])}, {duration(pace['seconds_left'])} left")]
+
+
+def _confirming_line(confirming: Mapping[str, Any] | None) -> list[Text]:
+    return [] if confirming is None else [Text(confirming_text(confirming["finished"], confirming["planned"]))]
 
 
 def _attempts_line(attempts: Mapping[str, int]) -> list[Text]:

@@ -4,7 +4,8 @@ Optuna's table alone says what state a trial is in; the table `hpo_claims` says 
 All decisions are made in one transaction under the study's advisory lock and by the database's clock:
 
 1. a running trial whose claim was released, or whose heartbeat is older than the grace period, is taken over;
-2. else, while finished and running trials are fewer than the budget, a trial is started (queued ones first);
+2. else, while finished and running trials are fewer than the budget, a trial is started (queued ones first); without a
+   budget, while trials are queued;
 3. else the worker waits for the others, or is done.
 
 A trial and its claim are created together, and under a random owner, so that a claim whose answer was lost in an outage
@@ -78,7 +79,7 @@ class Claims:
     Args:
         engine: the study's connection pool.
         study: the study.
-        budget: the total number of trials to finish, by all workers together.
+        budget: the total number of trials to finish, by all workers together; None: those that are queued.
         heartbeat_seconds: a claim is renewed this often.
         grace_seconds: time without a heartbeat after which a trial is taken over.
         max_attempts: attempts after which a trial is failed.
@@ -93,7 +94,7 @@ class Claims:
         engine: sa.Engine,
         study: optuna.Study,
         *,
-        budget: int,
+        budget: int | None,
         heartbeat_seconds: float,
         grace_seconds: float,
         max_attempts: int,
@@ -142,10 +143,15 @@ class Claims:
                     )
                 claims_sql.fail_exhausted(connection, abandoned)
             counts = claims_sql.count_by_state(connection, study)
-            if counts.finished + counts.running < self.budget:
+            if self._may_start(counts):
                 trial_id = claims_sql.start_trial(connection, study)
                 return claims_sql.upsert_claim(connection, study, trial_id, owner, 1, self.worker)
             return Wait(counts) if counts.running else Finished(counts)
+
+    def _may_start(self, counts: Counts) -> bool:
+        if self.budget is None:
+            return counts.waiting > 0
+        return counts.finished + counts.running < self.budget
 
 
 class Claim:

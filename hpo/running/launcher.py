@@ -1,4 +1,4 @@
-"""Runs a study on this machine: prepares it, starts one worker per slot, and watches until its trials are finished.
+"""Runs a study on this machine: prepares it, starts one worker per slot, and watches until it is confirmed.
 
 `start_study` and `run_study` are `hpo run`, `run_slots` is `hpo worker --slots`. Call them in the main thread, which
 receives signals. Nothing is drawn in this module: an `Observer` follows the run.
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ..database.claims_sql import Counts
     from ..study.definition import StudyDefinition
+    from .confirming import Progress as ConfirmProgress
     from .task import Progress, StudyTask
 
 REFRESH_SECONDS = 0.5
@@ -35,6 +36,9 @@ class Observer(Protocol):
 
     def baselines(self, scores: Mapping[str, Any] | None) -> None:
         """Receive the baselines' scores by name, once; None while another process measures them."""
+
+    def confirming(self, progress: ConfirmProgress) -> None:
+        """Receive how far confirming is, every `REFRESH_SECONDS` once the trials are finished."""
 
     def counts(self, counts: Counts) -> None:
         """Receive the trials by state, every `REFRESH_SECONDS`."""
@@ -57,6 +61,8 @@ class StartedStudy:
     study: Study
     trials: int
     """The budget: trials to finish in total."""
+    confirm_only: bool = False
+    """Do no trials of the search, confirm the result of those that are finished."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +77,17 @@ class Outcome:
     """Worker processes that were started; 0 if all trials had been finished before."""
     reason: str = ""
     """Why workers failed: how each ended and what it wrote last."""
+    confirming: ConfirmProgress | None = None
+    """How far confirming was when the workers failed; None: it had not begun, or it is done."""
 
 
 def start_study(
-    definition: StudyDefinition, url: str, *, trials: int | None = None, progress: Progress | None = None
+    definition: StudyDefinition,
+    url: str,
+    *,
+    trials: int | None = None,
+    confirm_only: bool = False,
+    progress: Progress | None = None,
 ) -> StartedStudy:
     """Load the study's data, and create the study or join it.
 
@@ -82,6 +95,7 @@ def start_study(
         definition: the study.
         url: from `storage_url`.
         trials: trials to finish in total; default: the definition's.
+        confirm_only: do no trials of the search; `trials` are finished.
         progress: called while texts are embedded.
 
     Raises:
@@ -96,11 +110,12 @@ def start_study(
     engine_of(open_storage(url)).dispose()  # a wrong URL is reported before minutes of embedding
     task = load_task(definition, progress=progress)
     budget = trials or definition.search.trials
-    return StartedStudy(definition, url, task, join_study(definition, task, url, trials=budget), budget)
+    study = join_study(definition, task, url, trials=0 if confirm_only else budget)
+    return StartedStudy(definition, url, task, study, budget, confirm_only)
 
 
 def run_study(started: StartedStudy, observer: Observer, *, workers: int | None = None) -> Outcome:
-    """Run worker processes until the study's trials are finished.
+    """Run worker processes until the study's trials are finished and its result is confirmed.
 
     Args:
         started: from `start_study`.
@@ -110,38 +125,67 @@ def run_study(started: StartedStudy, observer: Observer, *, workers: int | None 
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM arrived before the end; the workers have released their trials.
     """
-    left = started.trials - _finished(started)
-    if left <= 0:
+    finished = _finished(started)
+    if finished >= started.trials and _is_concluded(started):
         _measure_baselines(started, observer)
-        return Outcome(Exit.DONE, started.trials - left, started.trials, workers=0)
-    slots = plan_slots(min(workers or len(plan_slots(None)), left), per_gpu=workers or 1)
+        return Outcome(Exit.DONE, finished, started.trials, workers=0)
+    slots = plan_slots(_useful_workers(started, workers, finished), per_gpu=workers or 1)
     stop = threading.Event()
     with graceful_shutdown(stop, again=signal.default_int_handler), WorkerPool(
-        started.definition.path, started.url, trials=started.trials, slots=slots, print_line=observer.line
+        started.definition.path, started.url, trials=started.trials, slots=slots, print_line=observer.line,
+        confirm_only=started.confirm_only,
     ) as pool:  # fmt: skip
         _measure_baselines(started, observer)  # takes about as long as the workers take to start
         _watch(started, observer, pool, stop)
     finished = _finished(started)
-    if finished >= started.trials:
+    if finished >= started.trials and _is_concluded(started):
         return Outcome(Exit.DONE, finished, started.trials, len(slots))
     if stop.is_set():
         raise KeyboardInterrupt
     code, reason = pool.failure()
-    return Outcome(code, finished, started.trials, len(slots), reason)
+    return Outcome(code, finished, started.trials, len(slots), reason, _confirm_progress(started))
+
+
+def _useful_workers(started: StartedStudy, workers: int | None, finished: int) -> int:
+    """As many workers as requested, but no more than trials are left if nothing is confirmed after them."""
+    wanted = workers or len(plan_slots(None))
+    return wanted if started.definition.confirm.leaders else max(1, min(wanted, started.trials - finished))
 
 
 def _watch(started: StartedStudy, observer: Observer, pool: WorkerPool, stop: threading.Event) -> None:
-    """Return when the trials are finished, no worker is left, or `stop` is set."""
+    """Return when the trials are finished and the result is confirmed, no worker is left, or `stop` is set."""
     from ..database.claims_sql import count_trials
 
-    while pool.poll() and not stop.wait(REFRESH_SECONDS):
+    def report() -> bool:
         counts = count_trials(started.study)
         observer.counts(counts)
-        if counts.finished >= started.trials:
+        is_concluded = counts.finished >= started.trials and _is_concluded(started)
+        if counts.finished >= started.trials and (progress := _confirm_progress(started)) is not None:
+            observer.confirming(progress)
+        return is_concluded
+
+    while pool.poll() and not stop.wait(REFRESH_SECONDS):
+        if report():
             return  # do not wait for a worker that has only just started
-    observer.counts(count_trials(started.study))
+    report()
     if stop.is_set():
         observer.stopping()
+
+
+def _is_concluded(started: StartedStudy) -> bool:
+    from . import conclusions
+
+    return conclusions.is_concluded(started.study, started.definition.confirm, _first(started))
+
+
+def _confirm_progress(started: StartedStudy) -> ConfirmProgress | None:
+    from . import confirming
+
+    return confirming.progress(started.study, _first(started))
+
+
+def _first(started: StartedStudy) -> int | None:
+    return started.trials if started.confirm_only else None
 
 
 def _measure_baselines(started: StartedStudy, observer: Observer) -> None:
@@ -165,10 +209,11 @@ def run_slots(
     trials: int,
     slots: Sequence[Slot],
     artifacts: str | None = None,
+    confirm_only: bool = False,
     stop: threading.Event,
     print_line: Callable[[str], None],
 ) -> int:
-    """Keep a worker process in every slot until the study's trials are finished or `stop` is set.
+    """Keep a worker process in every slot until the study is finished and confirmed, or `stop` is set.
 
     Args:
         study: the study file.
@@ -176,6 +221,7 @@ def run_slots(
         trials: trials to finish in total.
         slots: from `plan_slots`.
         artifacts: where checkpoints are stored; default: from the workers' environment.
+        confirm_only: do no trials of the search.
         stop: once set, the workers release their trials and end.
         print_line: called with every line that a worker writes.
 
@@ -185,7 +231,9 @@ def run_slots(
     for slot in slots:
         threads = f"{slot.threads} CPU thread{'s' if slot.threads > 1 else ''}"
         print_line(f"slot {slot.number}: {slot.gpu or 'no GPU'}, {threads}")
-    with WorkerPool(study, url, trials=trials, slots=slots, print_line=print_line, artifacts=artifacts) as pool:
+    with WorkerPool(
+        study, url, trials=trials, slots=slots, print_line=print_line, artifacts=artifacts, confirm_only=confirm_only
+    ) as pool:
         while pool.poll() and not stop.wait(REFRESH_SECONDS):
             pass
     done = stop.is_set() or Exit.DONE in pool.codes()  # one worker that found the budget spent is enough

@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from optuna.trial import TrialState
 
-from sparse_evidence.core.errors import NonFiniteLossError
+from sparse_evidence.core.config import CandidateConfig
+from sparse_evidence.core.errors import NonFiniteLossError, SplitError
+from sparse_evidence.core.metrics import METRICS
 from sparse_evidence.core.training.crossval import CrossValidation
 
-from ..database.record import CONFIG, CURVES, CV, SEED
+from ..database import record
+from ..database.record import BASELINES, CONFIG, CURVES, CV, SEED
 from ..study import space
 from .artifacts import Checkpoints
 from .claims import Claim
@@ -44,15 +47,16 @@ def run(
         ClaimLostError: another worker took the trial over.
         TrialOutOfMemoryError: the trial was recorded as infeasible, and this process should exit to free its memory.
     """
+    if (entry := record.confirm(claim.trial)) is not None and "trial" not in entry:
+        return _baselines(claim, task, entry["split"])
     with claim.transaction():
         candidate = space.suggest(task.definition, claim.trial)
         config = space.to_dict(candidate)
         claim.trial.set_user_attr(CONFIG, config)
-        claim.trial.set_user_attr(SEED, task.seed(claim.trial.number))
+        claim.trial.set_user_attr(SEED, _seed(claim, task))
     try:
-        number = claim.trial.number
         rule = SameFoldsRule(task.definition, claim.trial, claim.trials_when_claimed)
-        cv = checkpoints.restore(claim, config, lambda: task.cross_validation(candidate, trial=number, device=device))
+        cv = checkpoints.restore(claim, config, lambda: _cross_validation(claim, task, candidate, device))
         with closing(cv.epochs()) as events:
             for event in events:
                 claim.progress(event.stage, event.epoch)
@@ -70,9 +74,37 @@ def run(
                 checkpoints.epoch_ended(claim, config, cv)
     except NonFiniteLossError as error:
         return _infeasible(claim, f"diverged: {error}")
+    except SplitError as error:
+        return _infeasible(claim, f"no fresh split: {error}")
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _out_of_memory(claim, error) from error
     return _complete(claim, cv)
+
+
+def _cross_validation(claim: Claim, task: StudyTask, candidate: CandidateConfig, device: str) -> CrossValidation:
+    """The trial, untrained: on the study's folds, or to confirm it on a fresh split, all folds in one stage."""
+    entry = record.confirm(claim.trial)
+    if entry is None:
+        return task.cross_validation(candidate, trial=claim.trial.number, device=device)
+    fresh = task.on_split(entry["split"])
+    return fresh.confirmation(candidate, seed=_seed(claim, task), epochs=entry["epochs"], device=device)
+
+
+def _seed(claim: Claim, task: StudyTask) -> int:
+    entry = record.confirm(claim.trial)
+    return task.seed(claim.trial.number) if entry is None else task.confirm_seed(entry["split"], entry["trial"])
+
+
+def _baselines(claim: Claim, task: StudyTask, split: int) -> TrialState:
+    """Score the baselines on a fresh split; the trial's value is the best of them."""
+    try:
+        scores = task.on_split(split).baselines()
+    except SplitError as error:
+        return _infeasible(claim, f"no fresh split: {error}")
+    best = max if METRICS[task.definition.search.metric].higher_is_better else min
+    value = best(scores[name] for name in record.baseline_names(scores))
+    claim.finish(TrialState.COMPLETE, value, attributes={BASELINES: scores})
+    return TrialState.COMPLETE
 
 
 def _report(claim: Claim, cv: CrossValidation) -> None:

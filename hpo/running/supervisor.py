@@ -46,6 +46,7 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
         slots: one process is started for each.
         print_line: called with every line that a worker writes, and with a line for every crash or restart.
         artifacts: where checkpoints are stored; default: from the workers' environment.
+        confirm_only: the workers do no trials of the search.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
         slots: Sequence[Slot],
         print_line: PrintLine,
         artifacts: str | None = None,
+        confirm_only: bool = False,
     ) -> None:
-        arguments = ["worker", str(study), "--trials", str(trials)]
+        arguments = ["worker", str(study), "--trials", str(trials), *(["--confirm-only"] if confirm_only else [])]
         environment = {"HPO_STORAGE": url, **({"HPO_ARTIFACTS": artifacts} if artifacts else {})}
         self._slots = [_Slot(arguments, environment, slot, print_line) for slot in slots]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any, cast
@@ -21,6 +21,7 @@ from sparse_evidence.core.models import REGISTRY, reads_text
 from sparse_evidence.core.seeding import stable_seed
 from sparse_evidence.core.splits import Folds, split
 from sparse_evidence.core.training.crossval import CrossValidation
+from sparse_evidence.core.training.resampling import fresh_folds
 
 from .. import DISTRIBUTION
 from ..study.definition import StudyDefinition
@@ -110,6 +111,37 @@ class StudyTask:
             criteria=self.criteria,
             seed=self.definition.search.seed if trial is None else self.seed(trial),
             device=device,
+        )
+
+    def on_split(self, split: int) -> StudyTask:
+        """The same data on a fresh split, which is the same for all configurations that are confirmed on it.
+
+        Raises:
+            SplitError: the posts cannot be split again.
+        """
+        return replace(self, folds=fresh_folds(self.corpus, self.folds, self.confirm_seed(split)))
+
+    def confirm_seed(self, split: int, trial: int | None = None) -> int:
+        """The seed of a fresh split's folds, or of a trial that is trained again on that split."""
+        return stable_seed(self.definition.search.seed, "confirm", split, *(() if trial is None else (trial,)))
+
+    def confirmation(
+        self, candidate: CandidateConfig, *, seed: int, epochs: int, device: str = "cpu"
+    ) -> CrossValidation:
+        """An untrained candidate, ready for training all folds together for a fixed number of epochs.
+
+        Nothing stops early and no epoch is chosen, so the folds' scores choose nothing.
+        """
+        return CrossValidation(
+            self.features(candidate.model),
+            self.folds,
+            candidate,
+            stages=[self.folds.count],
+            metric=self.definition.search.metric,
+            criteria=self.criteria,
+            seed=seed,
+            device=device,
+            fixed_epochs=epochs,
         )
 
     def seed(self, trial: int) -> int:

@@ -1,4 +1,4 @@
-"""One worker process: it runs one trial after another until the budget is spent or `stop` is set."""
+"""One worker process: it runs one trial after another until the budget is spent, confirms the result, or stops."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ import optuna
 import torch
 from optuna.trial import TrialState
 
+from ..database import record
 from ..database.claims_sql import Worker
 from ..database.connection import engine_of
 from ..database.record import REASON
 from ..errors import ClaimLostError, Exit
 from ..study.definition import StudyDefinition
-from . import claims, objective, process
+from . import claims, conclusions, confirming, objective, process
 from .artifacts import ArtifactStore, Checkpoints
 from .joining import join_study, measure_baselines
 from .reaper import Reaper
 from .slots import VISIBLE_DEVICES
-from .task import Progress, load_task
+from .task import Progress, StudyTask, load_task
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ POLL_SECONDS = 0.5
 
 RunTrial = Callable[[claims.Claim], TrialState | None]
 """Run a claimed trial; returns its final state, or None if it was released."""
+RunAll = Callable[[optuna.Study, int | None, Callable[[], bool]], None]
+"""Run the trials of a study: up to a budget or those that are queued, and again while a function returns True."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class WorkerOptions:
     """Number of this worker on its machine."""
     threads: int | None = None
     """CPU threads for torch; default: chosen by torch."""
+    confirm_only: bool = False
+    """Do no trials of the search: confirm the result of the `trials` that were finished first."""
 
 
 class StopRequestedError(Exception):
@@ -59,14 +64,14 @@ def work(
     stop: threading.Event,
     progress: Progress | None = None,
 ) -> Exit:
-    """Run trials until the study has `options.trials` finished ones, counting all workers, or `stop` is set.
+    """Run trials until the study has `options.trials` finished ones, counting all workers; then confirm its result.
 
     Args:
         definition: the study.
         url: its database.
         store: where checkpoints of unfinished trials are saved.
         options: the budget, and settings of this worker.
-        stop: once set, the current trial is checkpointed after its epoch and released.
+        stop: once set, the current trial is checkpointed after its epoch and released, and the worker ends.
         progress: called while texts are embedded.
 
     Returns:
@@ -99,20 +104,49 @@ def _run_trials(
 ) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     task = load_task(definition, device=device, progress=_stop_aware(stop, progress))
-    study = join_study(definition, task, url, trials=options.trials)
+    study = join_study(definition, task, url, trials=0 if options.confirm_only else options.trials)
     checkpoints = Checkpoints(store, every_seconds=definition.service.checkpoint_seconds)
-    queue = _claims(definition, study, options, device, checkpoints)
     measure_baselines(study, task)
     process.freeze_gc()
 
     def run_trial(claim: claims.Claim) -> TrialState | None:
         return objective.run(claim, task, checkpoints, device=device, stop=stop.is_set)
 
-    with Reaper(queue) as reaper:
-        _loop(queue, run_trial, stop)
-        if not stop.is_set():
-            reaper.reap()
-    measure_baselines(study, task)  # the process that measured them may have been killed
+    def run_all(searched: optuna.Study, budget: int | None, more: Callable[[], bool] = lambda: False) -> None:
+        queue = _claims(definition, searched, options, budget, device, checkpoints)
+        with Reaper(queue) as reaper:
+            _loop(queue, run_trial, stop, more)
+            if not stop.is_set():
+                reaper.reap()
+
+    if not options.confirm_only:
+        run_all(study, options.trials)
+        measure_baselines(study, task)  # the process that measured them may have been killed
+    _conclude(study, task, options, run_all, stop)
+
+
+def _conclude(
+    study: optuna.Study, task: StudyTask, options: WorkerOptions, run_all: RunAll, stop: threading.Event
+) -> None:
+    """Choose the ensemble of a finished search, and confirm the result."""
+    finished = options.trials if options.confirm_only else None
+    if conclusions.is_concluded(study, task.definition.confirm, finished):
+        return  # or another worker was started with a larger budget
+    _until_true(lambda: conclusions.conclude_search(study, task, finished), stop)
+    ensemble = record.ensemble(study)
+    if stop.is_set() or ensemble is None or task.definition.confirm.leaders == 0:
+        return
+    plan = confirming.make_plan(study, task.definition.confirm, ensemble)
+    confirm = confirming.open_confirming(study, plan)
+    run_all(confirm.child, None, confirm.advance)
+    if not stop.is_set():
+        _until_true(lambda: conclusions.conclude_confirming(confirm, task), stop)
+
+
+def _until_true(attempt: Callable[[], bool], stop: threading.Event) -> None:
+    """Repeat what another process may be doing until it is done or `stop` is set."""
+    while not stop.is_set() and not attempt():
+        stop.wait(POLL_SECONDS)
 
 
 def _stop_aware(stop: threading.Event, progress: Progress | None) -> Progress:
@@ -128,14 +162,19 @@ def _stop_aware(stop: threading.Event, progress: Progress | None) -> Progress:
 
 
 def _claims(
-    definition: StudyDefinition, study: optuna.Study, options: WorkerOptions, device: str, checkpoints: Checkpoints
+    definition: StudyDefinition,
+    study: optuna.Study,
+    options: WorkerOptions,
+    budget: int | None,
+    device: str,
+    checkpoints: Checkpoints,
 ) -> claims.Claims:
     service = definition.service
     gpu = os.environ.get(VISIBLE_DEVICES) if device == "cuda" else None
     return claims.Claims(
         engine_of(study),
         study,
-        budget=options.trials,
+        budget=budget,
         heartbeat_seconds=service.heartbeat_seconds,
         grace_seconds=service.grace_seconds,
         max_attempts=service.max_attempts,
@@ -146,7 +185,8 @@ def _claims(
     )
 
 
-def _loop(queue: claims.Claims, run_trial: RunTrial, stop: threading.Event) -> None:
+def _loop(queue: claims.Claims, run_trial: RunTrial, stop: threading.Event, more: Callable[[], bool]) -> None:
+    """Run trials until all are finished and `more`, which may queue others, returns False."""
     while not stop.is_set():
         match queue.claim():
             case claims.Claim() as claim:
@@ -154,7 +194,8 @@ def _loop(queue: claims.Claims, run_trial: RunTrial, stop: threading.Event) -> N
             case claims.Wait():
                 stop.wait(POLL_SECONDS * random.uniform(0.5, 1.5))
             case claims.Finished():
-                return
+                if not more():
+                    return
 
 
 def _run_claimed(claim: claims.Claim, run_trial: RunTrial) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sparse_evidence.core.config import ChunksConfig, SplitConfig
     from sparse_evidence.core.corpus.sources import Source
 
-    from .config import SearchConfig, ServiceConfig
+    from .config import ConfirmConfig, SearchConfig, ServiceConfig
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class StudyDefinition:
     training: tuple[Alternative, ...]
     """The specs of `[training]` with each model, by the model's name: default spaces differ."""
     loss: tuple[Alternative, ...]
+    confirm: ConfirmConfig
     service: ServiceConfig
 
     @property
@@ -53,7 +54,8 @@ class StudyDefinition:
     def canonical(self) -> dict[str, Any]:
         """Return the study's identity as JSON: everything that can change a trial's result.
 
-        Not part of it: where the file is, how the study is run (`[service]`) and for how long (`search.trials`).
+        Not part of it: where the file is, how the study is run (`[service]`), for how long (`search.trials`), and how
+        its result is confirmed (`[confirm]`).
         """
         search = asdict(self.search)
         del search["trials"]
@@ -80,7 +82,8 @@ def load(path: Path, *, environ: Mapping[str, str] = os.environ) -> StudyDefinit
     """Read and check a study file.
 
     `environ` may override the `[service]` table: `HPO_HEARTBEAT_SECONDS`, `HPO_GRACE_SECONDS`,
-    `HPO_CHECKPOINT_SECONDS`, `HPO_STALL_SECONDS`.
+    `HPO_CHECKPOINT_SECONDS`, `HPO_STALL_SECONDS`; and the `[confirm]` table: `HPO_CONFIRM_LEADERS`,
+    `HPO_CONFIRM_SPLITS`.
 
     Raises `DefinitionError`: why the file cannot be read, or every mistake in it.
     """

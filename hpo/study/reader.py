@@ -11,7 +11,7 @@ from typing import Any
 from sparse_evidence.core.config import LOSSES, MODELS, SOLVED, ChunksConfig, SplitConfig, TrainingConfig
 from sparse_evidence.core.errors import nearest
 
-from .config import PrunerConfig, SearchConfig, ServiceConfig
+from .config import ConfirmConfig, PrunerConfig, SearchConfig, ServiceConfig
 from .defaults import LOSS_SPACES, loss_space, model_space, training_space
 from .fields import (
     Alternative,
@@ -30,10 +30,11 @@ SpaceOf = Callable[[str], Mapping[str, ParameterSpec]]
 """The name of a model or of a loss to the specs of keys that the file does not mention."""
 
 NAME = r"[A-Za-z0-9._\-]{1,100}"
-_KEYS = ("name", "data", "chunks", "split", "search", "model", "training", "loss", "service")
+_KEYS = ("name", "data", "chunks", "split", "search", "model", "training", "loss", "confirm", "service")
 _OVERRIDES = {
     key: f"HPO_{key.upper()}" for key in ("heartbeat_seconds", "grace_seconds", "checkpoint_seconds", "stall_seconds")
 }
+CONFIRM_OVERRIDES = {"leaders": "HPO_CONFIRM_LEADERS", "splits": "HPO_CONFIRM_SPLITS"}
 
 
 def read_study(
@@ -52,6 +53,7 @@ def read_study(
         **inputs,
         "search": search,
         **_read_searched(document, problems, by_default=search is None or search.space == "default"),
+        "confirm": _read_confirm(document.get("confirm", {}), environ, problems),
         "service": _read_service(document.get("service", {}), environ, problems),
     }
 
@@ -267,23 +269,43 @@ def _place(key: str, table: object, number: int, registry: Mapping[str, type]) -
 def _read_service(table: object, environ: Mapping[str, str], problems: list[str]) -> ServiceConfig | None:
     before = len(problems)
     values = read_table(ServiceConfig, table, "[service]", problems)
-    overrides = {key: variable for key, variable in _OVERRIDES.items() if variable in environ}
-    for key, variable in overrides.items():
-        field = fields_of(ServiceConfig)[key]
-        try:
-            values[key] = check_value(field, float(environ[variable]))
-        except ValueError:
-            problems.append(f"{variable}: {shown(environ[variable])} is not allowed, give {field.allowed}")
+    overrides = _override(ServiceConfig, _OVERRIDES, float, values, environ, problems)
     if len(problems) > before:
         return None
     heartbeat, grace = values["heartbeat_seconds"], values["grace_seconds"]
     if grace <= heartbeat:
-        overridden = {"heartbeat_seconds", "grace_seconds"} & set(overrides)
+        overridden = {"heartbeat_seconds", "grace_seconds"} & overrides
         where = "HPO_GRACE_SECONDS" if overridden else "[service] grace_seconds"
         problems.append(
             f"{where}: {grace} seconds of grace must exceed the heartbeat of {heartbeat}, give several times that"
         )
     return ServiceConfig(**values)
+
+
+def _read_confirm(table: object, environ: Mapping[str, str], problems: list[str]) -> ConfirmConfig | None:
+    before = len(problems)
+    values = read_table(ConfirmConfig, table, "[confirm]", problems)
+    _override(ConfirmConfig, CONFIRM_OVERRIDES, int, values, environ, problems)
+    return ConfirmConfig(**values) if len(problems) == before else None
+
+
+def _override(
+    cls: type,
+    variables: Mapping[str, str],
+    parse: Callable[[str], float],
+    values: dict[str, Any],
+    environ: Mapping[str, str],
+    problems: list[str],
+) -> set[str]:
+    """Replace values of a table by those of environment variables that are set; returns the keys replaced."""
+    overrides = {key: variable for key, variable in variables.items() if variable in environ}
+    for key, variable in overrides.items():
+        field = fields_of(cls)[key]
+        try:
+            values[key] = check_value(field, parse(environ[variable]))
+        except ValueError:
+            problems.append(f"{variable}: {shown(environ[variable])} is not allowed, give {field.allowed}")
+    return set(overrides)
 
 
 # --- unknown keys -------------------------------------------------------------------------------------------------
@@ -311,6 +333,7 @@ def _tables_of_key(key: str) -> dict[str, str]:
         "split": SplitConfig,
         "search": SearchConfig,
         "training": TrainingConfig,
+        "confirm": ConfirmConfig,
         "service": ServiceConfig,
     }
     owners = {table: "" for table, cls in tables.items() if _has_field(cls, key)}

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from sparse_evidence.core.config import LOSSES, MODELS, ChunksConfig, SplitConfig, TrainingConfig
 
-from .config import PrunerConfig, SearchConfig, ServiceConfig
+from .config import ConfirmConfig, PrunerConfig, SearchConfig, ServiceConfig
 from .fields import Field, fields_of
 from .reader import NAME
 
@@ -25,7 +25,7 @@ def json_schema() -> dict[str, Any]:
     from sparse_evidence.core.corpus.sources import SOURCES
     from sparse_evidence.core.metrics import METRICS
 
-    plain = (ChunksConfig, SplitConfig, PrunerConfig, ServiceConfig, SearchConfig)
+    plain = (ChunksConfig, SplitConfig, PrunerConfig, ConfirmConfig, ServiceConfig, SearchConfig)
     tables = {cls.__name__: _table(cls) for cls in plain}
     tables["SearchConfig"]["properties"]["metric"]["enum"] = list(METRICS)
     tables["SearchConfig"]["properties"]["pruner"] = _ref(PrunerConfig)
@@ -48,6 +48,7 @@ def json_schema() -> dict[str, Any]:
             "model": _alternatives(MODELS),
             "training": _ref(TrainingConfig),
             "loss": _alternatives(LOSSES),
+            "confirm": _ref(ConfirmConfig),
             "service": _ref(ServiceConfig),
         },
         "$defs": tables,

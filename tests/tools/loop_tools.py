@@ -57,6 +57,10 @@ patience = {epochs}
 batch_size = 16
 learning_rate = {{ low = 1e-3, high = 3e-2, log = true }}
 
+[confirm]
+leaders = {leaders}
+splits = {splits}
+
 [service]
 heartbeat_seconds = {heartbeat}
 grace_seconds = {grace}
@@ -65,6 +69,7 @@ checkpoint_seconds = {checkpoint}
 stall_seconds = {stall}
 """
 DEFAULTS = {"name": "tiny", "data_seed": 0, "fold_seed": 0, "trials": 3, "pruner": "none", "k": 2, "epochs": 4,
+            "leaders": 0, "splits": 2,
             "heartbeat": 0.3, "grace": 1.5, "attempts": 3, "checkpoint": 0, "stall": 60}  # fmt: skip
 
 

@@ -162,6 +162,7 @@ def status(**changed: object) -> dict[str, object]:
                    "running": 1, "released": 0},
         "best": {"value": 0.4971, "trial": 3, "params": {}}, "baselines": {"linear": 0.4589, "mean_prevalence": 0.2},
         "pace": {"trials_per_hour": 45.0, "seconds_left": 840.0},
+        "confirming": None,
     } | changed  # fmt: skip
 
 
@@ -199,6 +200,12 @@ def test_a_status_shows_released_trials_as_released():
     text = drawn(tables.status_table(state))
     assert "8 complete, 4 pruned, 0 running, 1 released" in text
     assert "ago" not in text
+
+
+def test_a_status_shows_how_far_confirming_is():
+    confirming = {"study": "quickstart/confirm", "finished": 23, "planned": 44}
+    assert "confirming: 23 of 44 trained" in drawn(tables.status_table(status(confirming=confirming)))
+    assert "confirming" not in drawn(tables.status_table(status()))
 
 
 # --- text for values --------------------------------------------------------------------------------------------------

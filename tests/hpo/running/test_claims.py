@@ -502,3 +502,18 @@ def test_a_claim_that_was_never_entered_can_be_finished(claims: Callable[..., Cl
     mine = claims(budget=1)
     claimed(mine).finish(TrialState.COMPLETE, 1.0)
     assert mine.study.best_value == 1.0
+
+
+def test_without_a_budget_only_queued_trials_are_started(claims: Any) -> None:
+    worker = claims(budget=None)
+    assert isinstance(worker.claim(), Finished)
+    for x in (0.25, 0.75):
+        worker.study.enqueue_trial({"x": x})
+    first, second = claimed(worker), claimed(worker)
+    assert [claim.trial.suggest_float("x", 0, 1) for claim in (first, second)] == [0.25, 0.75]
+    assert isinstance(worker.claim(), Wait)
+    for claim in (first, second):
+        claim.finish(TrialState.COMPLETE, 1.0)
+    finished = worker.claim()
+    assert isinstance(finished, Finished)
+    assert finished.counts.complete == 2

@@ -12,6 +12,7 @@ import pytest
 from sparse_evidence.hpo.database.claims_sql import Counts
 from sparse_evidence.hpo.database.connection import engine_of
 from sparse_evidence.hpo.errors import Exit
+from sparse_evidence.hpo.running.confirming import Progress
 from sparse_evidence.hpo.running.launcher import Outcome, run_slots, run_study, start_study
 from sparse_evidence.hpo.running.slots import Slot
 from sparse_evidence.hpo.study.definition import load
@@ -27,11 +28,15 @@ class Recorder:
     def __init__(self) -> None:
         self.scores: list[Mapping[str, Any] | None] = []
         self.counted: list[Counts] = []
+        self.confirmed: list[Progress] = []
         self.lines: list[str] = []
         self.stopped = False
 
     def baselines(self, scores: Mapping[str, Any] | None) -> None:
         self.scores.append(scores)
+
+    def confirming(self, progress: Progress) -> None:
+        self.confirmed.append(progress)
 
     def counts(self, counts: Counts) -> None:
         self.counted.append(counts)
@@ -48,10 +53,11 @@ def test_a_study_is_run_and_then_has_nothing_to_do(database):
     first, second = Recorder(), Recorder()
     assert run_study(started, first, workers=1) == Outcome(Exit.DONE, finished=3, trials=3, workers=1)
     assert first.counted[-1].finished == 3
+    assert first.confirmed[-1].finished == first.confirmed[-1].planned > 0
     assert first.scores == [started.task.baselines()]
     assert (first.lines, first.stopped) == ([], False)
     assert run_study(started, second, workers=1) == Outcome(Exit.DONE, finished=3, trials=3, workers=0)
-    assert (second.scores, second.counted) == (first.scores, [])
+    assert (second.scores, second.counted, second.confirmed) == (first.scores, [], [])
     engine_of(started.study).dispose()
 
 

@@ -1,0 +1,143 @@
+"""What is confirmed: rounds of successive halving, and who wins on fresh splits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from sparse_evidence.hpo.database.record import BASELINES, CONFIRM, REASON
+from sparse_evidence.hpo.running import conclusions
+from sparse_evidence.hpo.running.confirming import Entry, Plan, dropped_out, leaders_left, next_round, planned, rounds
+
+LEADERS = tuple(range(10, 18))
+PLAN = Plan(
+    finished=40, leaders=LEADERS, members=(10, 11, 30), default=0, splits=4,
+    epochs={str(number): number for number in (0, *LEADERS, 30)},
+)  # fmt: skip
+
+
+def finished(
+    entries: list[Entry], values: dict[int, float] | None = None, fail: tuple[int, ...] = ()
+) -> list[FrozenTrial]:
+    """The trials of a round, each with its value; those of configurations in `fail` are infeasible."""
+    return [
+        optuna.create_trial(state=TrialState.FAIL, user_attrs={CONFIRM: entry, REASON: "diverged"})
+        if entry.get("trial") in fail
+        else optuna.create_trial(value=(values or {}).get(entry.get("trial", -1), 0.1), user_attrs={CONFIRM: entry})
+        for entry in entries
+    ]
+
+
+def run_all(plan: Plan, values: dict[int, float], *, maximize: bool = True) -> list[list[Entry]]:
+    """The rounds of a whole plan."""
+    trials: list[FrozenTrial] = []
+    played = []
+    while entries := next_round(plan, trials, maximize=maximize):
+        assert planned(plan, trials, maximize=maximize) >= len(trials) + len(entries)
+        played.append(entries)
+        trials += finished(entries, values)
+        assert planned(plan, trials, maximize=maximize) >= len(trials)
+    assert planned(plan, trials, maximize=maximize) == len(trials)
+    return played
+
+
+@pytest.mark.parametrize(
+    ("leaders", "splits", "expected"),
+    [
+        (8, 4, [(8, [0]), (4, [1]), (2, [2, 3])]),
+        (8, 2, [(8, [0]), (4, [1])]),
+        (8, 1, [(8, [0])]),
+        (5, 6, [(5, [0]), (3, [1]), (2, [2, 3, 4, 5])]),
+        (2, 3, [(2, [0, 1, 2])]),
+        (1, 3, [(1, [0, 1, 2])]),
+    ],
+)
+def test_leaders_are_halved_until_two_share_the_remaining_splits(leaders, splits, expected):
+    assert [(count, list(of)) for count, of in rounds(leaders, splits)] == expected
+
+
+def test_the_better_half_goes_on_and_the_others_are_always_there():
+    values = {number: number / 100 for number in LEADERS}
+    first, second, third = run_all(PLAN, values)
+    trained = [{entry["trial"] for entry in entries if "trial" in entry} for entries in (first, second, third)]
+    always = {0, 10, 11, 30}
+    assert trained == [{*LEADERS, *always}, {14, 15, 16, 17, *always}, {16, 17, *always}]
+    assert [sorted({entry["split"] for entry in entries}) for entries in (first, second, third)] == [[0], [1], [2, 3]]
+    assert sum("baselines" in entry for entries in (first, second, third) for entry in entries) == 4
+    assert all(entry["epochs"] == entry["trial"] for entry in first if "trial" in entry)
+    assert [entry["round"] for entry in third] == [2] * len(third)
+    downwards = run_all(PLAN, values, maximize=False)
+    assert {entry["trial"] for entry in downwards[2] if "trial" in entry} == {10, 11, 0, 30}
+
+
+def test_the_order_counts_all_splits_so_far_and_of_equals_the_first_leader():
+    trials = finished(next_round(PLAN, [], maximize=True), dict.fromkeys(LEADERS, 0.5))
+    assert leaders_left(PLAN, trials, 1, maximize=True) == LEADERS[:4]
+    trials += finished(next_round(PLAN, trials, maximize=True), {10: 0.2, 11: 0.4, 12: 0.3, 13: 0.1})
+    assert leaders_left(PLAN, trials, 2, maximize=True) == (11, 12)
+
+
+def test_what_cannot_be_trained_drops_out_with_its_reason():
+    trials = finished(next_round(PLAN, [], maximize=True), {number: 1.0 - number / 100 for number in LEADERS}, (10, 30))
+    assert dropped_out(trials) == {10: "diverged", 30: "diverged"}
+    second = next_round(PLAN, trials, maximize=True)
+    assert {entry["trial"] for entry in second if "trial" in entry} == {11, 12, 13, 14, 0}
+    everything = finished(next_round(PLAN, [], maximize=True), fail=(0, *LEADERS, 30))
+    assert next_round(PLAN, everything, maximize=True) == [{"baselines": True, "split": 1, "round": 1}]
+
+
+def test_candidates_are_scored_on_every_split_or_not_at_all():
+    plan = Plan(finished=3, leaders=(1, 2), members=(1, 2), default=0, splits=2, epochs={"0": 1, "1": 1, "2": 1})
+    entries = next_round(plan, [], maximize=True)
+    trials = finished(entries, {0: 0.3, 1: 0.4}, fail=(2,))
+    for trial in trials:
+        if "baselines" in trial.user_attrs[CONFIRM]:
+            trial.user_attrs[BASELINES] = {"linear": 0.2, "linear_folds": [0.1, 0.3], "mean_prevalence": 0.2}
+    assert conclusions.candidate_scores(plan, trials) == {
+        "1": [0.4, 0.4], "default": [0.3, 0.3], "linear": [0.2, 0.2],
+    }  # fmt: skip
+
+
+# --- the winner -------------------------------------------------------------------------------------------------------
+
+WINNERS: dict[str, tuple[dict[str, list[float]], str]] = {
+    "the best mean": ({"ensemble": [0.5, 0.6], "3": [0.4, 0.5], "default": [0.3, 0.4]}, "ensemble"),
+    "a baseline as good as the ensemble": ({"ensemble": [0.50, 0.60], "linear": [0.49, 0.605]}, "linear"),
+    "the simplest of those as good": (
+        {"ensemble": [0.5, 0.6], "default": [0.51, 0.589], "retrieval": [0.51, 0.589], "linear": [0.4, 0.5]},
+        "retrieval",
+    ),
+    "a single trial does not displace the ensemble": ({"ensemble": [0.5, 0.6], "3": [0.5, 0.599]}, "ensemble"),
+    "a single trial that is better does": ({"ensemble": [0.5, 0.6], "3": [0.6, 0.7]}, "3"),
+    "a baseline that is best": ({"ensemble": [0.5, 0.6], "linear": [0.6, 0.7], "retrieval": [0.7, 0.8]}, "retrieval"),
+    "a difference that is the same on all splits": ({"ensemble": [0.5, 0.75], "default": [0.375, 0.625]}, "ensemble"),
+    "one split": ({"ensemble": [0.5], "default": [0.4]}, "ensemble"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WINNERS)
+def test_the_winner(case):
+    scores, winner = WINNERS[case]
+    assert conclusions.choose(scores, maximize=True)[0] == winner
+    negative = {name: [-value for value in values] for name, values in scores.items()}
+    assert conclusions.choose(negative, maximize=False)[0] == winner
+
+
+def test_the_reason_says_why_in_words():
+    best: Any = {"ensemble": [0.5, 0.6], "zero_shot": [0.1, 0.1]}
+    assert conclusions.choose(best, maximize=True)[1] == "the ensemble has the best mean on 2 fresh splits (0.5500)"
+    assert conclusions.choose({"3": [0.5], "default": [0.5]}, maximize=True)[1] == (
+        "the default configuration is simpler than trial 3 and as good within one standard error on 1 fresh split "
+        "(difference 0.0000, standard error 0.0000)"
+    )
+    assert conclusions.choose({}, maximize=True) == (None, "nothing could be trained on fresh splits")
+
+
+def test_intervals_are_students():
+    found = conclusions.summary([0.50, 0.52, 0.51, 0.53])
+    assert found["mean"] == pytest.approx(0.515)
+    assert found["interval"] == pytest.approx([0.4944574, 0.5355426], abs=1e-6)
+    assert conclusions.summary([0.5]) == {"mean": 0.5, "interval": None}
