@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -59,6 +61,7 @@ class Retrieval(SolvedModel):
         *,
         seed: int,  # noqa: ARG003  (the solution has no randomness)
         folds: Sequence[int],  # noqa: ARG003
+        train: Sequence[npt.NDArray[np.int64]],  # noqa: ARG003
     ) -> Retrieval:
         """The model for a corpus; the other arguments are those of the class."""
         return cls(config, torch.from_numpy(features.criteria), prior)
