@@ -107,7 +107,9 @@ def train(
 ) -> tuple[list[FoldStack | SolvedStack], Probabilities, int]:
     """Train all folds together until they are stale; return stacks, out-of-fold predictions and epoch of the best."""
     stack = make_stack(features, data.folds, range(data.folds.count), candidate, seed=0)
-    stacks = list(stack.stacks) if isinstance(stack, FoldRow) else [cast("FoldStack | SolvedStack", stack)]
+    stacks: list[FoldStack | SolvedStack] = (
+        list(stack.stacks) if isinstance(stack, FoldRow) else [cast("FoldStack | SolvedStack", stack)]
+    )
     epochs = stack.max_epochs or candidate.training.epochs
     curve: list[float] = []
     best: Probabilities = np.full(data.corpus.labels.shape, np.nan)
