@@ -1,4 +1,4 @@
-"""IRIS, ABMIL, linear and token on the editorials: the same folds, one Markdown table, intervals over groups.
+"""All models on the editorials: the same folds, one Markdown table, intervals over groups.
 
     python -m benchmarks.compare_models              # all models; most of the time is for token
     python -m benchmarks.compare_models --no-token   # under a minute on one core
@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sparse_evidence.core import evaluation, explain, metrics
+from sparse_evidence.core import baselines, evaluation, explain, metrics
 from sparse_evidence.core.config import (
     AbmilConfig,
     BCEConfig,
@@ -33,6 +33,7 @@ from sparse_evidence.core.config import (
     ChunksConfig,
     IrisConfig,
     LinearConfig,
+    RetrievalConfig,
     SplitConfig,
     TokenConfig,
     TrainingConfig,
@@ -40,12 +41,11 @@ from sparse_evidence.core.config import (
 from sparse_evidence.core.corpus.data import Corpus
 from sparse_evidence.core.corpus.editorials import EditorialsSource
 from sparse_evidence.core.corpus.synthetic import SyntheticSource
-from sparse_evidence.core.features.bags import mean_embeddings
 from sparse_evidence.core.features.chunks import Chunks, chunk, evidence_mask
 from sparse_evidence.core.features.encoders import locate
 from sparse_evidence.core.features.views import EmbeddedCorpus, Features, TextCorpus, embed_corpus, text_corpus
-from sparse_evidence.core.models.linear import fit_linear_baseline, linear_baseline
 from sparse_evidence.core.splits import Folds, split
+from sparse_evidence.core.training.solved import SolvedStack
 from sparse_evidence.core.training.stack import FoldRow, FoldStack, make_stack
 from sparse_evidence.core.training.stopping import best_index, is_stale
 
@@ -64,10 +64,6 @@ class Data:
     folds: Folds
     evidence: npt.NDArray[np.bool_]
     """[chunks, criteria]: the chunk is evidence for the criterion."""
-
-    @property
-    def means(self) -> npt.NDArray[np.float32]:
-        return mean_embeddings(self.embedded.embeddings, self.embedded.offsets)
 
     def text(self, encoder: str) -> TextCorpus:
         return text_corpus(self.corpus, locate(encoder))
@@ -106,14 +102,19 @@ def value(data: Data, probabilities: Probabilities, rows: npt.NDArray[np.int64] 
     return float(np.mean([metrics.score(METRIC, data.corpus.labels[part], probabilities[part]) for part in parts]))
 
 
-def train(candidate: CandidateConfig, features: Features, data: Data) -> tuple[list[FoldStack], Probabilities, int]:
+def train(
+    candidate: CandidateConfig, features: Features, data: Data
+) -> tuple[list[FoldStack | SolvedStack], Probabilities, int]:
     """Train all folds together until they are stale; return stacks, out-of-fold predictions and epoch of the best."""
     stack = make_stack(features, data.folds, range(data.folds.count), candidate, seed=0)
-    stacks = list(stack.stacks) if isinstance(stack, FoldRow) else [cast("FoldStack", stack)]
+    stacks: list[FoldStack | SolvedStack] = (
+        list(stack.stacks) if isinstance(stack, FoldRow) else [cast("FoldStack | SolvedStack", stack)]
+    )
+    epochs = stack.max_epochs or candidate.training.epochs
     curve: list[float] = []
     best: Probabilities = np.full(data.corpus.labels.shape, np.nan)
     best_states: list[dict[str, torch.Tensor]] = []
-    while len(curve) < candidate.training.epochs and not is_stale(curve, candidate.training.patience):
+    while len(curve) < epochs and not is_stale(curve, candidate.training.patience):
         stack.advance()
         probabilities = np.full_like(best, np.nan)
         for fold, logits in enumerate(stack.validate()[0]):
@@ -147,15 +148,6 @@ def compare(name: str, candidate: CandidateConfig, data: Data) -> Row:
     return Row(name, probabilities, explain.concatenate(attributions), seconds, epoch)
 
 
-def baseline(data: Data) -> Row:
-    started = time.perf_counter()
-    probabilities = linear_baseline(data.means, data.embedded.labels, data.folds)
-    model = fit_linear_baseline(data.means, data.embedded.labels, data.folds)
-    validation = [data.folds.validation(fold) for fold in range(data.folds.count)]
-    attribution = explain.concatenate(explain.attribute(model, data.embedded, validation))
-    return Row("linear baseline", probabilities, attribution, time.perf_counter() - started, None)
-
-
 def line(row: Row, reference: Row, data: Data, repeats: int) -> str:
     """Return a line of the table, with intervals over groups."""
     rows = np.flatnonzero(data.folds.assignment >= 0)
@@ -163,7 +155,7 @@ def line(row: Row, reference: Row, data: Data, repeats: int) -> str:
     threshold = metrics.best_threshold(labels[rows], probabilities[rows])
     hits = explain.evidence_hits(row.attribution, data.evidence, labels)
     attention_hits = explain.evidence_hits(row.attribution, data.evidence, labels, by="attention")
-    attends = row.name in {"abmil", "iris"}
+    attends = row.name in {"retrieval", "abmil", "iris"}
 
     def f1(posts: npt.NDArray[np.int64]) -> float:
         return float(metrics.f1(metrics.confusion(labels[posts], probabilities[posts], threshold).pooled())[0])
@@ -205,14 +197,20 @@ def main() -> None:
     data = load_data(arguments.data)
     candidates = {
         name: CandidateConfig(config, TrainingConfig(), BCEConfig())
-        for name, config in (("linear", LinearConfig()), ("abmil", AbmilConfig()), ("iris", IrisConfig()))
+        for name, config in (
+            ("linear", LinearConfig()),
+            ("retrieval", RetrievalConfig()),
+            ("abmil", AbmilConfig()),
+            ("iris", IrisConfig()),
+        )
     }
     if not arguments.no_token:
         candidates["token"] = token_candidate()
-    table = [baseline(data), *(compare(name, candidate, data) for name, candidate in candidates.items())]
+    table = [compare(name, candidate, data) for name, candidate in candidates.items()]
 
     scored = data.folds.assignment >= 0
-    baselines = metrics.baselines(data.corpus.labels, data.folds.assignment)
+    without_text = metrics.baselines(data.corpus.labels, data.folds.assignment)
+    chance = baselines.chance(data.corpus.labels, data.folds, METRIC)
     hits = explain.evidence_hits(table[0].attribution, data.evidence, data.corpus.labels)
     print(
         f"{scored.sum()} posts of {arguments.data}, {len(data.corpus.criteria)} criteria, {data.folds.count} folds, "
@@ -222,8 +220,7 @@ def main() -> None:
     print("| model | average precision | gain over linear | F1 | evidence | by attention | epochs | training |")
     print("|---|---|---|---|---|---|---|---|")
     print(
-        f"| without the text | {baselines['mean_prevalence']:.3f} | | {baselines['criterion_only_f1']:.3f} "
-        f"| {hits.expected:.2f} | | | |"
+        f"| without the text | {chance:.3f} | | {without_text['criterion_only_f1']:.3f} | {hits.expected:.2f} | | | |"
     )
     for row in table:
         print(line(row, table[0], data, arguments.repeats))

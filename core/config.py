@@ -124,10 +124,31 @@ class TokenConfig:
 
 @dataclass(frozen=True)
 class LinearConfig:
-    """Logistic regression on the mean chunk embedding of a post: the baseline that every other model should beat."""
+    """Logistic regression on the mean chunk embedding of a post; solved, so `[training]` and `[loss]` do not apply."""
 
     name: Literal["linear"] = "linear"
     encoder: str = DEFAULT_ENCODER
+    """A sentence-transformers name or a local folder; frozen."""
+    C: Positive = 3.0
+    """Inverse strength of the L2 penalty, as in scikit-learn: larger fits the training posts more closely."""
+
+
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """Logistic regression on the mean embedding and the similarities of the nearest chunks; solved, as `linear` is."""
+
+    name: Literal["retrieval"] = "retrieval"
+    encoder: str = DEFAULT_ENCODER
+    """A sentence-transformers name or a local folder; frozen."""
+    C: Positive = 0.001
+    """Inverse strength of the L2 penalty, as in scikit-learn, on standardised inputs."""
+    top_k: Annotated[int, Interval(ge=1, le=16)] = 3
+    """How many of a post's highest similarities to each criterion are used; a post with fewer chunks repeats its
+    lowest."""
+    similarity_weight: NonNegative = 4.0
+    """Standardised similarities are multiplied by this, the mean embedding is not; 0 leaves the similarities out."""
+    pooling: Literal["each", "mean"] = "each"
+    """`each`: every one of the `top_k` similarities is an input, the highest first. `mean`: their mean is one."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +201,7 @@ class LogitAdjustedConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How one candidate is trained; AdamW throughout."""
+    """How one candidate is trained, by AdamW; solved models (`linear`, `retrieval`) use none of it."""
 
     epochs: Annotated[int, Interval(ge=1, le=10_000)] = 40
     patience: Count = 6
@@ -198,7 +219,7 @@ class TrainingConfig:
     """Optimizer steps over which the learning rate rises linearly from zero."""
 
 
-EmbeddingModelConfig = IrisConfig | AbmilConfig | LinearConfig
+EmbeddingModelConfig = IrisConfig | AbmilConfig | LinearConfig | RetrievalConfig
 """Models on chunk embeddings of a frozen encoder; their folds train as one batched model."""
 ModelConfig = EmbeddingModelConfig | TokenConfig
 LossConfig = BCEConfig | WeightedBCEConfig | FocalConfig | AsymmetricConfig | LogitAdjustedConfig
@@ -207,6 +228,7 @@ MODELS: dict[str, type[ModelConfig]] = {
     "iris": IrisConfig,
     "abmil": AbmilConfig,
     "linear": LinearConfig,
+    "retrieval": RetrievalConfig,
     "token": TokenConfig,
 }
 LOSSES: dict[str, type[LossConfig]] = {

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..config import AbmilConfig, IrisConfig, LinearConfig, ModelConfig, TokenConfig
+from ..config import AbmilConfig, IrisConfig, LinearConfig, ModelConfig, RetrievalConfig, TokenConfig
 from ..features.bags import ChunkBags, MeanBags
 from ..features.tokens import TokenPosts
 from ..features.views import EmbeddedCorpus, Features, TextCorpus
@@ -19,6 +19,8 @@ from .abmil import Abmil
 from .base import Inputs, Model
 from .iris import Iris
 from .linear import Linear
+from .retrieval import Retrieval
+from .solved import SolvedModel
 from .token import Token
 
 Device = torch.device | str
@@ -44,6 +46,11 @@ class ModelEntry:
         """True if its features are the texts (`TextCorpus`) rather than their embeddings (`EmbeddedCorpus`)."""
         return self.features is TextCorpus
 
+    @property
+    def solved(self) -> bool:
+        """True if its weights are the solution of a convex problem: no epochs, no seeds, always the log-loss."""
+        return issubclass(self.model, SolvedModel)
+
 
 def _chunk_bags(_: ModelConfig, features: EmbeddedCorpus, device: Device) -> ChunkBags:
     return features.bags.chunks(device)
@@ -61,6 +68,7 @@ REGISTRY = {
     "iris": ModelEntry(IrisConfig, Iris, EmbeddedCorpus, _chunk_bags),
     "abmil": ModelEntry(AbmilConfig, Abmil, EmbeddedCorpus, _chunk_bags),
     "linear": ModelEntry(LinearConfig, Linear, EmbeddedCorpus, _mean_bags),
+    "retrieval": ModelEntry(RetrievalConfig, Retrieval, EmbeddedCorpus, _chunk_bags),
     "token": ModelEntry(TokenConfig, Token, TextCorpus, _token_posts),
 }
 """Every model by the `name` of its configuration."""
@@ -74,6 +82,11 @@ def reads_text(config: ModelConfig) -> bool:
 def fuses_folds(config: ModelConfig) -> bool:
     """True if several folds of this model can train as one batched model."""
     return REGISTRY[config.name].fuses_folds
+
+
+def is_solved(config: ModelConfig) -> bool:
+    """True if this model is solved rather than trained: `[training]`, `[loss]` and seeds do not apply to it."""
+    return REGISTRY[config.name].solved
 
 
 def prior_log_odds(labels: npt.NDArray[np.int8], train: Sequence[npt.NDArray[np.int64]]) -> Tensor:

@@ -119,8 +119,6 @@ class CrossValidation:
         self.criteria = tuple(criteria)
         self.seed = seed
         self.fixed_epochs = fixed_epochs
-        self.longest = fixed_epochs or candidate.training.epochs
-        """Epochs after which a stage stops at the latest."""
         fold_ends = np.cumsum(stages)
         self.stages = tuple(
             Stage(
@@ -129,6 +127,9 @@ class CrossValidation:
             )
             for number, (size, end) in enumerate(zip(stages, map(int, fold_ends), strict=True))
         )
+        longest = fixed_epochs or candidate.training.epochs
+        self.longest = min(longest, self.stages[0].stack.max_epochs or longest)
+        """Epochs after which a stage stops at the latest; models that are solved have one."""
 
     def epochs(self) -> Generator[CvEpoch]:
         """The remaining epochs, each computed when it is requested.

@@ -1,9 +1,10 @@
 """The folds of a stage: they advance together, and no fold depends on another.
 
 A `FoldStack` trains its folds as one batched model; a `FoldRow` holds one stack per fold, for models that cannot be
-batched over folds. Both have the interface `Stack`, and `make_stack` chooses. The batches, initial weights and dropout
-of a fold do not depend on the other folds of its stack. Folds therefore give the same results whether they train
-together, one after the other, or after an interruption (bit for bit where the arithmetic is the same).
+batched over folds; a `SolvedStack` solves its folds. All have the interface `Stack`, and `make_stack` chooses. The
+batches, initial weights and dropout of a fold do not depend on the other folds of its stack. Folds therefore give the
+same results whether they train together, one after the other, or after an interruption (bit for bit where the
+arithmetic is the same).
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from ..config import CandidateConfig
 from ..errors import NonFiniteLossError
 from ..features.views import Features
 from ..losses import make_loss
-from ..models import build_model, fuses_folds
+from ..models import build_model, fuses_folds, is_solved
 from ..seeding import numpy_generator, stable_seed
 from ..splits import Folds
 from .batches import Batch
 from .engine import Engine, EpochEnd
 from .optimizer import linear_warmup, make_optimizer
+from .solved import SolvedStack
 
 Posts = npt.NDArray[np.int64]
 FoldLogits = list[npt.NDArray[np.float32]]
@@ -48,6 +50,8 @@ class Stack(Protocol):
 
     warmup_epochs: int
     """Number of epochs at the beginning in which a warm-up slows learning down."""
+    max_epochs: int | None
+    """The epoch after which nothing changes any more: 1 for solved models. None: there is none."""
 
     @property
     def epoch(self) -> int:
@@ -81,9 +85,13 @@ def make_stack(
 ) -> Stack:
     """Build the folds `fold_ids` as one batched model if the model allows it, else as a row of models.
 
+    A model that is solved rather than trained gets a `SolvedStack`.
+
     The arguments are those of `FoldStack`. Without `fuse` the result is always a row: slower, and the reference that
     fused folds are compared with.
     """
+    if is_solved(candidate.model):
+        return SolvedStack(features, folds, fold_ids, candidate, seed=seed, device=device)
     if fuse and fuses_folds(candidate.model):
         return FoldStack(features, folds, fold_ids, candidate, seed=seed, device=device)
     return FoldRow([FoldStack(features, folds, [fold], candidate, seed=seed, device=device) for fold in fold_ids])
@@ -102,6 +110,8 @@ class FoldStack:
         max_posts_per_pass: posts of a fold that fit into memory in one forward and backward pass; default: the
             model's own limit.
     """
+
+    max_epochs: int | None = None
 
     def __init__(
         self,
@@ -248,6 +258,8 @@ class FoldRow:
     Args:
         stacks: stacks of one fold that have finished the same number of epochs.
     """
+
+    max_epochs: int | None = None
 
     def __init__(self, stacks: Sequence[FoldStack]) -> None:
         self.stacks = tuple(stacks)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from sparse_evidence.core.features.chunks import share_within
 from sparse_evidence.core.features.retrieval import near_duplicates
-from sparse_evidence.core.models import fuses_folds
+from sparse_evidence.core.models import fuses_folds, is_solved
 
 from ..running.task import Progress, StudyTask, load_task
 from ..study import space
@@ -164,12 +164,13 @@ def _retrieved(definition: StudyDefinition) -> list[int]:
 def _cost(task: StudyTask, clock: Clock) -> Cost:
     definition = task.definition
     seconds = probe_epoch(task, clock=clock)
-    training = space.suggest(definition, _default_trial(definition)).training
+    candidate = space.suggest(definition, _default_trial(definition))
+    epochs = 1 if is_solved(candidate.model) else candidate.training.epochs
     trials = definition.search.trials
     return Cost(
         epoch_seconds=seconds,
-        shortest_seconds=trials * min(training.patience + 1, training.epochs) * seconds,
-        longest_seconds=trials * training.epochs * seconds,
+        shortest_seconds=trials * min(candidate.training.patience + 1, epochs) * seconds,
+        longest_seconds=trials * epochs * seconds,
     )
 
 

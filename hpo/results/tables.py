@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from .plan import Criterion, NearDuplicates, Plan
     from .status import StudyStatus
 
-BASELINE_NAMES = {"linear": "linear", "mean_prevalence": "prevalence (mean)"}
+BASELINE_NAMES = {"retrieval": "retrieval", "linear": "linear", "zero_shot": "zero-shot", "chance": "chance"}
+"""What the stored baselines are called, in the order in which they are shown."""
+_EXPLANATIONS = {
+    "retrieval": "logistic regression on similarities and mean embeddings",
+    "linear": "logistic regression on mean embeddings",
+    "zero_shot": "similarity to the criterion's text, without labels",
+    "chance": "without reading the posts",
+}
 
 # --- text for values --------------------------------------------------------------------------------------------------
 
@@ -62,11 +69,18 @@ def confirming_text(finished: int, planned: int) -> str:
 
 
 def baselines_text(metric: str, baselines: Mapping[str, Any] | None) -> str:
-    """`linear 0.4589, prevalence (mean) 0.2005`: the baselines' scores in the study's metric."""
+    """`retrieval 0.5010, linear 0.4579, chance 0.2407`: the baselines' scores in the study's metric."""
     if not baselines:
         return "not measured yet"
-    names = BASELINE_NAMES if metric == "average_precision" else {"linear": BASELINE_NAMES["linear"]}
-    return ", ".join(f"{name} {number(baselines[key])}" for key, name in names.items() if key in baselines)
+    return ", ".join(f"{name} {number(score)}" for _, name, score in _shown_baselines(metric, baselines))
+
+
+def _shown_baselines(metric: str, baselines: Mapping[str, Any]) -> list[tuple[str, str, float]]:
+    """(key, name, score) of every baseline that was measured, in the order in which they are shown."""
+    shown = [(key, name, baselines[key]) for key, name in BASELINE_NAMES.items() if key in baselines]
+    if "chance" not in baselines and metric == "average_precision" and "mean_prevalence" in baselines:
+        shown.append(("mean_prevalence", "prevalence (mean)", baselines["mean_prevalence"]))  # an older database
+    return shown
 
 
 # --- the result -------------------------------------------------------------------------------------------------------
@@ -94,11 +108,23 @@ def result_table(best: BestResult, where: str) -> RenderableType:
 
 
 def _add_baselines(table: Table, metric: str, baselines: Mapping[str, Any]) -> None:
-    if "linear" in baselines:
-        table.add_row("linear baseline", f"{number(baselines['linear'])} (logistic regression on mean embeddings)")
-        table.add_row("its folds", _numbers(baselines["linear_folds"]))
-    if metric == "average_precision" and "mean_prevalence" in baselines:
-        table.add_row("prevalence (mean)", number(baselines["mean_prevalence"]))
+    """A row for each baseline, and the folds of the best one below its row."""
+    shown = _shown_baselines(metric, baselines)
+    best = best_baseline(metric, baselines)
+    for key, name, score in shown:
+        explanation = f" ({_EXPLANATIONS[key]})" if key in _EXPLANATIONS else ""
+        table.add_row(name if " " in name else f"{name} baseline", f"{number(score)}{explanation}")
+        if key == best:
+            table.add_row("its folds", _numbers(baselines[f"{key}_folds"]))
+
+
+def best_baseline(metric: str, baselines: Mapping[str, Any]) -> str | None:
+    """The key of the baseline with the best score among those scored on each fold; None if there is none."""
+    from sparse_evidence.core.metrics import METRICS
+
+    scored = [key for key in BASELINE_NAMES if key in baselines and f"{key}_folds" in baselines]
+    sign = 1.0 if METRICS[metric].higher_is_better else -1.0
+    return max(scored, key=lambda key: sign * baselines[key], default=None)
 
 
 def _without_text(baselines: Mapping[str, Any]) -> str:

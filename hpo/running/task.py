@@ -9,18 +9,15 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from sparse_evidence.core import metrics
+from sparse_evidence.core import baselines, metrics
 from sparse_evidence.core.config import DEFAULT_ENCODER, CandidateConfig, ModelConfig
 from sparse_evidence.core.corpus.data import Corpus
-from sparse_evidence.core.features.bags import mean_embeddings
 from sparse_evidence.core.features.chunks import Chunks, chunk
 from sparse_evidence.core.features.encoders import Encoder, locate
 from sparse_evidence.core.features.views import EmbeddedCorpus, Features, embed_corpus, text_corpus
 from sparse_evidence.core.models import REGISTRY, reads_text
-from sparse_evidence.core.models.linear import linear_baseline
 from sparse_evidence.core.seeding import stable_seed
 from sparse_evidence.core.splits import Folds, split
 from sparse_evidence.core.training.crossval import CrossValidation
@@ -44,7 +41,7 @@ class StudyTask:
     folds: Folds
     embedded: dict[str, EmbeddedCorpus]
     """By encoder name: for every encoder that the study may embed with, or for the default encoder if there is none
-    (the linear baseline needs embeddings)."""
+    (the baselines need embeddings)."""
     encoders: dict[str, Encoder]
     """By name, every encoder that the study may embed with or fine-tune."""
     texts: int
@@ -76,19 +73,10 @@ class StudyTask:
         return self.embedded[model.encoder]
 
     def baselines(self) -> dict[str, Any]:
-        """The scores of the baselines on the study's folds.
-
-        `linear` and `linear_folds` are the study's metric for a logistic regression on mean embeddings; the others
-        ignore the text (`core.metrics.baselines`).
-        """
-        first = next(iter(self.embedded.values()))
-        probabilities = linear_baseline(mean_embeddings(first.embeddings, first.offsets), first.labels, self.folds)
-        per_fold = [self.score(probabilities, fold) for fold in range(self.folds.count)]
-        return {
-            "linear": float(np.mean(per_fold)),
-            "linear_folds": per_fold,
-            **metrics.baselines(self.corpus.labels, self.folds.assignment),
-        }
+        """The scores of the baselines on the study's folds in the study's metric; see `core.baselines.scores`."""
+        embedded, metric = next(iter(self.embedded.values())), self.definition.search.metric
+        predictions = baselines.predict(embedded, self.corpus.groups, self.folds, metric)
+        return baselines.scores(predictions, self.corpus.labels, self.folds, metric)
 
     def cross_validation(
         self,
@@ -173,7 +161,7 @@ def load_task(definition: StudyDefinition, *, device: str = "cpu", progress: Pro
     chunks = chunk(corpus.posts, definition.chunks)
     criteria = [criterion.name for criterion in corpus.criteria]
     folds = split(corpus.groups, corpus.labels, definition.split, criteria=criteria)
-    # the linear baseline needs embeddings even if no model of the study does
+    # the baselines need embeddings even if no model of the study does
     names = encoder_names(definition, fine_tuned=False) or [DEFAULT_ENCODER]
     embedders = {name: encoders.get(name) or locate(name, folder) for name in names}
     embedded, computed = _embed(corpus, chunks, embedders, device, progress)

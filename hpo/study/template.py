@@ -38,7 +38,7 @@ pruner = { name = "same_folds", percentile = 25 }  # after each stage, trials ou
 
 [model]
 name = "iris"                 # learned queries retrieve the k sentences of a post that match best; or "abmil",
-                              # "linear" (logistic regression), "token" (a fine-tuned transformer)
+                              # "retrieval", "linear" (logistic regressions), "token" (a fine-tuned transformer)
 encoder = "all-MiniLM-L6-v2"  # turns sentences into vectors; it is not trained
 num_queries = { choices = [2, 4, 8] }
 k_retrieved = { low = 2, high = 6 }

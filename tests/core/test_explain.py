@@ -11,20 +11,22 @@ from sparse_evidence.core.config import (
     CandidateConfig,
     IrisConfig,
     LinearConfig,
+    RetrievalConfig,
     TrainingConfig,
 )
 from sparse_evidence.core.features.bags import ChunkBags, mean_embeddings
 from sparse_evidence.core.features.views import EmbeddedCorpus
 from sparse_evidence.core.models.iris import Iris
-from sparse_evidence.core.models.linear import Linear, fit_linear_baseline
+from sparse_evidence.core.models.linear import Linear
 from sparse_evidence.core.splits import Folds
-from sparse_evidence.core.training.stack import FoldStack
+from sparse_evidence.core.training.stack import make_stack
 
 DIM, POSTS, CRITERIA, CHUNKS = 24, 120, 2, 7
 CONFIGS = [
     IrisConfig(hidden=16, num_queries=2, k_retrieved=2, dropout=0.0),
     AbmilConfig(hidden=16, dropout=0.0),
-    LinearConfig(),
+    LinearConfig(C=100.0),
+    RetrievalConfig(top_k=2),
 ]
 
 
@@ -52,8 +54,8 @@ def trained(request, planted):
     corpus, _ = planted
     folds = Folds(np.arange(POSTS) % 2, 2)
     candidate = CandidateConfig(request.param, TrainingConfig(batch_size=20, learning_rate=0.02), BCEConfig())
-    stack = FoldStack(corpus, folds, [0, 1], candidate, seed=0)
-    for _ in range(20):
+    stack = make_stack(corpus, folds, [0, 1], candidate, seed=0)
+    for _ in range(stack.max_epochs or 20):
         stack.advance()
     return stack, folds
 
@@ -131,14 +133,16 @@ def test_without_evidence_the_rates_are_nan(planted, trained):
     assert np.isnan(hits.expected)
 
 
-def test_the_linear_baseline_is_attributed_like_any_model(planted):
+def test_the_ranking_of_linear_is_that_of_chunk_times_weight(planted):
     corpus, evidence = planted
     folds = Folds(np.arange(POSTS) % 2, 2)
-    means = mean_embeddings(corpus.embeddings, corpus.offsets)
-    model = fit_linear_baseline(means, corpus.labels, folds)
-    attribution = explain.concatenate(explain.attribute(model, corpus, [folds.validation(fold) for fold in range(2)]))
-    # within a post the order is that of chunk embedding · weight
-    weight = model.weight.detach().numpy()
+    stack = make_stack(
+        corpus, folds, [0, 1], CandidateConfig(LinearConfig(C=100.0), TrainingConfig(), BCEConfig()), seed=0
+    )
+    stack.advance()
+    validation = [folds.validation(fold) for fold in range(2)]
+    attribution = explain.concatenate(explain.attribute(stack.model, corpus, validation))
+    weight = stack.model.weight.detach().numpy()
     for post in (3, 8, 90):
         chunks = np.arange(corpus.offsets[post], corpus.offsets[post + 1])
         score = corpus.embeddings[chunks] @ weight[folds.assignment[post], :, 0]

@@ -8,12 +8,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sparse_evidence.core import explain
-from sparse_evidence.core.config import AbmilConfig, IrisConfig, LinearConfig
+from sparse_evidence.core.config import AbmilConfig, IrisConfig, LinearConfig, RetrievalConfig
 from sparse_evidence.core.explain import Attribution
 from sparse_evidence.core.features.retrieval import NOTHING
 from sparse_evidence.core.models import build_model
 
-MODELS = [IrisConfig(hidden=8, num_queries=2, dropout=0.5), AbmilConfig(hidden=8, dropout=0.5), LinearConfig()]
+MODELS = [
+    IrisConfig(hidden=8, num_queries=2, dropout=0.5),
+    AbmilConfig(hidden=8, dropout=0.5),
+    LinearConfig(),
+    RetrievalConfig(),
+]
 every_model = pytest.mark.parametrize("config", MODELS, ids=lambda config: config.name)
 
 

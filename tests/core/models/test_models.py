@@ -5,14 +5,14 @@ import pytest
 import torch
 from corpora import planted, unit, with_post
 
-from sparse_evidence.core.config import MODELS, IrisConfig, LinearConfig
+from sparse_evidence.core.config import MODELS, IrisConfig, LinearConfig, RetrievalConfig
 from sparse_evidence.core.errors import ConfigError
-from sparse_evidence.core.features.bags import mean_embeddings
 from sparse_evidence.core.features.views import TextCorpus
 from sparse_evidence.core.models import (
     REGISTRY,
     build_model,
     fuses_folds,
+    is_solved,
     make_inputs,
     prior_log_odds,
     reads_text,
@@ -20,12 +20,10 @@ from sparse_evidence.core.models import (
 from sparse_evidence.core.models.base import enable_gradient_checkpointing
 from sparse_evidence.core.models.dropout import FoldDropout
 from sparse_evidence.core.models.iris import kth_largest, overlap
-from sparse_evidence.core.models.linear import linear_baseline
 from sparse_evidence.core.seeding import numpy_generator
-from sparse_evidence.core.splits import Folds
 
-CONFIGS = [IrisConfig(num_queries=3, k_retrieved=3, hidden=8), LinearConfig()]
-both = pytest.mark.parametrize("config", CONFIGS, ids=["iris", "linear"])
+CONFIGS = [IrisConfig(num_queries=3, k_retrieved=3, hidden=8), LinearConfig(), RetrievalConfig()]
+both = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
 POSTS = np.array([[0, 1, 2, 3, 4, 5]])
 
 
@@ -198,7 +196,7 @@ def test_minimising_the_penalty_separates_the_queries():
     assert model.penalty().item() < 0.1 * before
 
 
-# ---- initial weights, dropout, priors, the linear baseline -------------------------------------------------------
+# ---- initial weights, dropout, priors -------------------------------------------------------------------------------
 
 
 def test_a_folds_initial_weights_do_not_depend_on_its_stack():
@@ -236,27 +234,6 @@ def test_priors_depend_on_the_training_part_only():
     np.testing.assert_allclose(torch.sigmoid(prior[0]).numpy(), rate, rtol=1e-5)
 
 
-def test_the_linear_baseline_never_sees_the_fold_it_predicts():
-    corpus = planted(posts=80)
-    folds = Folds(np.arange(80) % 4, 4)
-    means = mean_embeddings(corpus.embeddings, corpus.offsets)
-    before = linear_baseline(means, corpus.labels, folds)
-    labels = corpus.labels.copy()
-    labels[folds.validation(1)] = 1 - labels[folds.validation(1)]
-    after = linear_baseline(means, labels, folds)
-    np.testing.assert_array_equal(before[folds.validation(1)], after[folds.validation(1)])
-    assert not np.array_equal(before[folds.validation(0)], after[folds.validation(0)])
-
-
-def test_the_linear_baseline_of_a_criterion_with_one_class_predicts_that_class():
-    corpus = planted(posts=20)
-    labels = corpus.labels.copy()
-    labels[:, 0] = 0
-    means = mean_embeddings(corpus.embeddings, corpus.offsets)
-    probabilities = linear_baseline(means, labels, Folds(np.arange(20) % 2, 2))
-    assert (probabilities[:, 0] == 0).all()
-
-
 # ---- the registry -----------------------------------------------------------------------------------------------
 
 
@@ -264,6 +241,7 @@ def test_every_configuration_has_a_model():
     assert {name: entry.config for name, entry in REGISTRY.items()} == MODELS
     assert {name for name, config in MODELS.items() if reads_text(config())} == {"token"}
     assert {name for name, config in MODELS.items() if not fuses_folds(config())} == {"token"}
+    assert {name for name, config in MODELS.items() if is_solved(config())} == {"linear", "retrieval"}
 
 
 def test_the_wrong_kind_of_features_is_refused():

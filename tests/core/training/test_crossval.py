@@ -9,7 +9,7 @@ import pytest
 from corpora import IRIS, assert_same_bits, candidate, planted, uneven
 
 from sparse_evidence.core import metrics
-from sparse_evidence.core.config import AbmilConfig, LinearConfig
+from sparse_evidence.core.config import AbmilConfig, BCEConfig, LinearConfig, RetrievalConfig
 from sparse_evidence.core.features.views import EmbeddedCorpus
 from sparse_evidence.core.training.crossval import CrossValidation, CvEpoch
 from sparse_evidence.core.training.state_file import pack_state, unpack_state
@@ -141,9 +141,7 @@ def test_stages_run_in_order_and_then_catch_up():
     assert {len(curve) for curves in cv.curves().values() for curve in curves} == set(lengths.values())
 
 
-@pytest.mark.parametrize(
-    "model", [IRIS, AbmilConfig(hidden=8, attention_hidden=4), LinearConfig()], ids=lambda m: m.name
-)
+@pytest.mark.parametrize("model", [IRIS, AbmilConfig(hidden=8, attention_hidden=4)], ids=lambda m: m.name)
 def test_fused_folds_equal_folds_in_a_row(model):
     """Losses and scores of every epoch, and so every decision: when a stage stops, which epoch is best."""
     config = replace(CONFIG, model=model, training=replace(CONFIG.training, epochs=20))
@@ -171,6 +169,19 @@ def test_a_stage_stops_when_its_mean_is_stale():
 def test_a_stage_stops_at_the_maximum_number_of_epochs():
     events = list(crossval((3,), replace(CONFIG, training=replace(CONFIG.training, epochs=2, patience=99))).epochs())
     assert [(event.epoch, event.stage_ended) for event in events] == [(1, False), (2, True)]
+
+
+@pytest.mark.parametrize("model", [LinearConfig(), RetrievalConfig(C=0.01)], ids=lambda m: m.name)
+def test_a_solved_model_has_one_epoch_whatever_the_training_says(model):
+    """And the same one with any number of epochs, seed, loss or stages."""
+    ours = crossval((1, 2), replace(CONFIG, model=model))
+    events = list(ours.epochs())
+    assert [(event.stage, event.epoch, event.stage_ended) for event in events] == [(0, 1, True), (1, 1, True)]
+    assert ours.value_so_far() == ours.projected_value() == pytest.approx(ours.summary().value)
+    assert (ours.summary().best_epoch, ours.summary().epochs) == (1, 1)
+    other = crossval((3,), candidate(model, BCEConfig(), epochs=1, learning_rate=1.0), seed=9)
+    list(other.epochs())
+    np.testing.assert_array_equal(ours.summary().probabilities, other.summary().probabilities)
 
 
 def test_events_are_frozen_numbers():

@@ -10,10 +10,10 @@ import torch
 from corpora import IRIS, TRAINING, assert_same_bits, candidate, planted, uneven, unit
 
 from sparse_evidence.core.config import (
+    AbmilConfig,
     BCEConfig,
     FocalConfig,
     IrisConfig,
-    LinearConfig,
     LogitAdjustedConfig,
     WeightedBCEConfig,
 )
@@ -51,10 +51,10 @@ IN_MEMORY = pytest.mark.parametrize("max_posts", [None, 2], ids=["whole steps", 
         candidate(),
         candidate(loss=WeightedBCEConfig(), accumulation_steps=3),
         candidate(IrisConfig(num_queries=1, k_retrieved=2, hidden=4, dropout=0.0), LogitAdjustedConfig()),
-        candidate(LinearConfig(), BCEConfig(), batch_size=1000),
+        candidate(AbmilConfig(hidden=8, attention_hidden=4), BCEConfig(), batch_size=1000),
         candidate(batch_size=1, accumulation_steps=1),  # steps for which the smaller folds have no post
     ],
-    ids=["focal", "weighted", "adjusted", "linear", "post by post"],
+    ids=["focal", "weighted", "adjusted", "abmil", "post by post"],
 )
 @IN_MEMORY
 def test_fused_folds_equal_single_folds(config, max_posts):
@@ -281,7 +281,9 @@ def test_equal_seeds_repeat_and_other_seeds_differ():
 
 
 def test_divergence_raises():
-    broken = stack([0], candidate(LinearConfig(), clip_norm=0.0, learning_rate=1e36, warmup_steps=0))
+    broken = stack(
+        [0], candidate(AbmilConfig(hidden=8, attention_hidden=4), clip_norm=0.0, learning_rate=1e36, warmup_steps=0)
+    )
     with pytest.raises(NonFiniteLossError, match="learning rate"):
         [(broken.advance(), broken.validate()) for _ in range(5)]
 

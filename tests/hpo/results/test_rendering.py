@@ -42,8 +42,9 @@ def planned(folds: int = 5, **changed: object) -> Plan:
         "chunks": 20_000, "chunks_per_post": ChunksPerPost(1, 12, 90), "stages": (folds,),
         "validation_posts": (237,) * folds, "texts": 20_010, "embedded_now": 0, "short_posts": {4: 0.125, 12: 0.5},
         "metric": "average_precision",
-        "baselines": {"linear": 0.4589, "mean_prevalence": 0.2, "criterion_only_auroc": 0.61,
-                      "criterion_only_f1": 0.458, "all_positive_f1": None},
+        "baselines": {"linear": 0.4589, "retrieval": 0.501, "zero_shot": 0.4378, "chance": 0.2407,
+                      "mean_prevalence": 0.2, "criterion_only_auroc": 0.61, "criterion_only_f1": 0.458,
+                      "all_positive_f1": None},
         "trials": 300, "cost": Cost(epoch_seconds=0.5, shortest_seconds=20.0, longest_seconds=112.0),
         "criteria": tuple(Criterion(name, 328, 0.221, (0.0236,) * folds, 0.216) for name in NAMES),
         "parameters": (
@@ -73,7 +74,8 @@ def test_a_plan_says_what_the_study_is_and_costs():
         "redsm5 (studies/redsm5_iris.toml)", "1,484 in 700 groups, 297 of them held out",
         "20,000; 1 to 90 per post, median 12", "5, in stages of 5; validation posts 237, 237, 237, 237, 237",
         "20,010 texts (all embeddings cached)", "12.5 % at k = 4, 50.0 % at k = 12",
-        "average precision: linear 0.4589, prevalence (mean) 0.2000", "all called positive: F1 –",
+        "average precision: retrieval 0.5010, linear 0.4589, zero-shot 0.4378, chance 0.2407",
+        "all called positive: F1 –",
         "0.50 s for all 5 folds", "2 parameters to search", "training.accumulation_steps one of 1, 2, 4",
         "loss.gamma 0.0 to 4.0, where loss is focal",
         "20 s to 1 min 52 s for 300 trials and one worker (without pruning; from all trials stopping early to none)",
@@ -100,7 +102,11 @@ def test_embeddings_that_were_computed_are_counted():
 
 def best(folds: int) -> dict[str, object]:
     values = [0.4971] * folds
-    baselines = {"linear": 0.4589, "linear_folds": values, "mean_prevalence": 0.2, "criterion_only_f1": 0.458}
+    baselines = {
+        "linear": 0.4589, "linear_folds": [0.4589] * folds, "retrieval": 0.4672, "retrieval_folds": [0.4672] * folds,
+        "zero_shot": 0.4378, "zero_shot_folds": [0.4378] * folds, "chance": 0.2407, "mean_prevalence": 0.2,
+        "criterion_only_f1": 0.458,
+    }  # fmt: skip
     cv = {
         "mean": 0.4971, "std": 0.05, "folds": values, "best_epoch": 7, "epochs": 13, "threshold": 0.31,
         "pooled": {"f1": 0.51}, "per_criterion": {}, "floors": baselines,
@@ -116,12 +122,15 @@ def best(folds: int) -> dict[str, object]:
 def test_a_result_has_value_folds_baselines_parameters_and_path(folds):
     text = drawn(tables.result_table(best(folds), "results/best.json"))
     for expected in (
-        "best average precision", "0.4971 (trial 17)", "linear baseline", "0.4589", "prevalence (mean)", "0.2000",
+        "best average precision", "0.4971 (trial 17)", "retrieval baseline 0.4672", "linear baseline 0.4589",
+        "zero-shot baseline 0.4378", "chance baseline 0.2407",
         "0.003123", "31 complete, 9 pruned, 0 failed of 40 requested", "7 of 13", "results/best.json",
         "0.5100 at threshold 0.310 (0.4580 without reading the posts)",
     ):  # fmt: skip
         assert expected in unwrapped(text)
-    assert text.count("0.4971") == 2 * folds + 1
+    assert text.count("0.4971") == folds + 1
+    assert text.count("0.4672") == folds + 1  # the folds of the best baseline
+    assert text.count("0.4589") == text.count("0.4378") == 1
 
 
 def test_a_result_says_whether_it_was_confirmed():
@@ -217,8 +226,26 @@ def test_a_pace_is_per_minute_where_there_is_more_than_one_trial_a_minute(trials
     assert tables.pace_text(trials_per_hour) == expected
 
 
-def test_prevalence_is_a_baseline_of_average_precision_only():
-    baselines = {"linear": 0.6, "mean_prevalence": 0.2}
+def test_baselines_are_shown_in_one_order_whatever_was_measured():
+    baselines = {"chance": 0.2, "linear": 0.6, "retrieval": 0.7, "mean_prevalence": 0.1}
+    assert tables.baselines_text("auroc", baselines) == "retrieval 0.7000, linear 0.6000, chance 0.2000"
+    assert tables.baselines_text("auroc", None) == "not measured yet"
+
+
+def test_an_older_database_has_the_prevalence_as_a_baseline_of_average_precision():
+    baselines = {"linear": 0.6, "linear_folds": [0.5, 0.7], "mean_prevalence": 0.2}
     assert tables.baselines_text("average_precision", baselines) == "linear 0.6000, prevalence (mean) 0.2000"
     assert tables.baselines_text("auroc", baselines) == "linear 0.6000"
-    assert tables.baselines_text("auroc", None) == "not measured yet"
+    older = best(2)
+    older["cv"]["floors"] = baselines
+    text = unwrapped(drawn(tables.result_table(older, "best.json")))
+    assert "linear baseline 0.6000" in text
+    assert "its folds 0.5000 0.7000" in text
+    assert "prevalence (mean) 0.2000" in text
+
+
+def test_the_best_baseline_depends_on_the_direction_of_the_metric():
+    baselines = {"linear": 0.2, "linear_folds": [0.2], "retrieval": 0.1, "retrieval_folds": [0.1], "chance": 0.3}
+    assert tables.best_baseline("auroc", baselines) == "linear"
+    assert tables.best_baseline("brier", baselines) == "retrieval"
+    assert tables.best_baseline("brier", {"chance": 0.3}) is None

@@ -175,10 +175,16 @@ def test_mistakes_in_a_field(tmp_path, table, line, expected):
 FILES = [
     # whole file, every mistake expected
     ("", ["[data]: missing, write [data] with source = one of", "[model]: missing, write [model] with name = one of"]),
-    (DATA + "[model]\nk_retrieved = 3", ['[model] name: missing, give one of "iris", "abmil", "linear", "token"']),
+    (
+        DATA + "[model]\nk_retrieved = 3",
+        ['[model] name: missing, give one of "iris", "abmil", "linear", "retrieval", "token"'],
+    ),
     (
         DATA + '[model]\nname = "irs"',
-        ['[model] name: "irs" is unknown, did you mean "iris"? Allowed: "iris", "abmil", "linear", "token"'],
+        [
+            '[model] name: "irs" is unknown, did you mean "iris"? '
+            'Allowed: "iris", "abmil", "linear", "retrieval", "token"'
+        ],
     ),
     (
         DATA + '[model]\nname = { choices = ["iris", "linear"] }',

@@ -1,0 +1,204 @@
+"""Baselines: what simpler methods score on given folds. A search is worth its time only if its result beats them.
+
+- linear: logistic regression on the mean embedding of a post.
+- retrieval: the model `retrieval` with its default configuration, but for C.
+- zero_shot: without labels, the mean cosine of a post's three nearest chunks to the criterion's text.
+- chance: the expected score of a random ranking.
+
+The C of the first two is chosen inside each fold's training part, in a cross-validation with three folds of whole
+groups, so no validation post has a say in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from . import metrics
+from .config import LinearConfig, RetrievalConfig
+from .errors import SplitError
+from .features.bags import mean_embeddings
+from .features.views import EmbeddedCorpus
+from .models.logistic import solve, solve_path
+from .models.retrieval import Retrieval, standardisation
+from .splits import Folds, kfold, partition
+
+Floats = npt.NDArray[np.float64]
+Index = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.int8]
+
+LINEAR_STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+RETRIEVAL_STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+"""The C that are tried, ascending."""
+INNER_FOLDS = 3
+CHOICE_TOLERANCE = 1e-2
+"""To choose C, logits need not be more exact than this."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Method:
+    """A logistic regression with C to choose: its inputs, and how they are standardised."""
+
+    design: npt.NDArray[np.float32]
+    """[posts, inputs]"""
+    strengths: tuple[float, ...]
+    default: float
+    """C if the training part is too small to choose."""
+    standardised: tuple[int, float] | None = None
+    """(inputs that are coordinates of the embedding, weight of the others), None: the inputs are used as they are."""
+
+    def rows(self, train: Index) -> Floats:
+        """The inputs of all posts `[posts, inputs]`, standardised on the posts `train`."""
+        design = self.design.astype(np.float64)
+        if self.standardised is None:
+            return design
+        center, factor = standardisation(torch.from_numpy(design[train]), *self.standardised)
+        return np.asarray((design - center.numpy()) * factor.numpy())
+
+
+def predict(embedded: EmbeddedCorpus, groups: Sequence[str], folds: Folds, metric: str) -> dict[str, Floats]:
+    """Out-of-fold predictions of the baselines that read the posts.
+
+    Args:
+        embedded: posts, criteria and labels.
+        groups: the group of each post, `[posts]`.
+        folds: the folds that the candidates are scored on.
+        metric: a name in `metrics.METRICS`, by which C is chosen.
+
+    Returns:
+        float64 `[posts, criteria]` by name, NaN for posts in no fold: probabilities of `linear` and `retrieval`, and
+        similarities as `zero_shot`, unless the metric needs probabilities.
+    """
+    config, labels, dim = RetrievalConfig(), embedded.labels, embedded.embeddings.shape[1]
+    model = Retrieval(config, torch.from_numpy(embedded.criteria), torch.zeros(1, labels.shape[1]))
+    similar = model.design_all(embedded.bags.chunks("cpu")).numpy()
+    means = mean_embeddings(embedded.embeddings, embedded.offsets)
+    inner = [_inner_folds(groups, labels, folds.train(fold)) for fold in range(folds.count)]
+    methods = {
+        "linear": _Method(means, LINEAR_STRENGTHS, LinearConfig().C),
+        "retrieval": _Method(similar, RETRIEVAL_STRENGTHS, config.C, (dim, config.similarity_weight)),
+    }
+    result = {name: _out_of_fold(method, labels, folds, inner, metric) for name, method in methods.items()}
+    if metric != "brier":
+        nearest = similar[:, dim : dim + config.top_k * labels.shape[1]].reshape(len(labels), config.top_k, -1)
+        result["zero_shot"] = np.where((folds.assignment >= 0)[:, None], nearest.mean(1, dtype=np.float64), np.nan)
+    return result
+
+
+def _out_of_fold(method: _Method, labels: Labels, folds: Folds, inner: Sequence[Folds | None], metric: str) -> Floats:
+    """Probabilities `[posts, criteria]` with the C that is best inside each fold's training part."""
+    probabilities = np.full(labels.shape, np.nan)
+    for fold, inner_folds in enumerate(inner):
+        train, validation = folds.train(fold), folds.validation(fold)
+        strength = method.default if inner_folds is None else _best_strength(method, labels, inner_folds, metric)
+        rows = method.rows(train)
+        logits = solve(rows[train], labels[train], strength).logits(rows[validation])
+        probabilities[validation] = _sigmoid(logits)
+    return probabilities
+
+
+def _best_strength(method: _Method, labels: Labels, folds: Folds, metric: str) -> float:
+    """The C with the best mean score over the folds; the smallest of equals, the default if no score is defined."""
+    scores = np.zeros((folds.count, len(method.strengths)))
+    for fold in range(folds.count):
+        train, validation = folds.train(fold), folds.validation(fold)
+        rows = method.rows(train)
+        solutions = solve_path(rows[train], labels[train], method.strengths, tolerance=CHOICE_TOLERANCE)
+        scores[fold] = [
+            metrics.score(metric, labels[validation], _sigmoid(solution.logits(rows[validation])))
+            for solution in solutions
+        ]
+    means = np.array([metrics.mean_defined(column) for column in scores.T])
+    if np.isnan(means).all():
+        return method.default
+    sign = 1.0 if metrics.METRICS[metric].higher_is_better else -1.0
+    return method.strengths[int(np.nanargmax(sign * means))]
+
+
+def _inner_folds(groups: Sequence[str], labels: Labels, train: Index) -> Folds | None:
+    """Folds of a training part; without a promise that each has every class if groups are few, None with under 3."""
+    part_groups, part_labels = [groups[post] for post in train.tolist()], labels[train]
+    names = [str(criterion) for criterion in range(labels.shape[1])]
+    try:
+        part = kfold(part_groups, part_labels, INNER_FOLDS, 0, criteria=names).assignment
+    except SplitError:
+        if len(set(part_groups)) < INNER_FOLDS:
+            return None
+        part = partition(part_groups, part_labels, [1 / INNER_FOLDS] * INNER_FOLDS, 0)
+    assignment = np.full(len(labels), -1, dtype=np.int16)
+    assignment[train] = part
+    return Folds(assignment, INNER_FOLDS)
+
+
+def scores(predictions: Mapping[str, npt.NDArray[Any]], labels: Labels, folds: Folds, metric: str) -> dict[str, Any]:
+    """Score the baselines, as candidates are scored: mean over the folds of the mean over the criteria.
+
+    Args:
+        predictions: from `predict`.
+        labels: int8 `[posts, criteria]`: 1, 0 or -1 (unlabelled).
+        folds: the folds of the predictions.
+        metric: a name in `metrics.METRICS`.
+
+    Returns:
+        `NAME` (mean over the folds) and `NAME_folds` of each prediction, `chance`, and the values of
+        `metrics.baselines`, which ignore the text.
+
+    Raises:
+        ValueError: a criterion has no label in the training part of a fold.
+    """
+    result: dict[str, Any] = {}
+    for name, predicted in predictions.items():
+        rows = [folds.validation(fold) for fold in range(folds.count)]
+        per_fold = [metrics.score(metric, labels[part], predicted[part]) for part in rows]
+        result |= {name: float(np.mean(per_fold)), f"{name}_folds": per_fold}
+    return result | {"chance": chance(labels, folds, metric), **metrics.baselines(labels, folds.assignment)}
+
+
+def chance(labels: Labels, folds: Folds, metric: str) -> float:
+    """Expected score of predictions that know nothing of the posts, as a mean over folds and criteria.
+
+    For a ranking metric they are in random order; for the Brier score they are the training prevalence.
+
+    Args:
+        labels: int8 `[posts, criteria]`: 1, 0 or -1 (unlabelled).
+        folds: the folds that the candidates are scored on.
+        metric: a name in `metrics.METRICS`.
+    """
+    per_fold = []
+    for fold in range(folds.count):
+        validation = labels[folds.validation(fold)]
+        if metric == "brier":
+            constant = metrics.criterion_only_scores(labels[folds.train(fold)], len(validation))
+            per_fold.append(metrics.score(metric, validation, constant))
+        elif metric == "auroc":
+            per_fold.append(0.5)
+        else:
+            positives, known = (validation == 1).sum(0).tolist(), (validation >= 0).sum(0).tolist()
+            expected = [random_average_precision(m, n) for m, n in zip(positives, known, strict=True)]
+            per_fold.append(metrics.mean_defined(np.array(expected)))
+    return float(np.mean(per_fold))
+
+
+def random_average_precision(positives: int, posts: int) -> float:
+    """Expected average precision of a random ranking, NaN without a positive.
+
+    With m of n posts positive and H the n-th harmonic number it is (m−1)/(n−1) + H/n · (1 − (m−1)/(n−1)): in a small
+    fold well above the prevalence m/n (Bestgen, "Exact Expected Average Precision of the Random Baseline for System
+    Evaluation", Prague Bulletin of Mathematical Linguistics 103, 2015).
+    """
+    if positives == 0:
+        return math.nan
+    if posts == 1:
+        return 1.0
+    rest = (positives - 1) / (posts - 1)
+    return rest + sum(1 / rank for rank in range(1, posts + 1)) / posts * (1 - rest)
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    return np.asarray(torch.sigmoid(torch.from_numpy(logits)).numpy())
