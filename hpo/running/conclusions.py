@@ -5,9 +5,10 @@ Both are computed once, by a worker that has the data, and stored as attributes 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -320,7 +321,9 @@ def choose(scores: Mapping[str, FreshScores], *, maximize: bool) -> tuple[str | 
     """The winner and why: the best mean, or the simplest candidate that is as good within one standard error.
 
     Only the default configuration and the baselines are simpler than what a search finds; a single trial does not
-    displace an ensemble within one standard error.
+    displace an ensemble within one standard error. The standard error is that of the paired difference over the
+    splits: which of the two is better on these posts. Whether it is better on other posts is less certain; what may be
+    claimed follows from the intervals (`_gain`).
 
     Args:
         scores: by candidate, all on the same splits.
@@ -334,15 +337,20 @@ def choose(scores: Mapping[str, FreshScores], *, maximize: bool) -> tuple[str | 
     on = f"on {splits} fresh split{'' if splits == 1 else 's'}"
     preferred = [name for name in (*SIMPLEST_FIRST, "ensemble") if name in scores]
     for name in preferred[: preferred.index(best)] if best in preferred else preferred:
-        gain = scores[best].minus(scores[name])
-        if sign * gain.value <= gain.standard_error:
+        gains = [sign * (a - b) for a, b in zip(scores[best].values, scores[name].values, strict=True)]
+        if fmean(gains) <= (error := standard_error(gains)):
             why = "is simpler than" if name in SIMPLEST_FIRST else "does not depend on one lucky trial as"
             does = "" if name in SIMPLEST_FIRST else " does"
             return name, (
                 f"{_described(name)} {why} {_described(best)}{does} and is as good within one standard error {on} "
-                f"(difference {sign * gain.value:.4f}, standard error {gain.standard_error:.4f})"
+                f"(difference {fmean(gains):.4f}, standard error {error:.4f})"
             )
     return best, f"{_described(best)} has the best mean {on} ({fmean(scores[best].values):.4f})"
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Standard error of the mean; 0 of a single value, whose spread is unknown."""
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def _gain(scores: Mapping[str, FreshScores], winner: str | None, other: str | None) -> dict[str, Any] | None:
