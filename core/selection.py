@@ -7,6 +7,7 @@ fold on which it is scored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import metrics
+from .corpus.data import UNLABELLED
 from .metrics import Floats, Index, Labels
 from .seeding import numpy_generator
 from .splits import Folds
@@ -29,6 +31,8 @@ PICKS = 10
 """Members of an ensemble, counted as often as they were picked."""
 BLOCKS = 200
 """At most so many parts of the posts are left out in turn for a standard error."""
+MAX_NUMBERS = 1 << 22
+"""At most so many scores are in memory at a time while blocks are left out."""
 NORMAL_95 = 1.959964
 """Half the width of a 95 % interval, in standard errors."""
 
@@ -72,6 +76,17 @@ class Scorer:
         """The mean score over all folds, or over some."""
         return float(np.mean(self.folds_of(logits, folds)))
 
+    def values(self, stacked: npt.NDArray[np.floating], folds: Sequence[int]) -> Floats:
+        """The mean score over some folds of several predictions `[n, posts, criteria]` at once, float64 `[n]`."""
+        scores = np.zeros(len(stacked))
+        for fold in folds:
+            rows = self.folds.validation(fold)
+            columns = probabilities(stacked[:, rows]).transpose(1, 0, 2).reshape(len(rows), -1)
+            labels = np.tile(self.labels[rows], len(stacked))
+            of_criteria = self.metric.function(labels, columns).reshape(len(stacked), -1)
+            scores += [metrics.mean_defined(criteria) for criteria in of_criteria]
+        return scores / len(folds)
+
     def signed(self, values: npt.ArrayLike) -> Floats:
         """The values, negated if lower is better: then higher is always better."""
         return np.asarray(values, dtype=np.float64) * (1 if self.metric.higher_is_better else -1)
@@ -82,10 +97,18 @@ class Scorer:
         left_out = np.full(int(self.blocks.max()) + 1, whole.sum())
         for fold in range(self.folds.count):
             rows = self.folds.validation(fold)
-            for block in np.unique(self.blocks[rows]).tolist():
-                score = self._score(logits, rows[self.blocks[rows] != block])
-                left_out[block] += (whole[fold] if np.isnan(score) else score) - whole[fold]
+            for blocks in _parts(np.unique(self.blocks[rows]), len(rows) * self.labels.shape[1]):
+                scores = self._scores_without(logits, rows, blocks)
+                left_out[blocks] += np.where(np.isnan(scores), 0, scores - whole[fold])
         return np.asarray(left_out / self.folds.count)
+
+    def _scores_without(self, logits: Logits, rows: Index, blocks: Index) -> Floats:
+        """The scores of a fold without each of the blocks, in one pass: a column per block and criterion."""
+        left_out = (self.blocks[rows, None] == blocks)[:, :, None]
+        labels = np.where(left_out, np.int8(UNLABELLED), self.labels[rows, None])
+        scores = np.broadcast_to(probabilities(logits[rows])[:, None], labels.shape)
+        columns = self.metric.function(labels.reshape(len(rows), -1), scores.reshape(len(rows), -1))
+        return np.array([metrics.mean_defined(criteria) for criteria in columns.reshape(len(blocks), -1)])
 
     def _score(self, logits: Logits, rows: Index) -> float:
         if len(rows) == 0 or np.isnan(logits[rows]).any():
@@ -100,9 +123,15 @@ def probabilities(logits: Logits) -> Floats:
     return np.asarray(np.exp(-np.logaddexp(0, -z)))
 
 
+def _parts(blocks: Index, size: int) -> list[Index]:
+    """Divide blocks, each of which takes `size` numbers, so that a part fits into memory."""
+    return np.array_split(blocks, max(1, math.ceil(len(blocks) * size / MAX_NUMBERS)))
+
+
 def mean_logits(predictions: Sequence[Logits] | Mapping[int, Logits], members: Sequence[int]) -> Floats:
     """The ensemble's prediction: the mean logit of its members, `[posts, criteria]`; a repeated one weighs more."""
-    return np.mean([np.asarray(predictions[member], dtype=np.float64) for member in members], axis=0)
+    logits = [np.asarray(predictions[member], dtype=np.float64) for member in members]
+    return np.asarray(np.mean(logits, axis=0))
 
 
 # ---- what is chosen -------------------------------------------------------------------------------------------------
@@ -129,14 +158,14 @@ def choose_members(scorer: Scorer, predictions: Sequence[Logits], folds: Sequenc
         Indices of `predictions`, `PICKS` of them, in the order of the picks.
     """
     pool = _ranking(scorer, predictions, folds)[:POOL]
-    logits = {index: np.asarray(predictions[index], dtype=np.float64) for index in pool}
-    members: list[int] = []
-    total = np.zeros_like(logits[pool[0]])
+    logits = np.stack([np.asarray(predictions[index], dtype=np.float64) for index in pool])
+    total = np.zeros_like(logits[0])
+    picked: list[int] = []
     for count in range(1, PICKS + 1):
-        values = [scorer.value((total + logits[index]) / count, folds) for index in pool]
-        members.append(pool[int(np.argmax(scorer.signed(values)))])
-        total += logits[members[-1]]
-    return members
+        values = scorer.values((total + logits) / count, folds)
+        picked.append(int(np.argmax(scorer.signed(values))))
+        total += logits[picked[-1]]
+    return [pool[place] for place in picked]
 
 
 def _ranking(scorer: Scorer, predictions: Sequence[Logits], folds: Sequence[int]) -> list[int]:
