@@ -17,7 +17,7 @@ from ..database import record
 from ..database.connection import engine_of
 from .best import best_trial
 from .pace import PaceMeter
-from .tables import baselines_text, confirming_text, duration, metric_text, number, pace_text
+from .wording import baselines_text, confirming_text, duration, metric_text, number, pace_text
 
 if TYPE_CHECKING:
     from optuna import Study
