@@ -130,7 +130,9 @@ def study_status(study: Study, *, grace_seconds: float = math.inf) -> StudyStatu
         "baselines": record.baselines(study),
         "pace": _pace(study, trials) if is_running else {"trials_per_hour": None, "seconds_left": None},
         "confirming": _confirming(progress),
-        **_conclusions(study),
+        "ensemble": _ensemble(record.ensemble(study)),
+        "confirmed": _confirmed(winner.current_confirmed(study)),
+        "claim": _claim(study),
         "workers": [*claims, *map(_rounded, confirm_claims)],
         "attempts": {
             str(trial.number): record.attempts(trial)
@@ -174,6 +176,38 @@ def _confirming(progress: Progress | None) -> ConfirmingStatus | None:
     if progress is None:
         return None
     return {"study": progress.study.study_name, "finished": progress.finished, "planned": progress.planned}
+
+
+def _ensemble(stored: Mapping[str, Any] | None) -> EnsembleStatus | None:
+    if stored is None:
+        return None
+    return {
+        "finished": stored["finished"],
+        "trials": list(dict.fromkeys(stored["members"])),
+        "value": stored["value"],
+        "corrected": stored.get("corrected"),
+    }
+
+
+def _confirmed(stored: Mapping[str, Any] | None) -> ConfirmedStatus | None:
+    if stored is None:
+        return None
+    score = stored["scores"].get(stored["winner"], {"mean": None, "interval": None})
+    return {
+        "finished": stored["finished"],
+        "splits": stored["splits"],
+        "winner": stored["winner"],
+        "reason": stored["reason"],
+        "value": score["mean"],
+        "interval": score["interval"],
+    }
+
+
+def _claim(study: Study) -> str | None:
+    ensemble, confirmed, best = record.ensemble(study), winner.current_confirmed(study), best_trial(study)
+    if best is None or (ensemble is None and confirmed is None):
+        return None
+    return winner.choose_winner(record.metric(study), best.value, ensemble, confirmed).claim
 
 
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:

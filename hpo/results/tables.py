@@ -17,6 +17,7 @@ from .wording import (
     confirming_text,
     count_text,
     duration,
+    ensemble_text,
     estimate_text,
     interval_text,
     metric_text,
@@ -201,6 +202,7 @@ def status_table(status: StudyStatus) -> RenderableType:
         Text(f"Baselines ({metric}): {baselines_text(status['metric'], status['baselines'])}"),
         *_pace_line(status["pace"]),
         *_confirming_line(status["confirming"]),
+        *_conclusion_lines(status),
         *_attempts_line(status["attempts"]),
     ]
     workers = _workers(status["workers"]) if status["workers"] else Text("no worker is running")
@@ -215,6 +217,29 @@ def _pace_line(pace: Mapping[str, Any]) -> list[Text]:
 
 def _confirming_line(confirming: Mapping[str, Any] | None) -> list[Text]:
     return [] if confirming is None else [Text(confirming_text(confirming["finished"], confirming["planned"]))]
+
+
+def _conclusion_lines(status: StudyStatus) -> list[Text]:
+    """The ensemble, what was confirmed, and what may be claimed."""
+    ensemble, confirmed, lines = status["ensemble"], status["confirmed"], []
+    if ensemble is not None:
+        lines.append(
+            Text(
+                _of_first(
+                    ensemble_text(ensemble["trials"], ensemble["value"], ensemble["corrected"]),
+                    ensemble["finished"],
+                    status,
+                )
+            )
+        )
+    if confirmed is not None:
+        lines.append(Text(_of_first(f"confirmed: {confirmed['reason']}", confirmed["finished"], status)))
+    return [*lines, Text(status["claim"], style="bold")] if status["claim"] else lines
+
+
+def _of_first(line: str, finished: int, status: StudyStatus) -> str:
+    """The line, and of how many trials it speaks if more are finished by now."""
+    return line if finished == status["trials"]["finished"] else f"{line}; of the first {finished} trials"
 
 
 def _attempts_line(attempts: Mapping[str, int]) -> list[Text]:

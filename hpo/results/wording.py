@@ -90,6 +90,12 @@ def capitalized(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
+def ensemble_text(members: Sequence[int], value: float, corrected: Mapping[str, Any] | None) -> str:
+    """`ensemble of 7 trials: 0.543 on the folds of the search`, and its corrected value if it is known."""
+    honest = f", corrected for selection {estimate_text(**corrected)}" if corrected else ""
+    return f"ensemble of {count_text(len(set(members)), 'trial')}: {short(value)} on the folds of the search{honest}"
+
+
 # --- baselines --------------------------------------------------------------------------------------------------------
 
 
