@@ -89,7 +89,8 @@ def test_the_claim_of_a_confirmed_result(found, claim):
         (
             ABOVE, "ensemble",
             "The ensemble beats every baseline: average precision 0.512 (95 % interval 0.480 to 0.550), 0.020 (0.007 "
-            "to 0.032) above the retrieval baseline, on the folds of the search, corrected for selection; not confirmed.",
+            "to 0.032) above the retrieval baseline, on the folds of the search, corrected for selection; "
+            "not confirmed.",
         ),
         (
             UNCLEAR, "ensemble",
