@@ -91,6 +91,19 @@ def predict(embedded: EmbeddedCorpus, groups: Sequence[str], folds: Folds, metri
     return result
 
 
+def as_logits(name: str, predictions: Floats) -> npt.NDArray[np.float32]:
+    """Predictions of `predict` as logits `[posts, criteria]`, which rank the posts the same way.
+
+    Similarities are centred and spread, so that they look like logits; they are no probabilities.
+    """
+    if name == "zero_shot":
+        logits = (predictions - np.nanmean(predictions)) / max(float(np.nanstd(predictions)), 1e-9)
+    else:
+        inside = np.clip(predictions, 1e-12, 1 - 1e-12)
+        logits = np.log(inside) - np.log1p(-inside)
+    return np.asarray(logits, dtype=np.float32)
+
+
 def _out_of_fold(method: _Method, labels: Labels, folds: Folds, inner: Sequence[Folds | None], metric: str) -> Floats:
     """Probabilities `[posts, criteria]` with the C that is best inside each fold's training part."""
     probabilities = np.full(labels.shape, np.nan)

@@ -6,7 +6,8 @@ Both are computed once, by a worker that has the data, and stored as attributes 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import optuna
 
-from sparse_evidence.core import metrics
+from sparse_evidence.core import metrics, selection
+from sparse_evidence.core.selection import Scorer
 
 from ..database import predictions, record
 from ..database.connection import engine_of, try_conclusion_lock
@@ -22,7 +24,7 @@ from ..database.optuna_storage import study_id, unwrap
 from ..database.record import BASELINES, CONFIRMED, ENSEMBLE
 from ..database.retry import retry
 from . import confirming
-from .confirming import Confirming, Plan
+from .confirming import Confirming
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -30,13 +32,10 @@ if TYPE_CHECKING:
     from ..study.config import ConfirmConfig
     from .task import StudyTask
 
-MEMBERS = 10
-"""Trials that the ensemble averages."""
+CANDIDATES = 100
+"""The ensemble is chosen among so many of the best complete trials."""
 SIMPLEST_FIRST = ("chance", "zero_shot", "linear", "retrieval", "default")
 """Candidates that win if the best one is not better by more than a standard error."""
-
-Scores = dict[str, list[float]]
-"""By name of a candidate, its value on every fresh split on which it was scored."""
 
 
 def is_due(study: optuna.Study) -> bool:
@@ -95,41 +94,101 @@ def conclude_search(study: optuna.Study, task: StudyTask, finished: int | None =
 
 
 def _ensemble(study: optuna.Study, task: StudyTask, finished: int) -> dict[str, Any] | None:
-    ranked = confirming.rank(study, confirming.counted(study, finished))
-    if not ranked:
+    trials = confirming.counted(study, finished)
+    stored = predictions.load(study, [trial.number for trial in trials])
+    ranked = [trial for trial in confirming.rank(study, trials) if trial.number in stored][:CANDIDATES]
+    numbers = [trial.number for trial in ranked]
+    if not numbers:
         return None
-    best, members = ranked[0], [trial.number for trial in ranked[:MEMBERS]]
-    logits = average(predictions.load(study, members), members)
-    folds = _fold_scores(task, logits)
+    scorer = _scorer(task)
+    logits = [stored[number] for number in numbers]
+    bias = selection.pruning_bias(
+        np.array([scorer.folds_of(stored[trial.number]) for trial in trials if trial.number in stored]),
+        task.definition.split.stage_sizes()[0],
+        higher_is_better=confirming.higher_is_better(study),
+    )
+    flattery = EpochFlattery(study, task)
+    members = [numbers[member] for member in selection.choose_members(scorer, logits, range(task.folds.count))]
+    mean = selection.mean_logits(stored, members)
+    folds = scorer.folds_of(mean)
+    kept = selection.leave_one_fold_out(scorer, logits, selection.choose_members, pruning=bias)
+    corrected = float(kept.mean()) - fmean(map(flattery, members))
+    best = numbers[0]
+    best_kept = selection.leave_one_fold_out(scorer, logits, selection.choose_best, pruning=bias)
+    left_out = scorer.without_blocks(mean)
     labels, scored = task.corpus.labels, task.folds.assignment >= 0
     return {
         "finished": finished,
         "members": members,
-        "value": fmean(folds),
-        "folds": folds,
-        "threshold": metrics.best_threshold(labels[scored], _probabilities(logits[scored])),
-        "best": {"trial": best.number, "value": best.value},
+        "value": float(folds.mean()),
+        "folds": folds.tolist(),
+        "corrected": _as_json(selection.estimate(corrected, left_out)),
+        "threshold": metrics.best_threshold(labels[scored], selection.probabilities(mean[scored])),
+        "best": {
+            "trial": best,
+            "value": ranked[0].value,
+            "corrected": _as_json(
+                selection.estimate(float(best_kept.mean()) - flattery(best), scorer.without_blocks(stored[best]))
+            ),
+        },
+        "over_default": _corrected_gain(scorer, corrected, left_out, "default", stored.get(0), flattery),
+        "over_baseline": _corrected_gain(scorer, corrected, left_out, *_best_baseline(scorer, task)),
     }
 
 
-def average(logits: Mapping[int, npt.NDArray[np.float32]], members: Sequence[int]) -> npt.NDArray[np.float64]:
-    """The ensemble's logits `[posts, criteria]`: the mean of its members' logits; NaN where one is.
+class EpochFlattery:
+    """How much a trial's value gains from taking the epoch that is best on the folds that score it.
 
-    A member that is listed more often weighs more.
+    Args:
+        study: the study.
+        task: its data.
     """
-    mean: npt.NDArray[np.float64] = np.mean(np.stack([logits[m] for m in members]).astype(np.float64), axis=0)
-    return mean
+
+    def __init__(self, study: optuna.Study, task: StudyTask) -> None:
+        self._study, self._folds = study, task.folds.count
+        self._known: dict[int, float] = {}
+
+    def __call__(self, trial: int) -> float:
+        """The gain of a trial by number, in the direction of the metric; 0 where it was not trained on all folds."""
+        if trial not in self._known:
+            curves = confirming.curves(self._study, trial)
+            complete = len(curves) == self._folds
+            better = confirming.higher_is_better(self._study)
+            self._known[trial] = selection.epoch_flattery(curves, higher_is_better=better) if complete else 0.0
+        return self._known[trial]
 
 
-def _fold_scores(task: StudyTask, logits: npt.NDArray[np.float64]) -> list[float]:
-    probabilities = _probabilities(logits)
-    return [task.score(probabilities, fold) for fold in range(task.folds.count)]
+def _best_baseline(scorer: Scorer, task: StudyTask) -> tuple[str, npt.NDArray[np.float32]]:
+    """The best baseline on the search's folds, and its predictions."""
+    found = task.scored_baselines()[1]
+    name = max(found, key=lambda name: float(scorer.signed(scorer.value(found[name]))))
+    return name, found[name]
 
 
-def _probabilities(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    from scipy.special import expit
+def _corrected_gain(
+    scorer: Scorer,
+    corrected: float,
+    left_out: npt.NDArray[np.float64],
+    name: str,
+    logits: npt.NDArray[Any] | None,
+    flattery: EpochFlattery | None = None,
+) -> dict[str, Any] | None:
+    """The ensemble's corrected value minus another candidate's on the same folds; None if that has no predictions."""
+    if logits is None or np.isnan(scorer.folds_of(logits)).any():
+        return None
+    other = scorer.value(logits) - (flattery(0) if flattery else 0.0)
+    found = selection.estimate(corrected - other, left_out - scorer.without_blocks(logits))
+    return {"name": name, **_as_json(found)}
 
-    return np.asarray(expit(logits))
+
+def _scorer(task: StudyTask) -> Scorer:
+    """Scores predictions on the task's folds; the blocks of posts are the same on every split of the same posts."""
+    blocks = selection.make_blocks(task.corpus.groups, task.folds.assignment >= 0, task.definition.search.seed)
+    return Scorer(task.definition.search.metric, task.corpus.labels, task.folds, blocks)
+
+
+def _as_json(found: selection.Estimate) -> dict[str, Any]:
+    return {"value": found.value, "interval": [found.low, found.high]}
 
 
 # --- confirming -------------------------------------------------------------------------------------------------------
@@ -154,24 +213,21 @@ def _confirmed(confirm: Confirming, task: StudyTask) -> dict[str, Any]:
     trials, plan = confirm.child.get_trials(deepcopy=False), confirm.plan
     maximize = confirming.higher_is_better(confirm.parent)
     dropped = confirming.dropped_out(trials)
-    members = [member for member in plan.members if member not in dropped]
-    scores = candidate_scores(plan, trials)
-    if members:
-        scores = {"ensemble": _ensemble_scores(confirm, task, trials, members), **scores}
+    scores = fresh_scores(confirm, task, trials)
     last = len(confirming.rounds(len(plan.leaders), plan.splits)) - 1
     finalists = [str(leader) for leader in confirming.leaders_left(plan, trials, last, maximize=maximize)]
     eligible = {name: scores[name] for name in ("ensemble", *finalists, *SIMPLEST_FIRST) if name in scores}
     winner, reason = choose(eligible, maximize=maximize)
     named = "; ".join(f"trial {trial} dropped out ({why})" for trial, why in dropped.items())
-    baselines = {name: fmean(values) for name, values in eligible.items() if name in SIMPLEST_FIRST[:-1]}
+    baselines = [name for name in SIMPLEST_FIRST[:-1] if name in scores]
     best = max if maximize else min
-    baseline = best(baselines, key=lambda name: baselines[name]) if baselines else None
+    baseline = best(baselines, key=lambda name: fmean(scores[name].values)) if baselines else None
     return {
         "study": confirm.child.study_name,
         "finished": plan.finished,
         "splits": plan.splits,
-        "members": members,
-        "scores": {name: {**summary(values), "splits": values} for name, values in scores.items()},
+        "members": [member for member in plan.members if member not in dropped],
+        "scores": {name: found.as_json() for name, found in scores.items()},
         "winner": winner,
         "reason": f"{reason}; {named}" if named else reason,
         "over_default": _gain(scores, winner, "default"),
@@ -179,75 +235,117 @@ def _confirmed(confirm: Confirming, task: StudyTask) -> dict[str, Any]:
     }
 
 
-def candidate_scores(plan: Plan, trials: Sequence[FrozenTrial]) -> Scores:
-    """The values of all candidates but the ensemble on every split, without those that dropped out."""
-    dropped = confirming.dropped_out(trials)
-    values = {
-        trial: [by_split[split] for split in sorted(by_split)]
-        for trial, by_split in sorted(confirming.values_by_split(trials).items())
-        if trial not in dropped
-    }
-    scores = {str(trial): values[trial] for trial in (*plan.leaders, *plan.members) if trial in values}
-    if plan.default in values:
-        scores["default"] = values[plan.default]
-    on_splits = {
-        entry["split"]: trial.user_attrs[BASELINES]
-        for trial in trials
-        if (entry := record.confirm(trial)) is not None and BASELINES in trial.user_attrs
-    }
-    if len(on_splits) == plan.splits:
-        for name in (*record.baseline_names(on_splits[0]), "chance"):
-            known = [on_splits[split].get(name) for split in range(plan.splits)]
-            if None not in known:
-                scores[name] = known
+@dataclass(frozen=True, eq=False)
+class FreshScores:
+    """The scores of a candidate on fresh splits."""
+
+    values: list[float]
+    """By split."""
+    left_out: npt.NDArray[np.float64]
+    """The same without each block of posts in turn, `[splits, blocks]`."""
+
+    def minus(self, other: FreshScores) -> selection.Estimate:
+        """The mean difference to another candidate on the splits that both were scored on."""
+        pairs = [a - b for a, b in zip(self.values, other.values, strict=False)]
+        return selection.estimate(pairs, self.left_out[: len(pairs)] - other.left_out[: len(pairs)])
+
+    def as_json(self) -> dict[str, Any]:
+        """Mean, interval, and the value on every split."""
+        found = selection.estimate(self.values, self.left_out)
+        return {"mean": found.value, "interval": [found.low, found.high], "splits": self.values}
+
+
+def fresh_scores(confirm: Confirming, task: StudyTask, trials: Sequence[FrozenTrial]) -> dict[str, FreshScores]:
+    """The scores of the ensemble, of single trials, of the default configuration and of the baselines.
+
+    Candidates that dropped out are missing. A leader that was halved away has fewer splits; they are always the first.
+    """
+    plan, dropped = confirm.plan, confirming.dropped_out(trials)
+    members = [member for member in plan.members if member not in dropped]
+    values: dict[str, list[float]] = {}
+    left_out: dict[str, list[npt.NDArray[np.float64]]] = {}
+    for split in range(plan.splits):
+        scorer = _scorer(task.on_split(split))
+        found = _on_split(confirm, trials, split, dropped)
+        candidates: dict[str, npt.NDArray[Any]] = {name: logits for name, logits in found.items() if name != "0"}
+        if members:
+            candidates["ensemble"] = selection.mean_logits({member: found[str(member)] for member in members}, members)
+        if plan.default is not None and "0" in found:
+            candidates["default"] = found["0"]
+            candidates |= {"0": found["0"]} if 0 in (*plan.leaders, *plan.members) else {}
+        for name, logits in candidates.items():
+            values.setdefault(name, []).append(scorer.value(logits))
+            left_out.setdefault(name, []).append(scorer.without_blocks(logits))
+    scores = {name: FreshScores(values[name], np.stack(left_out[name])) for name in values}
+    chance = _chance_on_splits(trials, plan.splits)
+    if chance is not None and scores:
+        blocks = next(iter(scores.values())).left_out.shape[1]
+        scores["chance"] = FreshScores(chance, np.repeat(np.array(chance)[:, None], blocks, axis=1))
     return scores
 
 
-def _ensemble_scores(
-    confirm: Confirming, task: StudyTask, trials: Sequence[FrozenTrial], members: Sequence[int]
-) -> list[float]:
-    """The ensemble's value on every split: its members' logits averaged, scored fold by fold, then the mean."""
-    numbers = {
-        (entry["split"], entry["trial"]): trial.number
+def _on_split(
+    confirm: Confirming, trials: Sequence[FrozenTrial], split: int, dropped: Container[int]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """The logits `[posts, criteria]` of every configuration and every baseline that was scored on a split."""
+    here = [(entry, trial) for trial in trials if (entry := record.confirm(trial)) and entry["split"] == split]
+    stored = predictions.load(confirm.child, [trial.number for _, trial in here])
+    found: dict[str, npt.NDArray[np.float32]] = {}
+    for entry, trial in here:
+        if trial.number not in stored:
+            continue
+        if "baselines" in entry:
+            names = record.baseline_names(trial.user_attrs[BASELINES])
+            parts = np.split(stored[trial.number], len(names), axis=1)
+            found |= dict(zip(names, parts, strict=True))
+        elif entry["trial"] not in dropped:
+            found[str(entry["trial"])] = stored[trial.number]
+    return found
+
+
+def _chance_on_splits(trials: Sequence[FrozenTrial], splits: int) -> list[float] | None:
+    """What a random ranking is worth on every split, None if the baselines of a split could not be scored."""
+    by_split = {
+        entry["split"]: trial.user_attrs[BASELINES].get("chance")
         for trial in trials
-        if (entry := record.confirm(trial)) is not None and "trial" in entry
+        if (entry := record.confirm(trial)) is not None and BASELINES in trial.user_attrs
     }
-    values = []
-    for split in range(confirm.plan.splits):
-        again = [numbers[split, member] for member in members]
-        logits = average(predictions.load(confirm.child, again), again)
-        values.append(fmean(_fold_scores(task.on_split(split), logits)))
-    return values
+    known = [by_split.get(split) for split in range(splits)]
+    return None if None in known else known  # type: ignore[return-value]
 
 
 # --- comparing --------------------------------------------------------------------------------------------------------
 
 
-def choose(scores: Mapping[str, Sequence[float]], *, maximize: bool) -> tuple[str | None, str]:
+def choose(scores: Mapping[str, FreshScores], *, maximize: bool) -> tuple[str | None, str]:
     """The winner and why: the best mean, or the simplest candidate that is as good within one standard error.
 
     Only the default configuration and the baselines are simpler than what a search finds; a single trial does not
-    displace an ensemble.
+    displace an ensemble within one standard error. The standard error is that of the paired difference over the
+    splits: which of the two is better on these posts. Whether it is better on other posts is less certain; what may be
+    claimed follows from the intervals (`_gain`).
 
     Args:
-        scores: by candidate, its value on every split.
+        scores: by candidate, all on the same splits.
         maximize: whether higher values are better.
     """
     if not scores:
         return None, "nothing could be trained on fresh splits"
     sign = 1.0 if maximize else -1.0
-    best = max(scores, key=lambda name: sign * fmean(scores[name]))
-    splits = len(scores[best])
+    best = max(scores, key=lambda name: sign * fmean(scores[name].values))
+    splits = len(scores[best].values)
     on = f"on {splits} fresh split{'' if splits == 1 else 's'}"
-    ordered = [name for name in SIMPLEST_FIRST if name in scores]
-    for name in ordered[: ordered.index(best)] if best in ordered else ordered:
-        gains = [sign * (a - b) for a, b in zip(scores[best], scores[name], strict=True)]
-        if fmean(gains) <= standard_error(gains):
+    preferred = [name for name in (*SIMPLEST_FIRST, "ensemble") if name in scores]
+    for name in preferred[: preferred.index(best)] if best in preferred else preferred:
+        gains = [sign * (a - b) for a, b in zip(scores[best].values, scores[name].values, strict=True)]
+        if fmean(gains) <= (error := standard_error(gains)):
+            why = "is simpler than" if name in SIMPLEST_FIRST else "does not depend on one lucky trial as"
+            does = "" if name in SIMPLEST_FIRST else " does"
             return name, (
-                f"{_described(name)} is simpler than {_described(best)} and as good within one standard error {on} "
-                f"(difference {fmean(gains):.4f}, standard error {standard_error(gains):.4f})"
+                f"{_described(name)} {why} {_described(best)}{does} and is as good within one standard error {on} "
+                f"(difference {fmean(gains):.4f}, standard error {error:.4f})"
             )
-    return best, f"{_described(best)} has the best mean {on} ({fmean(scores[best]):.4f})"
+    return best, f"{_described(best)} has the best mean {on} ({fmean(scores[best].values):.4f})"
 
 
 def standard_error(values: Sequence[float]) -> float:
@@ -255,23 +353,11 @@ def standard_error(values: Sequence[float]) -> float:
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
-def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and 95 % interval (Student's t) of values on splits; no interval of a single one."""
-    mean = fmean(values)
-    if len(values) < 2:
-        return {"mean": mean, "interval": None}
-    from scipy.special import stdtrit
-
-    half = float(stdtrit(len(values) - 1, 0.975)) * standard_error(values)
-    return {"mean": mean, "interval": [mean - half, mean + half]}
-
-
-def _gain(scores: Scores, winner: str | None, other: str | None) -> dict[str, Any] | None:
+def _gain(scores: Mapping[str, FreshScores], winner: str | None, other: str | None) -> dict[str, Any] | None:
     """The winner's value minus another candidate's, on the same splits; None if it is the same or was not scored."""
     if winner is None or other is None or winner == other or other not in scores:
         return None
-    gain = summary([a - b for a, b in zip(scores[winner], scores[other], strict=True)])
-    return {"name": other, "value": gain["mean"], "interval": gain["interval"]}
+    return {"name": other, **_as_json(scores[winner].minus(scores[other]))}
 
 
 def _described(name: str) -> str:

@@ -202,15 +202,15 @@ def _best_epoch(study: optuna.Study, trial: FrozenTrial) -> int:
     """The best epoch of a trial; of a pruned one, on the folds that it trained."""
     if (summary := record.cv(trial)) is not None:
         return int(summary["best_epoch"])
-    curves = _curves(study, trial.number)
-    shortest = min(map(len, curves), default=0)
-    means = [mean(curve[epoch] for curve in curves) for epoch in range(shortest)]
+    curves_of_folds = curves(study, trial.number)
+    shortest = min(map(len, curves_of_folds), default=0)
+    means = [mean(curve[epoch] for curve in curves_of_folds) for epoch in range(shortest)]
     if not means:
         return 1
     return 1 + means.index(max(means) if higher_is_better(study) else min(means))
 
 
-def _curves(study: optuna.Study, number: int) -> list[list[float]]:
+def curves(study: optuna.Study, number: int) -> list[list[float]]:
     """The scores of every epoch `[folds][epochs]`, which a worker's storage does not read."""
     storage = unwrap(study)
     trial_id = storage.get_trial_id_from_study_id_trial_number(study_id(study), number)

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from optuna.trial import TrialState
 
@@ -96,14 +97,18 @@ def _seed(claim: Claim, task: StudyTask) -> int:
 
 
 def _baselines(claim: Claim, task: StudyTask, split: int) -> TrialState:
-    """Score the baselines on a fresh split; the trial's value is the best of them."""
+    """Score the baselines on a fresh split; the trial's value is the best of them.
+
+    Its predictions are those of all baselines side by side, `[posts, baselines × criteria]`.
+    """
     try:
-        scores = task.on_split(split).baselines()
+        scores, logits = task.on_split(split).scored_baselines()
     except SplitError as error:
         return _infeasible(claim, f"no fresh split: {error}")
     best = max if METRICS[task.definition.search.metric].higher_is_better else min
     value = best(scores[name] for name in record.baseline_names(scores))
-    claim.finish(TrialState.COMPLETE, value, attributes={BASELINES: scores})
+    together = np.concatenate([logits[name] for name in record.baseline_names(scores)], axis=1)
+    claim.finish(TrialState.COMPLETE, value, attributes={BASELINES: scores}, logits=together)
     return TrialState.COMPLETE
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, cast
 
+import numpy as np
 import numpy.typing as npt
 
 from sparse_evidence.core import baselines, metrics
@@ -82,9 +83,14 @@ class StudyTask:
 
     def baselines(self) -> dict[str, Any]:
         """The scores of the baselines on the study's folds in the study's metric; see `core.baselines.scores`."""
+        return self.scored_baselines()[0]
+
+    def scored_baselines(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
+        """The scores of the baselines, and the logits `[posts, criteria]` of those that read the posts."""
         embedded, metric = next(iter(self.embedded.values())), self.definition.search.metric
         predictions = baselines.predict(embedded, self.corpus.groups, self.folds, metric)
-        return baselines.scores(predictions, self.corpus.labels, self.folds, metric)
+        scores = baselines.scores(predictions, self.corpus.labels, self.folds, metric)
+        return scores, {name: baselines.as_logits(name, predicted) for name, predicted in predictions.items()}
 
     def cross_validation(
         self,

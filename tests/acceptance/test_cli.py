@@ -133,7 +133,11 @@ def check_the_dashboard(server: subprocess.Popen[str]) -> None:
     studies = page.replace("/dashboard/", "/api/studies")
     status, body = answer(studies)
     assert status == 200
-    assert [study["study_name"] for study in json.loads(body)["study_summaries"]] == ["smoke"]
+    assert [study["study_name"] for study in json.loads(body)["study_summaries"]] == [
+        "smoke",
+        "smoke/confirm/6-trials-2-leaders-2-splits",
+        "smoke/confirm/8-trials-2-leaders-2-splits",
+    ]
     assert answer(page)[0] == 200
     assert answer(f"{studies}/1", method="DELETE")[0] == 403
     assert answer(studies, method="POST")[0] == 403
