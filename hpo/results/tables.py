@@ -70,11 +70,14 @@ def _values(best: BestResult) -> Table:
         honest = _honest(best, name)
         cells = [f"{short(value)}{FLATTERED if flattered and value is not None else ' '}"]
         if len(table.columns) > 2:
-            known = honest is not None and name != "chance"  # which is the same on every split
-            cells += [short(honest["value"]) if honest else "", interval_text(honest["interval"]) if known else ""]
+            cells += ["", ""] if honest is None else [short(honest["value"]), _interval_cell(name, honest)]
         winner = name == best["winner"] or (best["winner"] == "trial" and name == str(best["trial"]))
         table.add_row(label, *cells, style="bold green" if winner else None)
     return table
+
+
+def _interval_cell(name: str, honest: Mapping[str, Any]) -> str:
+    return "" if name == "chance" else interval_text(honest["interval"])  # chance is not estimated
 
 
 def _candidates(best: BestResult) -> list[tuple[str, str, float | None]]:
