@@ -83,7 +83,7 @@ def test_a_study_from_its_first_run_to_its_export(call, start, tmp_path):
     assert finished(first) == TRIALS
     assert len(re.findall(r"^\d/6 trial \d ", done.stdout, flags=re.MULTILINE)) == TRIALS
     assert re.search(
-        r"^Baselines \(average precision\): linear \d\.\d{4}, prevalence \(mean\) \d", done.stdout, re.MULTILINE
+        r"^Baselines \(average precision\): retrieval \d\.\d{4}, linear \d\.\d{4}, zero", done.stdout, re.MULTILINE
     )
     assert first["claim"] in " ".join(done.stdout.split())
     assert first["confirmed"]["splits"] == 2
