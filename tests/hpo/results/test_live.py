@@ -11,12 +11,14 @@ from rich.cells import cell_len
 from rich.console import Console
 from tiny import task
 
+from sparse_evidence.hpo.database import record
 from sparse_evidence.hpo.database.claims_sql import Counts, count_trials
 from sparse_evidence.hpo.database.connection import engine_of
 from sparse_evidence.hpo.results import live
 from sparse_evidence.hpo.running import objective
 from sparse_evidence.hpo.running.artifacts import Checkpoints, open_store
 from sparse_evidence.hpo.running.claims import Claim, Claims
+from sparse_evidence.hpo.running.confirming import Progress
 from sparse_evidence.hpo.running.joining import join_study, measure_baselines
 from sparse_evidence.hpo.running.launcher import StartedStudy
 
@@ -104,6 +106,20 @@ def test_a_terminal_is_redrawn_in_place_and_cleared_at_the_end(started, tmp_path
     assert live.STOPPING in " ".join(text.split())
     assert "trial 0 0." not in text
     assert text.endswith("\x1b[2K")  # the view's last line is erased
+
+
+def test_the_ensemble_is_shown_once_when_confirming_begins(started):
+    corrected = {"value": 0.5021, "interval": [0.4611, 0.5431]}
+    started.study.set_user_attr(record.ENSEMBLE, {"members": [3, 3, 4], "value": 0.5312, "corrected": corrected})
+    console = pipe()
+    with live.LiveView(console, started) as view:
+        for finished in (0, 1):
+            view.confirming(Progress(started.study, finished, 40))
+    assert written(console).splitlines() == [
+        "ensemble of 2 trials: 0.531 on the folds of the search, corrected for selection 0.502 (95 % interval 0.461 to "
+        "0.543)",
+        "confirming: 0 of 40 trained",
+    ]
 
 
 def test_embedding_progress_is_a_line_per_tenth_in_a_pipe():
