@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import optuna
 
-from sparse_evidence.core import metrics
+from sparse_evidence.core import metrics, selection
+from sparse_evidence.core.selection import Estimate, Logits, Scorer
 
 from ..database import predictions, record
 from ..database.connection import engine_of, try_conclusion_lock
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
     from ..study.config import ConfirmConfig
     from .task import StudyTask
 
-MEMBERS = 10
-"""Trials that the ensemble averages."""
 SIMPLEST_FIRST = ("chance", "zero_shot", "linear", "retrieval", "default")
 """Candidates that win if the best one is not better by more than a standard error."""
 
 Scores = dict[str, list[float]]
 """By name of a candidate, its value on every fresh split on which it was scored."""
+LeftOut = dict[str, npt.NDArray[np.float64]]
+"""By name of a candidate, its value on every fresh split without each block of posts `[splits, blocks]`."""
 
 
 def is_due(study: optuna.Study) -> bool:
@@ -95,41 +96,79 @@ def conclude_search(study: optuna.Study, task: StudyTask, finished: int | None =
 
 
 def _ensemble(study: optuna.Study, task: StudyTask, finished: int) -> dict[str, Any] | None:
-    ranked = confirming.rank(study, confirming.counted(study, finished))
-    if not ranked:
+    trials = confirming.counted(study, finished)
+    stored = predictions.load(study, [trial.number for trial in trials])
+    complete = [trial for trial in confirming.rank(study, trials) if trial.number in stored]
+    if not complete:
         return None
-    best, members = ranked[0], [trial.number for trial in ranked[:MEMBERS]]
-    logits = average(predictions.load(study, members), members)
-    folds = _fold_scores(task, logits)
-    labels, scored = task.corpus.labels, task.folds.assignment >= 0
+    scorer, numbers = task.scorer(), sorted(trial.number for trial in complete)
+    logits, every = [stored[number] for number in numbers], range(task.folds.count)
+    fold_scores = np.array([scorer.folds_of(stored[number]) for number in sorted(stored)])
+    bias = selection.pruning_bias(
+        fold_scores, task.definition.split.stage_sizes()[0], higher_is_better=scorer.metric.higher_is_better
+    )
+    picks = selection.choose_members(scorer, logits, every)
+    averaged = selection.mean_logits(logits, picks)
+    members, best = _Choice(scorer, averaged), _Choice(scorer, stored[complete[0].number])
+    honest = selection.leave_one_fold_out(scorer, logits, selection.choose_members, pruned_by=bias)
+    honest_best = selection.leave_one_fold_out(scorer, logits, selection.choose_best, pruned_by=bias)
+    scored = task.folds.assignment >= 0
     return {
         "finished": finished,
-        "members": members,
-        "value": fmean(folds),
-        "folds": folds,
-        "threshold": metrics.best_threshold(labels[scored], _probabilities(logits[scored])),
-        "best": {"trial": best.number, "value": best.value},
+        "members": [numbers[pick] for pick in picks],
+        "value": scorer.value(averaged),
+        "folds": scorer.folds_of(averaged).tolist(),
+        **members.corrected(honest),
+        "threshold": metrics.best_threshold(task.corpus.labels[scored], selection.probabilities(averaged[scored])),
+        "best": {"trial": complete[0].number, "value": complete[0].value, **best.corrected(honest_best)},
+        **_over_simple(task, members, honest, stored.get(0)),
     }
 
 
-def average(logits: Mapping[int, npt.NDArray[np.float32]], members: Sequence[int]) -> npt.NDArray[np.float64]:
-    """The ensemble's logits `[posts, criteria]`: the mean of its members' logits; NaN where one is.
+class _Choice:
+    """Predictions that were chosen, and their score without each block of posts."""
 
-    A member that is listed more often weighs more.
-    """
-    mean: npt.NDArray[np.float64] = np.mean(np.stack([logits[m] for m in members]).astype(np.float64), axis=0)
-    return mean
+    def __init__(self, scorer: Scorer, logits: Logits) -> None:
+        self.scorer = scorer
+        self.left_out = scorer.without_blocks(logits)
+
+    def corrected(self, honest: npt.NDArray[np.float64]) -> dict[str, Any]:
+        """The value corrected for selection, and its interval, from its scores on the folds."""
+        found = selection.estimate(honest.mean(), self.left_out)
+        return {"corrected": found.value, "interval": [found.low, found.high]}
+
+    def gain(self, honest: npt.NDArray[np.float64], other: Logits) -> dict[str, Any]:
+        """By how much it is better than predictions that were not chosen; above 0 is better in any metric."""
+        gain = self.scorer.signed(honest.mean() - self.scorer.value(other))
+        return _interval(
+            selection.estimate(gain, self.scorer.signed(self.left_out - self.scorer.without_blocks(other)))
+        )
 
 
-def _fold_scores(task: StudyTask, logits: npt.NDArray[np.float64]) -> list[float]:
-    probabilities = _probabilities(logits)
-    return [task.score(probabilities, fold) for fold in range(task.folds.count)]
+def _over_simple(
+    task: StudyTask, members: _Choice, honest: npt.NDArray[np.float64], default: Logits | None
+) -> dict[str, Any]:
+    """The gains over the default configuration (None if it was pruned or is infeasible) and over the best baseline."""
+    scorer = members.scorer
+    is_scored = default is not None and not np.isnan(scorer.value(default))
+    baselines = _baseline_logits(task)
+    name = max(baselines, key=lambda name: float(scorer.signed(scorer.value(baselines[name]))))
+    return {
+        "over_default": members.gain(honest, default) if default is not None and is_scored else None,
+        "over_baseline": {"name": name, **members.gain(honest, baselines[name])},
+    }
 
 
-def _probabilities(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    from scipy.special import expit
+def _baseline_logits(task: StudyTask) -> dict[str, Logits]:
+    """The baselines' predictions on a task's folds as logits; similarities are ranked as they are."""
+    from scipy.special import logit
 
-    return np.asarray(expit(logits))
+    found = task.baseline_predictions()
+    return {name: scores if name == "zero_shot" else logit(scores) for name, scores in found.items()}
+
+
+def _interval(found: Estimate) -> dict[str, Any]:
+    return {"value": found.value, "interval": [found.low, found.high]}
 
 
 # --- confirming -------------------------------------------------------------------------------------------------------
@@ -155,28 +194,61 @@ def _confirmed(confirm: Confirming, task: StudyTask) -> dict[str, Any]:
     maximize = confirming.higher_is_better(confirm.parent)
     dropped = confirming.dropped_out(trials)
     members = [member for member in plan.members if member not in dropped]
-    scores = candidate_scores(plan, trials)
-    if members:
-        scores = {"ensemble": _ensemble_scores(confirm, task, trials, members), **scores}
     last = len(confirming.rounds(len(plan.leaders), plan.splits)) - 1
-    finalists = [str(leader) for leader in confirming.leaders_left(plan, trials, last, maximize=maximize)]
-    eligible = {name: scores[name] for name in ("ensemble", *finalists, *SIMPLEST_FIRST) if name in scores}
-    winner, reason = choose(eligible, maximize=maximize)
+    finalists = [
+        leader for leader in confirming.leaders_left(plan, trials, last, maximize=maximize) if leader not in dropped
+    ]
+    scores = candidate_scores(plan, trials)
+    values, left_out = _on_splits(confirm, task, members, [*finalists, *([0] if "default" in scores else [])])
+    scores = {**({"ensemble": values} if members else {}), **scores}
+    eligible = [name for name in ("ensemble", *map(str, finalists), *SIMPLEST_FIRST) if name in scores]
+    winner, reason = choose({name: scores[name] for name in eligible}, maximize=maximize)
     named = "; ".join(f"trial {trial} dropped out ({why})" for trial, why in dropped.items())
-    baselines = {name: fmean(values) for name, values in eligible.items() if name in SIMPLEST_FIRST[:-1]}
     best = max if maximize else min
-    baseline = best(baselines, key=lambda name: baselines[name]) if baselines else None
+    baseline = best(
+        (name for name in SIMPLEST_FIRST[:-1] if name in scores), key=lambda name: fmean(scores[name]), default=None
+    )
     return {
         "study": confirm.child.study_name,
         "finished": plan.finished,
         "splits": plan.splits,
         "members": members,
-        "scores": {name: {**summary(values), "splits": values} for name, values in scores.items()},
+        "scores": {
+            name: {"mean": fmean(values), "interval": _interval_of(values, left_out.get(name)), "splits": values}
+            for name, values in scores.items()
+        },
         "winner": winner,
         "reason": f"{reason}; {named}" if named else reason,
-        "over_default": _gain(scores, winner, "default"),
-        "over_baseline": _gain(scores, winner, baseline),
+        "over_default": _gain(scores, left_out, winner, "default", maximize=maximize),
+        "over_baseline": _gain(scores, left_out, winner, baseline, maximize=maximize),
     }
+
+
+def _on_splits(
+    confirm: Confirming, task: StudyTask, members: Sequence[int], singles: Sequence[int]
+) -> tuple[list[float], LeftOut]:
+    """The ensemble's value on every split; of all candidates that may win, the score without each block of posts."""
+    numbers = {
+        (entry["split"], entry["trial"]): trial.number
+        for trial in confirm.child.get_trials(deepcopy=False)
+        if (entry := record.confirm(trial)) is not None and "trial" in entry
+    }
+    values: list[float] = []
+    left_out: dict[str, list[npt.NDArray[np.float64]]] = {}
+    for split in range(confirm.plan.splits):
+        on_split = task.on_split(split)
+        scorer, again = on_split.scorer(), {trial: numbers[split, trial] for trial in {*members, *singles}}
+        stored = predictions.load(confirm.child, again.values())
+        candidates = _baseline_logits(on_split)
+        candidates |= {str(single): stored[again[single]] for single in singles}
+        if confirm.plan.default in singles:
+            candidates["default"] = candidates[str(confirm.plan.default)]
+        if members:
+            candidates["ensemble"] = selection.mean_logits([stored[again[m]] for m in members], range(len(members)))
+            values.append(scorer.value(candidates["ensemble"]))
+        for name, logits in candidates.items():
+            left_out.setdefault(name, []).append(scorer.without_blocks(logits))
+    return values, {name: np.array(blocks) for name, blocks in left_out.items()}
 
 
 def candidate_scores(plan: Plan, trials: Sequence[FrozenTrial]) -> Scores:
@@ -198,26 +270,9 @@ def candidate_scores(plan: Plan, trials: Sequence[FrozenTrial]) -> Scores:
     if len(on_splits) == plan.splits:
         for name in (*record.baseline_names(on_splits[0]), "chance"):
             known = [on_splits[split].get(name) for split in range(plan.splits)]
-            if None not in known:
+            if not any(value is None or math.isnan(value) for value in known):
                 scores[name] = known
     return scores
-
-
-def _ensemble_scores(
-    confirm: Confirming, task: StudyTask, trials: Sequence[FrozenTrial], members: Sequence[int]
-) -> list[float]:
-    """The ensemble's value on every split: its members' logits averaged, scored fold by fold, then the mean."""
-    numbers = {
-        (entry["split"], entry["trial"]): trial.number
-        for trial in trials
-        if (entry := record.confirm(trial)) is not None and "trial" in entry
-    }
-    values = []
-    for split in range(confirm.plan.splits):
-        again = [numbers[split, member] for member in members]
-        logits = average(predictions.load(confirm.child, again), again)
-        values.append(fmean(_fold_scores(task.on_split(split), logits)))
-    return values
 
 
 # --- comparing --------------------------------------------------------------------------------------------------------
@@ -255,23 +310,25 @@ def standard_error(values: Sequence[float]) -> float:
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
-def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and 95 % interval (Student's t) of values on splits; no interval of a single one."""
-    mean = fmean(values)
-    if len(values) < 2:
-        return {"mean": mean, "interval": None}
-    from scipy.special import stdtrit
-
-    half = float(stdtrit(len(values) - 1, 0.975)) * standard_error(values)
-    return {"mean": mean, "interval": [mean - half, mean + half]}
+def _interval_of(values: Sequence[float], left_out: npt.NDArray[np.float64] | None) -> list[float] | None:
+    """The 95 % interval of a mean over splits; None for candidates that could not win."""
+    if left_out is None or len(left_out) != len(values):
+        return None
+    found = selection.estimate(values, left_out)
+    return [found.low, found.high]
 
 
-def _gain(scores: Scores, winner: str | None, other: str | None) -> dict[str, Any] | None:
-    """The winner's value minus another candidate's, on the same splits; None if it is the same or was not scored."""
+def _gain(
+    scores: Scores, left_out: LeftOut, winner: str | None, other: str | None, *, maximize: bool
+) -> dict[str, Any] | None:
+    """By how much the winner is better, on the same splits and posts; None over itself or what was not scored."""
     if winner is None or other is None or winner == other or other not in scores:
         return None
-    gain = summary([a - b for a, b in zip(scores[winner], scores[other], strict=True)])
-    return {"name": other, "value": gain["mean"], "interval": gain["interval"]}
+    sign = 1.0 if maximize else -1.0
+    gains = sign * (np.array(scores[winner]) - np.array(scores[other]))
+    if winner not in left_out or other not in left_out:  # chance has no predictions
+        return {"name": other, "value": float(gains.mean()), "interval": None}
+    return {"name": other, **_interval(selection.estimate(gains, sign * (left_out[winner] - left_out[other])))}
 
 
 def _described(name: str) -> str:

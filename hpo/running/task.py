@@ -9,6 +9,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from sparse_evidence.core import baselines, metrics
@@ -19,6 +20,7 @@ from sparse_evidence.core.features.encoders import Encoder, locate
 from sparse_evidence.core.features.views import EmbeddedCorpus, Features, embed_corpus, text_corpus
 from sparse_evidence.core.models import REGISTRY, reads_text
 from sparse_evidence.core.seeding import stable_seed
+from sparse_evidence.core.selection import Scorer, make_blocks
 from sparse_evidence.core.splits import Folds, split
 from sparse_evidence.core.training.crossval import CrossValidation
 from sparse_evidence.core.training.resampling import fresh_folds
@@ -74,9 +76,19 @@ class StudyTask:
 
     def baselines(self) -> dict[str, Any]:
         """The scores of the baselines on the study's folds in the study's metric; see `core.baselines.scores`."""
-        embedded, metric = next(iter(self.embedded.values())), self.definition.search.metric
-        predictions = baselines.predict(embedded, self.corpus.groups, self.folds, metric)
-        return baselines.scores(predictions, self.corpus.labels, self.folds, metric)
+        metric = self.definition.search.metric
+        return baselines.scores(self.baseline_predictions(), self.corpus.labels, self.folds, metric)
+
+    def baseline_predictions(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Predictions `[posts, criteria]` of the baselines on the study's folds; see `core.baselines.predict`."""
+        embedded = next(iter(self.embedded.values()))
+        return baselines.predict(embedded, self.corpus.groups, self.folds, self.definition.search.metric)
+
+    def scorer(self) -> Scorer:
+        """Scores predictions on the study's folds, and without blocks of posts that are the same on every split."""
+        included = self.folds.assignment >= 0
+        blocks = make_blocks(self.corpus.groups, included, self.definition.search.seed)
+        return Scorer(self.definition.search.metric, self.corpus.labels, self.folds, blocks)
 
     def cross_validation(
         self,

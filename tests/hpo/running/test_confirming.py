@@ -134,10 +134,3 @@ def test_the_reason_says_why_in_words():
         "(difference 0.0000, standard error 0.0000)"
     )
     assert conclusions.choose({}, maximize=True) == (None, "nothing could be trained on fresh splits")
-
-
-def test_intervals_are_students():
-    found = conclusions.summary([0.50, 0.52, 0.51, 0.53])
-    assert found["mean"] == pytest.approx(0.515)
-    assert found["interval"] == pytest.approx([0.4944574, 0.5355426], abs=1e-6)
-    assert conclusions.summary([0.5]) == {"mean": 0.5, "interval": None}
