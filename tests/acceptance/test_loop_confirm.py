@@ -14,6 +14,7 @@ import pytest
 from loop_tools import (
     EPOCH,
     CountEpochs,
+    RaiseInEpochs,
     SlowEpochs,
     StopAt,
     artifacts,
@@ -26,7 +27,7 @@ from loop_tools import (
     until,
 )
 
-from sparse_evidence.core.errors import UserError
+from sparse_evidence.core.errors import NonFiniteLossError, UserError
 from sparse_evidence.hpo.database import connection, record
 from sparse_evidence.hpo.database.claims_sql import Counts, count_trials
 
@@ -169,6 +170,26 @@ def test_a_configuration_that_kills_its_process_drops_out(database: str, tmp_pat
     assert f"trial {dropped} dropped out (attempts exhausted" in confirmed["reason"]
     for opened in (study, child):
         connection.engine_of(opened).dispose()
+
+
+@pytest.mark.parametrize("diverges", [False, True])
+def test_a_study_with_one_trial_ends_well(diverges: bool, database: str, tmp_path: Path) -> None:
+    tiny(tmp_path, **SETTINGS | {"trials": 1})
+    faults = [RaiseInEpochs(NonFiniteLossError)] if diverges else []
+    with running_workers(tmp_path, database, 1, faults=faults) as (worker,):
+        assert worker.end() == 0, worker.output
+    study = study_of(database)
+    confirmed = record.confirmed(study)
+    if diverges:
+        assert (count_trials(study).infeasible, record.ensemble(study), confirmed) == (1, None, None)
+    else:
+        assert confirmed is not None
+        assert confirmed["study"] == "tiny/confirm/1-trials-1-leaders-2-splits"
+        assert confirmed["scores"]["default"] == confirmed["scores"]["0"]
+    connection.engine_of(study).dispose()
+    code, output = hpo(tmp_path, database, "confirm", "tiny.toml")
+    expected = (2, "has no complete trial yet") if diverges else (0, "nothing to do")
+    assert (code, expected[1] in output) == (expected[0], True), output
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

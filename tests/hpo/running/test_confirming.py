@@ -6,11 +6,24 @@ from typing import Any
 
 import optuna
 import pytest
+from claim_tools import IDENTITY, claimed
 from optuna.trial import FrozenTrial, TrialState
 
-from sparse_evidence.hpo.database.record import BASELINES, CONFIRM, REASON
+from sparse_evidence.hpo.database import connection, studies
+from sparse_evidence.hpo.database.record import BASELINES, CONFIRM, CURVES, CV, REASON
 from sparse_evidence.hpo.running import conclusions
-from sparse_evidence.hpo.running.confirming import Entry, Plan, dropped_out, leaders_left, next_round, planned, rounds
+from sparse_evidence.hpo.running.claims import Claims
+from sparse_evidence.hpo.running.confirming import (
+    Entry,
+    Plan,
+    dropped_out,
+    leaders_left,
+    make_plan,
+    next_round,
+    planned,
+    rounds,
+)
+from sparse_evidence.hpo.study.config import ConfirmConfig
 
 LEADERS = tuple(range(10, 18))
 PLAN = Plan(
@@ -136,8 +149,16 @@ def test_the_reason_says_why_in_words():
     assert conclusions.choose({}, maximize=True) == (None, "nothing could be trained on fresh splits")
 
 
-def test_intervals_are_students():
-    found = conclusions.summary([0.50, 0.52, 0.51, 0.53])
-    assert found["mean"] == pytest.approx(0.515)
-    assert found["interval"] == pytest.approx([0.4944574, 0.5355426], abs=1e-6)
-    assert conclusions.summary([0.5]) == {"mean": 0.5, "interval": None}
+def test_a_pruned_default_is_trained_for_its_best_epoch_so_far(database):
+    """Its curves are read although a worker's storage leaves them out."""
+    storage = connection.open_storage(database, without=(CURVES,))
+    study = studies.open_study(storage, "s", direction="maximize", identity=IDENTITY)
+    terms = {"heartbeat_seconds": 1.0, "grace_seconds": 10.0, "max_attempts": 3}
+    queue = Claims(connection.engine_of(study), study, budget=2, **terms)
+    default, other = claimed(queue), claimed(queue)
+    curves = {"scores": [[0.1, 0.3, 0.2], [0.1, 0.2], []]}
+    default.finish(TrialState.PRUNED, attributes={CURVES: curves}, reports={2: 0.25})
+    other.finish(TrialState.COMPLETE, 0.4, attributes={CV: {"best_epoch": 7}})
+    plan = make_plan(study, ConfirmConfig(leaders=8, splits=3), {"finished": 2, "members": [1, 1]})
+    assert plan == Plan(2, (1,), (1, 1), default=0, splits=3, epochs={"0": 2, "1": 7})
+    connection.engine_of(study).dispose()
