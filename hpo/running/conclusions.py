@@ -339,10 +339,9 @@ def choose(scores: Mapping[str, FreshScores], *, maximize: bool) -> tuple[str | 
     for name in preferred[: preferred.index(best)] if best in preferred else preferred:
         gains = [sign * (a - b) for a, b in zip(scores[best].values, scores[name].values, strict=True)]
         if fmean(gains) <= (error := standard_error(gains)):
-            why = "is simpler than" if name in SIMPLEST_FIRST else "does not depend on one lucky trial as"
-            does = "" if name in SIMPLEST_FIRST else " does"
+            better = "is simpler than" if name in SIMPLEST_FIRST else "depends less on luck than"
             return name, (
-                f"{_described(name)} {why} {_described(best)}{does} and is as good within one standard error {on} "
+                f"{_described(name)} {better} {_described(best)} and is as good within one standard error {on} "
                 f"(difference {fmean(gains):.4f}, standard error {error:.4f})"
             )
     return best, f"{_described(best)} has the best mean {on} ({fmean(scores[best].values):.4f})"

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import numpy as np
 import optuna
 import pytest
 from claim_tools import IDENTITY, claimed
 from optuna.trial import FrozenTrial, TrialState
 
 from sparse_evidence.hpo.database import connection, studies
-from sparse_evidence.hpo.database.record import BASELINES, CONFIRM, CURVES, CV, REASON
+from sparse_evidence.hpo.database.record import CONFIRM, CURVES, CV, REASON
 from sparse_evidence.hpo.running import conclusions
 from sparse_evidence.hpo.running.claims import Claims
+from sparse_evidence.hpo.running.conclusions import FreshScores
 from sparse_evidence.hpo.running.confirming import (
     Entry,
     Plan,
@@ -102,18 +102,6 @@ def test_what_cannot_be_trained_drops_out_with_its_reason():
     assert next_round(PLAN, everything, maximize=True) == [{"baselines": True, "split": 1, "round": 1}]
 
 
-def test_candidates_are_scored_on_every_split_or_not_at_all():
-    plan = Plan(finished=3, leaders=(1, 2), members=(1, 2), default=0, splits=2, epochs={"0": 1, "1": 1, "2": 1})
-    entries = next_round(plan, [], maximize=True)
-    trials = finished(entries, {0: 0.3, 1: 0.4}, fail=(2,))
-    for trial in trials:
-        if "baselines" in trial.user_attrs[CONFIRM]:
-            trial.user_attrs[BASELINES] = {"linear": 0.2, "linear_folds": [0.1, 0.3], "mean_prevalence": 0.2}
-    assert conclusions.candidate_scores(plan, trials) == {
-        "1": [0.4, 0.4], "default": [0.3, 0.3], "linear": [0.2, 0.2],
-    }  # fmt: skip
-
-
 # --- the winner -------------------------------------------------------------------------------------------------------
 
 WINNERS: dict[str, tuple[dict[str, list[float]], str]] = {
@@ -124,6 +112,7 @@ WINNERS: dict[str, tuple[dict[str, list[float]], str]] = {
         "retrieval",
     ),
     "a single trial does not displace the ensemble": ({"ensemble": [0.5, 0.6], "3": [0.5, 0.599]}, "ensemble"),
+    "a single trial that is a little better": ({"ensemble": [0.5, 0.6], "3": [0.6, 0.59]}, "ensemble"),
     "a single trial that is better does": ({"ensemble": [0.5, 0.6], "3": [0.6, 0.7]}, "3"),
     "a baseline that is best": ({"ensemble": [0.5, 0.6], "linear": [0.6, 0.7], "retrieval": [0.7, 0.8]}, "retrieval"),
     "a difference that is the same on all splits": ({"ensemble": [0.5, 0.75], "default": [0.375, 0.625]}, "ensemble"),
@@ -131,22 +120,29 @@ WINNERS: dict[str, tuple[dict[str, list[float]], str]] = {
 }  # fmt: skip
 
 
+def choose(values: dict[str, list[float]], *, maximize: bool = True) -> tuple[str | None, str]:
+    scores = {name: FreshScores(by_split, np.zeros((len(by_split), 2))) for name, by_split in values.items()}
+    return conclusions.choose(scores, maximize=maximize)
+
+
 @pytest.mark.parametrize("case", WINNERS)
 def test_the_winner(case):
-    scores, winner = WINNERS[case]
-    assert conclusions.choose(scores, maximize=True)[0] == winner
-    negative = {name: [-value for value in values] for name, values in scores.items()}
-    assert conclusions.choose(negative, maximize=False)[0] == winner
+    values, winner = WINNERS[case]
+    assert choose(values)[0] == winner
+    negative = {name: [-value for value in by_split] for name, by_split in values.items()}
+    assert choose(negative, maximize=False)[0] == winner
 
 
 def test_the_reason_says_why_in_words():
-    best: Any = {"ensemble": [0.5, 0.6], "zero_shot": [0.1, 0.1]}
-    assert conclusions.choose(best, maximize=True)[1] == "the ensemble has the best mean on 2 fresh splits (0.5500)"
-    assert conclusions.choose({"3": [0.5], "default": [0.5]}, maximize=True)[1] == (
-        "the default configuration is simpler than trial 3 and as good within one standard error on 1 fresh split "
+    assert (
+        choose({"ensemble": [0.5, 0.6], "zero_shot": [0.1, 0.1]})[1]
+        == "the ensemble has the best mean on 2 fresh splits (0.5500)"
+    )
+    assert choose({"3": [0.5], "default": [0.5]})[1] == (
+        "the default configuration is simpler than trial 3 and is as good within one standard error on 1 fresh split "
         "(difference 0.0000, standard error 0.0000)"
     )
-    assert conclusions.choose({}, maximize=True) == (None, "nothing could be trained on fresh splits")
+    assert choose({}) == (None, "nothing could be trained on fresh splits")
 
 
 def test_a_pruned_default_is_trained_for_its_best_epoch_so_far(database):
