@@ -37,7 +37,7 @@ space = "default"             # "file": only the ranges and choices in this file
 metric = "average_precision"  # mean over folds of the mean over criteria; or "auroc", "brier"
 trials = 40                   # may be raised later: the search resumes
 seed = 0
-pruner = { name = "same_folds", percentile = 25 }  # after each stage, trials outside the best quarter stop
+pruner = { name = "same_folds", percentile = 50 }  # after each stage, trials outside the best half stop
 
 [model]
 name = "iris"                 # learned queries retrieve the k sentences of a post that match best; or "abmil",

@@ -8,7 +8,6 @@ import torch
 from corpora import assert_same_bits, candidate, planted, uneven, unit
 
 from sparse_evidence.core.config import BCEConfig, InstanceConfig
-from sparse_evidence.core.errors import ConfigError
 from sparse_evidence.core.features.bags import Bag
 from sparse_evidence.core.features.views import EmbeddedCorpus
 from sparse_evidence.core.models import build_model
@@ -121,12 +120,11 @@ def test_all_chunks_of_a_post_share_the_dropout():
 # ---- marked sentences -------------------------------------------------------------------------------------------
 
 
-def test_without_any_mark_an_evidence_weight_is_refused():
-    config = replace(CONFIG, evidence_weight=0.5)
+def test_without_any_mark_an_evidence_weight_changes_nothing():
     nothing = replace_evidence(planted(), np.zeros((len(planted().embeddings), 3), dtype=bool))
     for corpus in (planted(), nothing):
-        with pytest.raises(ConfigError, match=r"evidence_weight is 0\.5, but no passage of the data is marked"):
-            build_model(config, corpus, [TRAIN], folds=[0], seed=0)
+        runs = [trained(corpus, uneven(corpus), evidence_weight=weight)[0] for weight in (0.0, 0.5)]
+        assert_same_bits(*(dict(run.model.named_parameters()) for run in runs))
 
 
 def test_a_fold_without_marks_has_no_such_loss():

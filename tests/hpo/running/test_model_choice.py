@@ -82,7 +82,7 @@ def test_each_model_has_its_own_parameters(definition, tiny_encoder):
         "model.sharpness": "one of 0.5, 2.0, where model is instance",
         "model.C": "0.0001 to 0.1 (log), where model is retrieval",
         "model.reads": "one of pairs, posts, where model is token",
-        "training.learning_rate": "0.001 to 0.01 (log), where model is iris or abmil or token",
+        "training.learning_rate": "0.001 to 0.01 (log), where model is iris or abmil or instance or token",
     }
     assert encoder_names(definition) == ["all-MiniLM-L6-v2", str(tiny_encoder)]
     assert embedded_views(definition) == [("all-MiniLM-L6-v2", 1)]

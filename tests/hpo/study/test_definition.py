@@ -60,7 +60,7 @@ def test_data_and_model_name_are_enough(tmp_path):
     assert definition.split.stages == (2, 3)
     assert definition.search.metric == "average_precision"
     assert (definition.search.trials, definition.search.seed, definition.search.sampler) == (40, 0, "tpe")
-    assert (definition.search.pruner.name, definition.search.pruner.percentile) == ("same_folds", 25.0)
+    assert (definition.search.pruner.name, definition.search.pruner.percentile) == ("same_folds", 50.0)
     assert (definition.service.heartbeat_seconds, definition.service.grace_seconds) == (20.0, 120.0)
     assert [loss.name for loss in definition.loss] == ["bce"]
     assert definition.search.space == "default"

@@ -54,23 +54,28 @@ def described(definition):
 def test_the_parameters_of_quickstart():
     definition = load(ROOT / "studies" / "quickstart.toml", environ={})
     assert described(definition) == {
-        "model.num_queries": "one of 2, 4, 8",
-        "model.k_retrieved": "2 to 6",
-        "model.temperature": "0.05 to 1.0 (log)",
-        "training.accumulation_steps": "one of 1, 2, 4",
-        "training.learning_rate": "0.0003 to 0.01 (log)",
-        "loss": "one of bce, weighted_bce, focal",
-        "loss.pos_weight": "1.0 to 12.0 (log), where loss is weighted_bce",
-        "loss.gamma": "0.0 to 4.0, where loss is focal",
-        "loss.alpha": "0.1 to 0.9, where loss is focal",
+        "model": "one of iris, instance, retrieval",
+        "model.k_retrieved": "2 to 6, where model is iris",
+        "model.temperature": "0.05 to 1.0 (log), where model is iris",
+        "model.num_queries": "one of 2, 4, 8, where model is iris",
+        "model.hidden": "one of 32, 64, 128, where model is iris or instance",
+        "model.sharpness": "0.5 to 4.0 (log), where model is instance",
+        "model.C": "0.0001 to 0.01 (log), where model is retrieval",
+        "model.top_k": "1 to 6, where model is retrieval",
+        "model.similarity_weight": "2.0 to 8.0 (log), where model is retrieval",
+        "model.pooling": "one of each, mean, where model is retrieval",
+        "training.iris.learning_rate": "0.0003 to 0.003 (log), where model is iris",
+        "training.accumulation_steps": "one of 1, 2, where model is iris",
+        "training.instance.learning_rate": "0.001 to 0.01 (log), where model is instance",
     }
     assert space.default_parameters(definition) == {
-        "model.num_queries": 4,
+        "model": "iris",
         "model.k_retrieved": 4,
         "model.temperature": 0.2,
+        "model.num_queries": 4,
+        "model.hidden": 64,
+        "training.iris.learning_rate": 1e-3,
         "training.accumulation_steps": 1,
-        "training.learning_rate": 3e-3,
-        "loss": "bce",
     }
 
 
@@ -222,8 +227,9 @@ def test_models_whose_default_training_differs_have_parameters_of_their_own(defi
     assert parameters["training.iris.learning_rate"] == "0.0003 to 0.003 (log), where model is iris"
     assert parameters["training.abmil.learning_rate"] == "0.0003 to 0.01 (log), where model is abmil"
     assert parameters["training.accumulation_steps"] == "one of 1, 2, where model is iris"
-    assert parameters["model.hidden"] == "one of 64, 128, 256, where model is iris or abmil"
-    trial = optuna.trial.FixedTrial({"model": "abmil", "model.hidden": 64, "training.abmil.learning_rate": 5e-3})
+    assert parameters["model.iris.hidden"] == "one of 32, 64, 128, where model is iris"
+    assert parameters["model.abmil.hidden"] == "one of 64, 128, 256, where model is abmil"
+    trial = optuna.trial.FixedTrial({"model": "abmil", "model.abmil.hidden": 64, "training.abmil.learning_rate": 5e-3})
     candidate = space.suggest(definition, trial)
     assert candidate.training == TrainingConfig(learning_rate=5e-3)
     shared = define(
