@@ -10,7 +10,7 @@ import typer
 from sparse_evidence.core.errors import UserError
 
 from .run import watch
-from .shared import Storage, StudyFile, Workers, fast_imports, load_definition, make_console
+from .shared import Storage, StudyFile, Workers, fast_imports, load_definition, make_console, show
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -43,11 +43,10 @@ def command(
     if definition.confirm.leaders == 0:
         raise UserError("there is nothing to confirm: [confirm] leaders is 0; give --leaders a number of at least 1")
     with fast_imports():
-        from ..database import record
         from ..database.address import storage_url
         from ..database.connection import open_storage
         from ..database.studies import load_study
-        from ..results import live
+        from ..results import best, live, tables
         from ..running import launcher, worker  # noqa: F401 (the launcher imports it later)
     console = make_console()
     with storage_url(storage, create=False) as url:
@@ -57,8 +56,7 @@ def command(
         outcome = watch(started, console, workers)
         if outcome.code:
             raise typer.Exit(outcome.code)
-        if (confirmed := record.confirmed(started.study)) is not None:
-            console.print(f"confirmed: {confirmed['reason']}", soft_wrap=True)
+        show(console, tables.result_table(best.best_result(started.study), None))
 
 
 def _finished(study: Study) -> int:

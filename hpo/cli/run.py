@@ -40,7 +40,7 @@ def command(
     best.check_writable(out)
     with fast_imports():
         from ..database.address import storage_url
-        from ..results import live, tables
+        from ..results import live, tables, wording
         from ..running import launcher, worker  # noqa: F401 (the launcher imports it later)
         from ..study import space
     console = make_console()
@@ -50,7 +50,7 @@ def command(
         task = started.task
         for note in space.notes(definition):
             console.print(f"note: {note}", markup=False)  # [search] is no style
-        console.print(f"{definition.name}: {len(task.corpus)} posts, {tables.texts_text(task.texts, task.computed)}")
+        console.print(f"{definition.name}: {len(task.corpus)} posts, {wording.texts_text(task.texts, task.computed)}")
         outcome = watch(started, console, workers)
         if outcome.code == 0 or best.best_trial(started.study) is not None:
             result = best.best_result(started.study)

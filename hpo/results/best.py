@@ -1,9 +1,10 @@
-"""The best trial of a study as a plain value, and as `best.json`."""
+"""The result of a study as a plain value, and as `best.json`: best trial, ensemble, confirmed winner."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -12,13 +13,14 @@ from sparse_evidence.core.cache import write_atomically
 from sparse_evidence.core.errors import UserError
 
 from ..database import record
+from . import winner
 from .provenance import git_commit, versions
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class BestResult(TypedDict):
@@ -33,7 +35,12 @@ class BestResult(TypedDict):
     config: dict[str, Any]
     cv: dict[str, Any]
     trials: dict[str, int | None]
+    default: dict[str, Any] | None
+    ensemble: dict[str, Any] | None
     confirmed: dict[str, Any] | None
+    winner: str | None
+    reason: str
+    claim: str
     provenance: dict[str, Any]
 
 
@@ -57,29 +64,60 @@ def best_trial(study: Study, among: Container[int] | None = None) -> FrozenTrial
 
 
 def best_result(study: Study) -> BestResult:
-    """The best parameters, with everything needed to train with them and to judge them.
+    """The result, with everything needed to train it and to judge it.
 
     Raises:
         UserError: no trial is complete yet.
     """
-    trial = best_trial(study)
-    if trial is None:
+    searched = best_trial(study)
+    if searched is None:
         raise UserError(
             f"the study {study.study_name!r} has no complete trial yet; run `hpo run` until one is complete"
         )
+    metric, ensemble, confirmed = record.metric(study), record.ensemble(study), winner.current_confirmed(study)
+    trials = study.get_trials(deepcopy=False)
+    single = winner.confirmed_single(metric, confirmed) if confirmed is not None else None
+    trial = searched if single is None else trials[single]
+    chosen = winner.choose_winner(metric, searched.value, ensemble, confirmed)
+    members = confirmed["members"] if confirmed else ensemble["members"] if ensemble else []
     return {
         "schema": SCHEMA,
         "study": study.study_name,
-        "metric": record.metric(study),
+        "metric": metric,
         "value": trial.value,
         "trial": trial.number,
         "params": dict(trial.params),
         "config": record.config(trial),
         "cv": {**trial.user_attrs[record.CV], "floors": record.baselines(study)},
         "trials": _trials(study),
-        "confirmed": None,
+        "default": _trained(trials[0]) if record.CONFIG in trials[0].user_attrs else None,
+        "ensemble": None if ensemble is None else {**ensemble, "members": _members(trials, members)},
+        "confirmed": None if confirmed is None else {key: confirmed[key] for key in confirmed if key != "study"},
+        "winner": chosen.name,
+        "reason": chosen.reason,
+        "claim": chosen.claim,
         "provenance": _provenance(record.identity(study)),
     }
+
+
+def _trained(trial: FrozenTrial) -> dict[str, Any]:
+    """What training a trial's configuration again needs; value and epochs are None if it was pruned."""
+    summary = record.cv(trial)
+    return {
+        "trial": trial.number,
+        "value": None if summary is None else trial.value,
+        "config": record.config(trial),
+        "seed": trial.user_attrs.get(record.SEED),
+        "epochs": None if summary is None else summary["best_epoch"],
+    }
+
+
+def _members(trials: Sequence[FrozenTrial], picks: Sequence[int]) -> list[dict[str, Any]]:
+    """The members of the ensemble, the heaviest first: a trial that was picked more often weighs more."""
+    return [
+        {**_trained(trials[number]), "picks": count, "weight": count / len(picks)}
+        for number, count in Counter(picks).most_common()
+    ]
 
 
 def _trials(study: Study) -> dict[str, int | None]:

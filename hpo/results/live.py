@@ -17,7 +17,15 @@ from ..database import record
 from ..database.connection import engine_of
 from .best import best_trial
 from .pace import PaceMeter
-from .tables import baselines_text, confirming_text, duration, metric_text, number, pace_text
+from .wording import (
+    baselines_text,
+    confirming_text,
+    duration,
+    ensemble_text,
+    metric_text,
+    number,
+    pace_text,
+)
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -106,6 +114,8 @@ class LiveView(AbstractContextManager["LiveView"]):
         """Show how far confirming is: elsewhere than on a terminal, a line per tenth."""
         if self._confirming is None:
             self._meter = PaceMeter(progress.finished)
+            if (ensemble := record.ensemble(self._study)) is not None:
+                self.line(ensemble_text(ensemble["members"], ensemble["value"], ensemble.get("corrected")))
         self._confirming = progress
         tenth = progress.finished * 10 // max(progress.planned, 1)
         if not self._console.is_terminal and tenth > self._tenth:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..database import record
 from ..database.connection import engine_of
+from . import winner
 from .best import best_trial
 from .pace import recent_pace
 
@@ -59,6 +60,33 @@ class ConfirmingStatus(TypedDict):
     planned: int
 
 
+class EnsembleStatus(TypedDict):
+    """The ensemble of the trials that were finished when the budget was spent."""
+
+    finished: int
+    """Of how many finished trials it was chosen."""
+    trials: list[int]
+    """Numbers of its members, each once."""
+    value: float
+    """On the folds of the search, on which it was chosen."""
+    corrected: dict[str, Any] | None
+    """`value` and 95 % `interval`, corrected for selection."""
+
+
+class ConfirmedStatus(TypedDict):
+    """What was confirmed on fresh splits."""
+
+    finished: int
+    splits: int
+    winner: str | None
+    """`ensemble`, the number of a trial, `default` or a baseline; None if nothing could be trained."""
+    reason: str
+    value: float | None
+    """The winner's mean over the splits."""
+    interval: list[float] | None
+    """Its 95 % interval."""
+
+
 class StudyStatus(TypedDict):
     """What `hpo status --json` prints."""
 
@@ -70,6 +98,10 @@ class StudyStatus(TypedDict):
     pace: PaceValues
     confirming: ConfirmingStatus | None
     """None before confirming has begun and after it is done."""
+    ensemble: EnsembleStatus | None
+    confirmed: ConfirmedStatus | None
+    claim: str | None
+    """What may be claimed of the result, in a sentence; None before the ensemble is chosen."""
     workers: list[dict[str, Any]]
     """Unfinished trials with their claims, as `claims_sql.list_claims` returns them; while the result is confirmed,
     those of the study that confirms it."""
@@ -98,6 +130,9 @@ def study_status(study: Study, *, grace_seconds: float = math.inf) -> StudyStatu
         "baselines": record.baselines(study),
         "pace": _pace(study, trials) if is_running else {"trials_per_hour": None, "seconds_left": None},
         "confirming": _confirming(progress),
+        "ensemble": _ensemble(record.ensemble(study)),
+        "confirmed": _confirmed(winner.current_confirmed(study)),
+        "claim": _claim(study),
         "workers": [*claims, *map(_rounded, confirm_claims)],
         "attempts": {
             str(trial.number): record.attempts(trial)
@@ -141,6 +176,38 @@ def _confirming(progress: Progress | None) -> ConfirmingStatus | None:
     if progress is None:
         return None
     return {"study": progress.study.study_name, "finished": progress.finished, "planned": progress.planned}
+
+
+def _ensemble(stored: Mapping[str, Any] | None) -> EnsembleStatus | None:
+    if stored is None:
+        return None
+    return {
+        "finished": stored["finished"],
+        "trials": list(dict.fromkeys(stored["members"])),
+        "value": stored["value"],
+        "corrected": stored.get("corrected"),
+    }
+
+
+def _confirmed(stored: Mapping[str, Any] | None) -> ConfirmedStatus | None:
+    if stored is None:
+        return None
+    score = stored["scores"].get(stored["winner"], {"mean": None, "interval": None})
+    return {
+        "finished": stored["finished"],
+        "splits": stored["splits"],
+        "winner": stored["winner"],
+        "reason": stored["reason"],
+        "value": score["mean"],
+        "interval": score["interval"],
+    }
+
+
+def _claim(study: Study) -> str | None:
+    ensemble, confirmed, best = record.ensemble(study), winner.current_confirmed(study), best_trial(study)
+    if best is None or (ensemble is None and confirmed is None):
+        return None
+    return winner.choose_winner(record.metric(study), best.value, ensemble, confirmed).claim
 
 
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,128 +10,168 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .wording import (
+    BASELINE_NAMES,
+    baselines_text,
+    better_by,
+    confirming_text,
+    count_text,
+    duration,
+    ensemble_text,
+    estimate_text,
+    interval_text,
+    metric_text,
+    number,
+    pace_text,
+    short,
+    shown_baselines,
+    texts_text,
+)
+
 if TYPE_CHECKING:
     from .best import BestResult
     from .plan import Criterion, NearDuplicates, Plan
     from .status import StudyStatus
 
-BASELINE_NAMES = {"retrieval": "retrieval", "linear": "linear", "zero_shot": "zero-shot", "chance": "chance"}
-"""What the stored baselines are called, in the order in which they are shown."""
-_EXPLANATIONS = {
-    "retrieval": "logistic regression on similarities and mean embeddings",
-    "linear": "logistic regression on mean embeddings",
-    "zero_shot": "similarity to the criterion's text, without labels",
-    "chance": "without reading the posts",
-}
-
-# --- text for values --------------------------------------------------------------------------------------------------
-
-
-def number(value: float | None) -> str:
-    """Four decimals, or a dash for an undefined value."""
-    return "–" if value is None else f"{value:.4f}"
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `3 min 20 s`, `2 h 05 min`, `3 days 4 h`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 48 * 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} days {whole % 86400 // 3600} h"
-
-
-def pace_text(trials_per_hour: float) -> str:
-    """`3.5 trials/min`, or `42.0 trials/h` if there is less than one per minute."""
-    per_minute = trials_per_hour / 60
-    return f"{per_minute:.1f} trials/min" if per_minute > 1 else f"{trials_per_hour:.1f} trials/h"
-
-
-def metric_text(metric: str) -> str:
-    """A metric's name with spaces: `average precision`."""
-    return metric.replace("_", " ")
-
-
-def texts_text(texts: int, computed: int) -> str:
-    """`1,814 texts (all embeddings cached)`: how many embeddings were computed just now."""
-    if not computed:
-        return f"{texts:,} texts (all embeddings cached)"
-    cached = texts - computed
-    return f"{texts:,} texts ({computed:,} embedded now, {cached:,} cached or repeated)"
-
-
-def confirming_text(finished: int, planned: int) -> str:
-    """`confirming: 23 of 44 trained`."""
-    return f"confirming: {finished} of {planned} trained"
-
-
-def baselines_text(metric: str, baselines: Mapping[str, Any] | None) -> str:
-    """`retrieval 0.5010, linear 0.4579, chance 0.2407`: the baselines' scores in the study's metric."""
-    if not baselines:
-        return "not measured yet"
-    return ", ".join(f"{name} {number(score)}" for _, name, score in _shown_baselines(metric, baselines))
-
-
-def _shown_baselines(metric: str, baselines: Mapping[str, Any]) -> list[tuple[str, str, float]]:
-    """(key, name, score) of every baseline that was measured, in the order in which they are shown."""
-    shown = [(key, name, baselines[key]) for key, name in BASELINE_NAMES.items() if key in baselines]
-    if "chance" not in baselines and metric == "average_precision" and "mean_prevalence" in baselines:
-        shown.append(("mean_prevalence", "prevalence (mean)", baselines["mean_prevalence"]))  # an older database
-    return shown
-
-
 # --- the result -------------------------------------------------------------------------------------------------------
 
+FLATTERED = "*"
+"""Marks a value on folds that its configuration was chosen on."""
 
-def result_table(best: BestResult, where: str) -> RenderableType:
-    """What `hpo run` and `hpo export` print: value, folds, baselines, parameters, and the path of the file."""
-    cv, baselines = best["cv"], best["cv"]["floors"] or {}
-    table = _table(f"{best['study']}: best {metric_text(best['metric'])}", show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row("value", Text.assemble((number(best["value"]), "bold green"), f" (trial {best['trial']})"))
-    table.add_row("folds", f"{_numbers(cv['folds'])}  sd {number(cv['std'])}")
-    _add_baselines(table, best["metric"], baselines)
-    table.add_row(
-        "pooled F1", f"{number(cv['pooled']['f1'])} at threshold {cv['threshold']:.3f}{_without_text(baselines)}"
-    )
-    table.add_row("best epoch", f"{cv['best_epoch']} of {cv['epochs']}")
-    for name, value in sorted(best["params"].items()):
-        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
-    table.add_row("trials", _trials_text(best["trials"]))
-    table.add_row(*_confirmation(best["confirmed"]))
-    table.add_row("written to", where)
+
+def result_table(best: BestResult, where: str | None) -> RenderableType:
+    """What `hpo run`, `hpo confirm` and `hpo export` print: every value beside its baselines, the winner, the claim.
+
+    Args:
+        best: from `best_result`.
+        where: the file that it was written to, None if it was not.
+    """
+    claim = Text(best["claim"], style="bold")
+    details = Table.grid(padding=(0, 2))
+    details.add_column(style="bold", no_wrap=True)
+    details.add_column(overflow="fold")
+    for name, fact in [*_result_rows(best), *_single_rows(best), ("trials", _trials_text(best["trials"]))]:
+        details.add_row(name, fact)
+    details.add_row("written to", where or "no file; `hpo export` writes best.json")
+    return Group(_values(best), *_values_notes(best), "", claim, "", details)
+
+
+def _values(best: BestResult) -> Table:
+    """A row for every candidate: its value on the folds of the search, and an honest one with its interval."""
+    confirmed = best["confirmed"]
+    table = _table(f"{best['study']}: {metric_text(best['metric'])}")
+    table.add_column("", overflow="fold")
+    table.add_column("folds of the search", justify="right", no_wrap=True)
+    if confirmed is not None or best["ensemble"] is not None:
+        table.add_column("corrected" if confirmed is None else "confirmed", justify="right", no_wrap=True)
+        table.add_column("95 % interval", no_wrap=True)
+    for name, label, value in _candidates(best):
+        flattered = name == "ensemble" or name.isdecimal()
+        honest = _honest(best, name)
+        cells = [f"{short(value)}{FLATTERED if flattered and value is not None else ' '}"]
+        if len(table.columns) > 2:
+            known = honest is not None and name != "chance"  # which is the same on every split
+            cells += [short(honest["value"]) if honest else "", interval_text(honest["interval"]) if known else ""]
+        winner = name == best["winner"] or (best["winner"] == "trial" and name == str(best["trial"]))
+        table.add_row(label, *cells, style="bold green" if winner else None)
     return table
 
 
-def _add_baselines(table: Table, metric: str, baselines: Mapping[str, Any]) -> None:
-    """A row for each baseline, and the folds of the best one below its row."""
-    shown = _shown_baselines(metric, baselines)
-    best = best_baseline(metric, baselines)
-    for key, name, score in shown:
-        explanation = f" ({_EXPLANATIONS[key]})" if key in _EXPLANATIONS else ""
-        table.add_row(name if " " in name else f"{name} baseline", f"{number(score)}{explanation}")
-        if key == best:
-            table.add_row("its folds", _numbers(baselines[f"{key}_folds"]))
+def _candidates(best: BestResult) -> list[tuple[str, str, float | None]]:
+    """(name, label, value on the folds of the search) of everything that was compared."""
+    ensemble, default, single = best["ensemble"], best["default"], best["trial"]
+    rows: list[tuple[str, str, float | None]] = []
+    if ensemble is not None:
+        rows.append(("ensemble", f"ensemble of {count_text(len(ensemble['members']), 'trial')}", ensemble["value"]))
+    searched = ensemble["best"] if ensemble is not None and best["confirmed"] is not None else None
+    if searched is not None and searched["trial"] != single:
+        rows.append((str(searched["trial"]), f"trial {searched['trial']}, best in the search", searched["value"]))
+        rows.append((str(single), f"trial {single}, best when confirmed", best["value"]))
+    else:
+        same = " (the default)" if default is not None and default["trial"] == single else ""
+        rows.append((str(single), f"best single trial {single}{same}", best["value"]))
+    if default is not None and default["trial"] != single:
+        rows.append(("default", "default configuration", default["value"]))
+    baselines = shown_baselines(best["metric"], best["cv"]["floors"] or {})
+    measured = ((key, name if key not in BASELINE_NAMES or key == "chance" else f"{name} baseline", value)
+                for key, name, value in baselines)  # fmt: skip
+    return [*rows, *measured]
 
 
-def best_baseline(metric: str, baselines: Mapping[str, Any]) -> str | None:
-    """The key of the baseline with the best score among those scored on each fold; None if there is none."""
-    from sparse_evidence.core.metrics import METRICS
+def _honest(best: BestResult, name: str) -> Mapping[str, Any] | None:
+    """A candidate's value on fresh splits, or else its value corrected for selection."""
+    confirmed, ensemble = best["confirmed"], best["ensemble"]
+    if confirmed is not None:
+        score = confirmed["scores"].get(name)
+        return None if score is None else {"value": score["mean"], "interval": score["interval"]}
+    if ensemble is None:
+        return None
+    corrected: dict[str, Any] = {"ensemble": ensemble, str(ensemble["best"]["trial"]): ensemble["best"]}
+    found: Mapping[str, Any] | None = corrected.get(name, {}).get("corrected")
+    return found
 
-    scored = [key for key in BASELINE_NAMES if key in baselines and f"{key}_folds" in baselines]
-    sign = 1.0 if METRICS[metric].higher_is_better else -1.0
-    return max(scored, key=lambda key: sign * baselines[key], default=None)
+
+def _values_notes(best: BestResult) -> list[Text]:
+    """What the columns mean."""
+    lines = [f"{FLATTERED} flattering: chosen for its value on these very folds"]
+    confirmed = best["confirmed"]
+    if confirmed is not None:
+        splits = count_text(confirmed["splits"], "fresh split")
+        lines.append(f"  confirmed: trained again on {splits}, with nothing chosen there")
+    elif best["ensemble"] is not None:
+        lines.append("  corrected: for that choice, by choosing without the fold that is scored")
+    size = fold_size(best["cv"])
+    if size is not None:
+        lines.append(f"  every value is a mean over folds, of about {count_text(size, 'post')} each")
+    return [Text(line, style="dim") for line in lines]
+
+
+def fold_size(cv: Mapping[str, Any]) -> int | None:
+    """About how many labelled posts a fold has, from the counts of a cross-validation; None if they are unknown."""
+    posts = [
+        scores["positives"] / scores["prevalence"] for scores in cv["per_criterion"].values() if scores["prevalence"]
+    ]
+    return round(sum(posts) / len(posts) / len(cv["folds"])) if posts else None
+
+
+def _result_rows(best: BestResult) -> list[tuple[str, str]]:
+    """The winner, its gains, and what the ensemble is made of."""
+    confirmed, ensemble = best["confirmed"], best["ensemble"]
+    rows = [("winner", best["reason"])]
+    of = "" if confirmed is not None else ", the ensemble's"
+    for key in ("over_baseline", "over_default"):
+        gain = (confirmed or ensemble or {}).get(key)
+        if gain is not None:
+            name = BASELINE_NAMES.get(gain["name"], gain["name"])
+            rows.append((f"gain over {name}", f"{estimate_text(*better_by(best['metric'], gain))}{of}"))
+    if ensemble is not None:
+        picks = ((member["trial"], member["picks"]) for member in ensemble["members"])
+        members = ", ".join(f"{trial}{'' if count == 1 else f' (weight {count})'}" for trial, count in picks)
+        rows.append(("ensemble", f"average of trials {members}; threshold {short(ensemble['threshold'])}"))
+    return rows
+
+
+def _single_rows(best: BestResult) -> list[tuple[str, str]]:
+    """The best single trial: how it was trained, its F1, its parameters."""
+    cv = best["cv"]
+    return [
+        (f"trial {best['trial']}", f"best epoch {cv['best_epoch']} of {cv['epochs']}"),
+        (
+            "  pooled F1",
+            f"{short(cv['pooled']['f1'])} at threshold {short(cv['threshold'])}{_without_text(cv['floors'] or {})}",
+        ),
+        *(
+            (f"  {name}", f"{value:.4g}" if isinstance(value, float) else str(value))
+            for name, value in sorted(best["params"].items())
+        ),
+    ]
 
 
 def _without_text(baselines: Mapping[str, Any]) -> str:
     """The F1 of predictions that ignore the text, in parentheses."""
     if "criterion_only_f1" not in baselines:
         return ""
-    return f" ({number(baselines['criterion_only_f1'])} without reading the posts)"
+    return f" ({short(baselines['criterion_only_f1'])} without reading the posts)"
 
 
 def _trials_text(trials: Mapping[str, Any]) -> str:
@@ -139,14 +179,6 @@ def _trials_text(trials: Mapping[str, Any]) -> str:
     return (
         f"{trials['complete']} complete, {trials['pruned']} pruned, {failed} failed of {trials['requested']} requested"
     )
-
-
-def _confirmation(confirmed: Mapping[str, Any] | None) -> tuple[str, str]:
-    if confirmed is None:
-        return "not confirmed", "selected and scored on the same folds; expect slightly lower on new data"
-    repeats = confirmed["repeats"]
-    times = f"{repeats} fresh cross-validation{'' if repeats == 1 else 's'}"
-    return "confirmed", f"{number(confirmed['mean'])}  sd {number(confirmed['std'])} ({times})"
 
 
 # --- the status -------------------------------------------------------------------------------------------------------
@@ -170,6 +202,7 @@ def status_table(status: StudyStatus) -> RenderableType:
         Text(f"Baselines ({metric}): {baselines_text(status['metric'], status['baselines'])}"),
         *_pace_line(status["pace"]),
         *_confirming_line(status["confirming"]),
+        *_conclusion_lines(status),
         *_attempts_line(status["attempts"]),
     ]
     workers = _workers(status["workers"]) if status["workers"] else Text("no worker is running")
@@ -184,6 +217,29 @@ def _pace_line(pace: Mapping[str, Any]) -> list[Text]:
 
 def _confirming_line(confirming: Mapping[str, Any] | None) -> list[Text]:
     return [] if confirming is None else [Text(confirming_text(confirming["finished"], confirming["planned"]))]
+
+
+def _conclusion_lines(status: StudyStatus) -> list[Text]:
+    """The ensemble, what was confirmed, and what may be claimed."""
+    ensemble, confirmed, lines = status["ensemble"], status["confirmed"], []
+    if ensemble is not None:
+        lines.append(
+            Text(
+                _of_first(
+                    ensemble_text(ensemble["trials"], ensemble["value"], ensemble["corrected"]),
+                    ensemble["finished"],
+                    status,
+                )
+            )
+        )
+    if confirmed is not None:
+        lines.append(Text(_of_first(f"confirmed: {confirmed['reason']}", confirmed["finished"], status)))
+    return [*lines, Text(status["claim"], style="bold")] if status["claim"] else lines
+
+
+def _of_first(line: str, finished: int, status: StudyStatus) -> str:
+    """The line, and of how many trials it speaks if more are finished by now."""
+    return line if finished == status["trials"]["finished"] else f"{line}; of the first {finished} trials"
 
 
 def _attempts_line(attempts: Mapping[str, int]) -> list[Text]:

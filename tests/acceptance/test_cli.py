@@ -85,7 +85,9 @@ def test_a_study_from_its_first_run_to_its_export(call, start, tmp_path):
     assert re.search(
         r"^Baselines \(average precision\): linear \d\.\d{4}, prevalence \(mean\) \d", done.stdout, re.MULTILINE
     )
-    assert "not confirmed" in done.stdout
+    assert first["claim"] in " ".join(done.stdout.split())
+    assert first["confirmed"]["splits"] == 2
+    assert first["winner"] in {"ensemble", "trial", "default", *first["cv"]["floors"]}
     assert not re.search(r" $", done.stdout, re.MULTILINE)
     assert first["value"] == first["cv"]["mean"]
     assert (tmp_path / "best.json").stat().st_mode & 0o077 == 0
@@ -104,11 +106,12 @@ def test_a_study_from_its_first_run_to_its_export(call, start, tmp_path):
     assert (more.returncode, more.stderr) == (0, "")
     third = best(tmp_path / "more.json")
     assert (finished(third), third["trials"]["requested"]) == (8, 8)
-    assert third["value"] >= first["value"]
+    assert third["ensemble"]["best"]["value"] >= first["ensemble"]["best"]["value"]
 
     # status, export
     status = json.loads(call("status", SMOKE, "--json").stdout)
-    assert (status["trials"]["finished"], status["best"]["value"], status["workers"]) == (8, third["value"], [])
+    assert (status["trials"]["finished"], status["workers"], status["claim"]) == (8, [], third["claim"])
+    assert status["best"]["value"] == third["ensemble"]["best"]["value"]
     assert status["baselines"] == third["cv"]["floors"]
     exported = call("export", SMOKE, "-o", "exported.json")
     assert (exported.returncode, exported.stderr) == (0, "")

@@ -95,11 +95,100 @@ def test_the_best_result_of_a_real_study(database, tmp_path):
     assert content["params"] == study.trials[0].params
     assert content["config"]["training"]["learning_rate"] == content["params"]["training.learning_rate"]
     assert content["cv"]["floors"]["linear"] == pytest.approx(sum(content["cv"]["floors"]["linear_folds"]) / 3)
-    assert content["confirmed"] is None
+    nothing_yet = ("ensemble", "confirmed")
+    assert [content[key] for key in nothing_yet] == [None, None], "as in a study of an earlier version"
+    assert (content["winner"], content["claim"].startswith("Nothing can be claimed yet")) == ("trial", True)
+    assert content["default"] == {
+        "trial": 0, "value": content["value"], "config": content["config"], "seed": content["cv"]["seed"],
+        "epochs": content["cv"]["best_epoch"],
+    }  # fmt: skip
     assert content["provenance"]["folds_sha256"] == data.identity()["folds_sha256"]
     engine_of(study).dispose()
     for fixed_epochs in (None, content["cv"]["best_epoch"]):
         assert rebuilt(content, data, fixed_epochs) == (content["value"], content["cv"]["folds"], content["cv"]["mean"])
+
+
+ESTIMATE: dict[str, Any] = {"value": 0.5, "interval": [0.4, 0.6]}
+ENSEMBLE: dict[str, Any] = {
+    "finished": 3, "members": [2, 0, 2, 2], "value": 0.6, "folds": [0.5, 0.6, 0.7], "threshold": 0.2,
+    "corrected": ESTIMATE, "best": {"trial": 2, "value": 0.55, "corrected": ESTIMATE},
+    "over_default": {"name": "default", **ESTIMATE}, "over_baseline": {"name": "linear", **ESTIMATE},
+}  # fmt: skip
+
+
+def confirmed(winner: str | None, **means: float) -> dict[str, Any]:
+    return {
+        "study": "tiny/confirm", "finished": 3, "splits": 1, "members": [2, 0, 2, 2], "winner": winner, "reason": "why",
+        "scores": {name: {"mean": mean, "interval": None, "splits": [mean]} for name, mean in means.items()},
+        "over_default": None, "over_baseline": {"name": "linear", "value": 0.1, "interval": None},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def searched(database, tmp_path):
+    """A study with three trials, the first two complete."""
+    data = task(tmp_path)
+    study = join_study(data.definition, data, database, trials=3)
+    measure_baselines(study, data)
+    claims = Claims(engine_of(study), study, budget=3, heartbeat_seconds=5, grace_seconds=60, max_attempts=3)
+    checkpoints = Checkpoints(open_store(str(tmp_path / "artifacts")), every_seconds=5)
+    for _ in range(3):
+        claim = claims.claim()
+        assert isinstance(claim, Claim)
+        with claim:
+            objective.run(claim, data, checkpoints, device="cpu", stop=lambda: False)
+    yield study
+    engine_of(study).dispose()
+
+
+def exported(study: optuna.Study) -> dict[str, Any]:
+    """What is exported, after a check of its schema."""
+    content: dict[str, Any] = json.loads(json.dumps(best.best_result(study)))
+    jsonschema.Draft202012Validator(SCHEMA).validate(content)
+    return content
+
+
+def test_members_have_all_that_training_them_needs(searched):
+    searched.set_user_attr(record.ENSEMBLE, ENSEMBLE)
+    content = exported(searched)
+    members = content["ensemble"].pop("members")
+    assert content["ensemble"] == {key: value for key, value in ENSEMBLE.items() if key != "members"}
+    assert [(member["trial"], member["picks"], member["weight"]) for member in members] == [(2, 3, 0.75), (0, 1, 0.25)]
+    for member in members:
+        trial = searched.trials[member["trial"]]
+        summary = record.cv(trial)
+        assert summary is not None
+        assert (member["config"], member["seed"]) == (record.config(trial), trial.user_attrs[record.SEED])
+        assert (member["value"], member["epochs"]) == (trial.value, summary["best_epoch"])
+    assert content["winner"] == "ensemble"
+
+
+def test_the_confirmed_single_trial_is_exported(searched):
+    first = exported(searched)["trial"]
+    other = 1 if first != 1 else 2
+    searched.set_user_attr(record.ENSEMBLE, ENSEMBLE)
+    for winner, name in (("ensemble", "ensemble"), (str(other), "trial"), ("linear", "linear"), (None, None)):
+        scores = {"ensemble": 0.5, str(first): 0.3, str(other): 0.4, "linear": 0.2}
+        searched.set_user_attr(record.CONFIRMED, confirmed(winner, **scores))
+        content = exported(searched)
+        assert (content["trial"], content["winner"], content["reason"]) == (other, name, "why")
+        assert content["value"] == content["cv"]["mean"] == searched.trials[other].value
+        assert content["params"] == searched.trials[other].params
+        assert content["config"] == record.config(searched.trials[other])
+        assert content["confirmed"] == {key: v for key, v in confirmed(winner, **scores).items() if key != "study"}
+
+
+def test_what_was_confirmed_of_fewer_trials_is_not_exported(searched):
+    searched.set_user_attr(record.ENSEMBLE, ENSEMBLE)
+    searched.set_user_attr(record.CONFIRMED, confirmed("1", **{"1": 0.4}) | {"finished": 2})
+    content = exported(searched)
+    assert (content["confirmed"], content["winner"]) == (None, "ensemble")
+
+
+def test_a_member_that_dropped_out_is_not_exported(searched):
+    searched.set_user_attr(record.ENSEMBLE, ENSEMBLE)
+    searched.set_user_attr(record.CONFIRMED, confirmed("ensemble", ensemble=0.5) | {"members": [0]})
+    assert [(member["trial"], member["weight"]) for member in exported(searched)["ensemble"]["members"]] == [(0, 1.0)]
 
 
 def rebuilt(content: dict[str, Any], data: StudyTask, fixed_epochs: int | None) -> tuple[float, list[float], float]:

@@ -8,7 +8,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from sparse_evidence.hpo.results import tables
+from sparse_evidence.hpo.results import tables, wording
 from sparse_evidence.hpo.results.plan import ChunksPerPost, Cost, Criterion, NearDuplicates, Plan
 from sparse_evidence.hpo.study.fields import Choices, Range
 from sparse_evidence.hpo.study.space import Parameter
@@ -93,59 +93,141 @@ def test_a_plan_names_near_duplicates_by_id():
 
 
 def test_embeddings_that_were_computed_are_counted():
-    assert tables.texts_text(1814, 0) == "1,814 texts (all embeddings cached)"
-    assert tables.texts_text(1814, 300) == "1,814 texts (300 embedded now, 1,514 cached or repeated)"
+    assert wording.texts_text(1814, 0) == "1,814 texts (all embeddings cached)"
+    assert wording.texts_text(1814, 300) == "1,814 texts (300 embedded now, 1,514 cached or repeated)"
 
 
 # --- the result -------------------------------------------------------------------------------------------------------
 
 
-def best(folds: int) -> dict[str, object]:
-    values = [0.4971] * folds
+def best(**changed: object) -> dict[str, object]:
+    """What an export of a study without an ensemble holds."""
     baselines = {
-        "linear": 0.4589, "linear_folds": [0.4589] * folds, "retrieval": 0.4672, "retrieval_folds": [0.4672] * folds,
-        "zero_shot": 0.4378, "zero_shot_folds": [0.4378] * folds, "chance": 0.2407, "mean_prevalence": 0.2,
+        "linear": 0.4589, "linear_folds": [0.4589] * 5, "retrieval": 0.4672, "retrieval_folds": [0.4672] * 5,
+        "zero_shot": 0.4378, "zero_shot_folds": [0.4378] * 5, "chance": 0.2407, "mean_prevalence": 0.2,
         "criterion_only_f1": 0.458,
     }  # fmt: skip
     cv = {
-        "mean": 0.4971, "std": 0.05, "folds": values, "best_epoch": 7, "epochs": 13, "threshold": 0.31,
-        "pooled": {"f1": 0.51}, "per_criterion": {}, "floors": baselines,
+        "mean": 0.4971, "std": 0.05, "folds": [0.4971] * 5, "best_epoch": 7, "epochs": 13, "threshold": 0.31,
+        "pooled": {"f1": 0.51}, "floors": baselines,
+        "per_criterion": {"a": {"positives": 158.0, "prevalence": 158 / 399}, "b": {"positives": 0, "prevalence": 0.0}},
     }  # fmt: skip
     return {
         "study": "quickstart", "metric": "average_precision", "value": 0.4971, "trial": 17, "cv": cv,
-        "params": {"loss": "focal", "training.learning_rate": 0.00312345}, "confirmed": None,
+        "params": {"loss": "focal", "training.learning_rate": 0.00312345}, "confirmed": None, "ensemble": None,
+        "default": {"trial": 0, "value": 0.4432}, "winner": "trial",
+        "reason": "the best single trial", "claim": "Nothing.",
         "trials": {"complete": 31, "pruned": 9, "infeasible": 0, "failed": 0, "requested": 40},
+    } | changed  # fmt: skip
+
+
+def ensemble() -> dict[str, object]:
+    members = [{"trial": 17, "picks": 3}, {"trial": 3, "picks": 1}]
+    return {
+        "finished": 40, "members": members, "value": 0.5312, "threshold": 0.2,
+        "corrected": {"value": 0.5021, "interval": [0.4611, 0.5431]},
+        "best": {"trial": 17, "value": 0.4971, "corrected": {"value": 0.4513, "interval": [0.4111, 0.4911]}},
+        "over_default": {"name": "default", "value": 0.06, "interval": [0.02, 0.1]},
+        "over_baseline": {"name": "retrieval", "value": 0.035, "interval": [-0.005, 0.075]},
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("folds", [2, 5, 10])
-def test_a_result_has_value_folds_baselines_parameters_and_path(folds):
-    text = drawn(tables.result_table(best(folds), "results/best.json"))
+def confirmed(**changed: object) -> dict[str, object]:
+    means = {"ensemble": 0.519, "17": 0.4711, "8": 0.4822, "default": 0.4433, "linear": 0.4531, "retrieval": 0.4612,
+             "chance": 0.2407}  # fmt: skip
+    return {
+        "finished": 40, "splits": 4, "winner": "ensemble", "reason": "the ensemble has the best mean",
+        "scores": {name: {"mean": mean, "interval": [mean - 0.04, mean + 0.04]} for name, mean in means.items()},
+        "over_default": {"name": "default", "value": 0.0757, "interval": [0.05, 0.1]},
+        "over_baseline": {"name": "retrieval", "value": 0.0578, "interval": [0.02, 0.08]},
+    } | changed  # fmt: skip
+
+
+def row(text: str, start: str) -> str:
+    """The only line that begins with a text, with single spaces."""
+    (line,) = (line for line in text.splitlines() if line.startswith(start))
+    return " ".join(line.split())
+
+
+def test_a_result_without_an_ensemble_has_one_column_of_values():
+    text = drawn(tables.result_table(best(), "results/best.json"))
+    assert row(text, "best single trial 17") == "best single trial 17 0.497*"
+    assert row(text, "default configuration") == "default configuration 0.443"
+    assert row(text, "retrieval baseline") == "retrieval baseline 0.467"
+    assert row(text, "linear baseline") == "linear baseline 0.459"
+    assert row(text, "zero-shot baseline") == "zero-shot baseline 0.438"
+    assert row(text, "chance") == "chance 0.241"
     for expected in (
-        "best average precision", "0.4971 (trial 17)", "retrieval baseline 0.4672", "linear baseline 0.4589",
-        "zero-shot baseline 0.4378", "chance baseline 0.2407",
-        "0.003123", "31 complete, 9 pruned, 0 failed of 40 requested", "7 of 13", "results/best.json",
-        "0.5100 at threshold 0.310 (0.4580 without reading the posts)",
+        "* flattering: chosen for its value on these very folds", "mean over folds, of about 80 posts each",
+        "winner the best single trial", "Nothing.", "trial 17 best epoch 7 of 13",
+        "pooled F1 0.510 at threshold 0.310 (0.458 without reading the posts)", "loss focal",
+        "training.learning_rate 0.003123", "31 complete, 9 pruned, 0 failed of 40 requested",
+        "written to results/best.json",
     ):  # fmt: skip
         assert expected in unwrapped(text)
-    assert text.count("0.4971") == folds + 1
-    assert text.count("0.4672") == folds + 1  # the folds of the best baseline
-    assert text.count("0.4589") == text.count("0.4378") == 1
+    assert "95 %" not in text
 
 
-def test_a_result_says_whether_it_was_confirmed():
-    text = unwrapped(drawn(tables.result_table(best(5), "best.json")))
-    assert "not confirmed selected and scored on the same folds; expect slightly lower on new data" in text
-    confirmed = best(5) | {"confirmed": {"repeats": 4, "mean": 0.4812, "std": 0.0123}}
-    text = unwrapped(drawn(tables.result_table(confirmed, "best.json")))
-    assert "confirmed 0.4812 sd 0.0123 (4 fresh cross-validations)" in text
-    assert "not confirmed" not in text
+def test_a_result_that_is_not_confirmed_is_corrected():
+    text = drawn(tables.result_table(best(ensemble=ensemble(), winner="ensemble"), "best.json"))
+    assert row(text, "ensemble of 2 trials") == "ensemble of 2 trials 0.531* 0.502 0.461 to 0.543"
+    assert row(text, "best single trial 17") == "best single trial 17 0.497* 0.451 0.411 to 0.491"
+    assert row(text, "retrieval baseline") == "retrieval baseline 0.467"
+    for expected in (
+        "corrected: for that choice", "gain over retrieval 0.035 (95 % interval -0.005 to 0.075), the ensemble's",
+        "gain over default 0.060", "average of trials 17 (weight 3), 3; threshold 0.200",
+    ):  # fmt: skip
+        assert expected in unwrapped(text)
+    assert "confirmed" not in text
 
 
-def test_a_result_without_baselines():
-    without = best(5)
-    without["cv"]["floors"] = None
-    assert "baseline" not in drawn(tables.result_table(without, "best.json"))
+def test_a_confirmed_result_shows_both_values_of_everything():
+    result = best(ensemble=ensemble(), confirmed=confirmed(), winner="ensemble", trial=8, value=0.4901)
+    text = drawn(tables.result_table(result, "best.json"))
+    assert row(text, "ensemble of 2 trials") == "ensemble of 2 trials 0.531* 0.519 0.479 to 0.559"
+    assert row(text, "trial 17, best in the search") == "trial 17, best in the search 0.497* 0.471 0.431 to 0.511"
+    assert row(text, "trial 8, best when confirmed") == "trial 8, best when confirmed 0.490* 0.482 0.442 to 0.522"
+    assert row(text, "default configuration") == "default configuration 0.443 0.443 0.403 to 0.483"
+    assert row(text, "zero-shot baseline") == "zero-shot baseline 0.438"  # not scored on fresh splits
+    assert row(text, "chance") == "chance 0.241 0.241"
+    for expected in ("trained again on 4 fresh splits", "gain over retrieval 0.058 (95 % interval 0.020 to 0.080)"):
+        assert expected in unwrapped(text)
+    assert "the ensemble's" not in text
+
+
+def test_the_winner_is_the_green_row():
+    for winner, start in (("ensemble", "ensemble of"), ("trial", "best single"), ("retrieval", "retrieval")):
+        result = best(ensemble=ensemble(), confirmed=confirmed(), winner=winner)
+        console = Console(file=io.StringIO(), width=80, highlight=False, force_terminal=True, color_system="standard")
+        console.print(tables.result_table(result, "best.json"))
+        assert isinstance(console.file, io.StringIO)
+        (line,) = (line for line in console.file.getvalue().splitlines() if "\x1b[1;32m" in line)
+        assert start in line
+
+
+def test_a_gain_of_the_brier_score_is_positive_where_the_value_is_lower():
+    lower = {"name": "linear", "value": -0.02, "interval": [-0.03, -0.01]}
+    result = best(metric="brier", ensemble=ensemble(), confirmed=confirmed(over_baseline=lower), winner="ensemble")
+    text = unwrapped(drawn(tables.result_table(result, "best.json")))
+    assert "gain over linear 0.020 (95 % interval 0.010 to 0.030)" in text
+
+
+def test_the_default_may_be_the_best_trial_or_unknown():
+    text = drawn(tables.result_table(best(trial=0), None))
+    assert "best single trial 0 (the default)" in text
+    assert "default configuration" not in text
+    assert "written to no file; `hpo export` writes best.json" in unwrapped(text)
+    assert "default" not in drawn(tables.result_table(best(default=None), None))
+    pruned = {"trial": 0, "value": None}
+    assert row(drawn(tables.result_table(best(default=pruned), None)), "default") == "default configuration –"
+
+
+def test_a_result_without_baselines_or_counts():
+    without = best()
+    without["cv"] |= {"floors": None, "per_criterion": {}}
+    text = drawn(tables.result_table(without, "best.json"))
+    assert "baseline" not in text
+    assert "posts each" not in text
 
 
 # --- the status -------------------------------------------------------------------------------------------------------
@@ -162,7 +244,7 @@ def status(**changed: object) -> dict[str, object]:
                    "running": 1, "released": 0},
         "best": {"value": 0.4971, "trial": 3, "params": {}}, "baselines": {"linear": 0.4589, "mean_prevalence": 0.2},
         "pace": {"trials_per_hour": 45.0, "seconds_left": 840.0},
-        "confirming": None,
+        "confirming": None, "ensemble": None, "confirmed": None, "claim": None,
     } | changed  # fmt: skip
 
 
@@ -208,6 +290,20 @@ def test_a_status_shows_how_far_confirming_is():
     assert "confirming" not in drawn(tables.status_table(status()))
 
 
+def test_a_status_says_what_is_concluded():
+    assert "ensemble" not in drawn(tables.status_table(status()))
+    corrected = {"value": 0.5021, "interval": [0.4611, 0.5431]}
+    state = status(
+        ensemble={"finished": 12, "trials": [3, 4], "value": 0.5312, "corrected": corrected},
+        confirmed={"finished": 10, "reason": "the ensemble has the best mean"}, claim="The ensemble is fine.",
+    )  # fmt: skip
+    text = unwrapped(drawn(tables.status_table(state)))
+    assert (
+        "ensemble of 2 trials: 0.531 on the folds of the search, corrected for selection 0.502 (95 % interval 0.461 to "
+        "0.543) confirmed: the ensemble has the best mean; of the first 10 trials The ensemble is fine."
+    ) in text
+
+
 # --- text for values --------------------------------------------------------------------------------------------------
 
 
@@ -216,36 +312,28 @@ def test_a_status_shows_how_far_confirming_is():
     [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3725, "1 h 02 min"), (200_000, "2 days 7 h")],
 )
 def test_durations(seconds, expected):
-    assert tables.duration(seconds) == expected
+    assert wording.duration(seconds) == expected
 
 
 @pytest.mark.parametrize(
     ("trials_per_hour", "expected"), [(12.34, "12.3 trials/h"), (60, "60.0 trials/h"), (210, "3.5 trials/min")]
 )
 def test_a_pace_is_per_minute_where_there_is_more_than_one_trial_a_minute(trials_per_hour, expected):
-    assert tables.pace_text(trials_per_hour) == expected
+    assert wording.pace_text(trials_per_hour) == expected
 
 
 def test_baselines_are_shown_in_one_order_whatever_was_measured():
     baselines = {"chance": 0.2, "linear": 0.6, "retrieval": 0.7, "mean_prevalence": 0.1}
-    assert tables.baselines_text("auroc", baselines) == "retrieval 0.7000, linear 0.6000, chance 0.2000"
-    assert tables.baselines_text("auroc", None) == "not measured yet"
+    assert wording.baselines_text("auroc", baselines) == "retrieval 0.7000, linear 0.6000, chance 0.2000"
+    assert wording.baselines_text("auroc", None) == "not measured yet"
 
 
 def test_an_older_database_has_the_prevalence_as_a_baseline_of_average_precision():
     baselines = {"linear": 0.6, "linear_folds": [0.5, 0.7], "mean_prevalence": 0.2}
-    assert tables.baselines_text("average_precision", baselines) == "linear 0.6000, prevalence (mean) 0.2000"
-    assert tables.baselines_text("auroc", baselines) == "linear 0.6000"
-    older = best(2)
+    assert wording.baselines_text("average_precision", baselines) == "linear 0.6000, prevalence (mean) 0.2000"
+    assert wording.baselines_text("auroc", baselines) == "linear 0.6000"
+    older = best()
     older["cv"]["floors"] = baselines
     text = unwrapped(drawn(tables.result_table(older, "best.json")))
-    assert "linear baseline 0.6000" in text
-    assert "its folds 0.5000 0.7000" in text
-    assert "prevalence (mean) 0.2000" in text
-
-
-def test_the_best_baseline_depends_on_the_direction_of_the_metric():
-    baselines = {"linear": 0.2, "linear_folds": [0.2], "retrieval": 0.1, "retrieval_folds": [0.1], "chance": 0.3}
-    assert tables.best_baseline("auroc", baselines) == "linear"
-    assert tables.best_baseline("brier", baselines) == "retrieval"
-    assert tables.best_baseline("brier", {"chance": 0.3}) is None
+    assert "linear baseline 0.600" in text
+    assert "prevalence (mean) 0.200" in text

@@ -79,6 +79,33 @@ def test_a_finished_trial_baselines_and_json(study, data, run_next):
     assert status["baselines"] == data.baselines()
 
 
+def test_what_is_concluded(study, run_next):
+    run_next()
+    status = study_status(study)
+    assert (status["ensemble"], status["confirmed"], status["claim"]) == (None, None, None)
+    corrected = {"value": 0.4, "interval": [0.3, 0.5]}
+    gain = {"name": "linear", "value": 0.1, "interval": [0.05, 0.15]}
+    ensemble = {
+        "finished": 1, "members": [0, 0], "value": 0.5, "folds": [0.5], "corrected": corrected, "over_baseline": gain,
+    }  # fmt: skip
+    study.set_user_attr(record.ENSEMBLE, ensemble)
+    status = study_status(study)
+    assert status["ensemble"] == {"finished": 1, "trials": [0], "value": 0.5, "corrected": corrected}
+    assert status["confirmed"] is None
+    assert "not confirmed" in (status["claim"] or "")
+    confirmed = {
+        "study": "tiny/confirm", "finished": 1, "splits": 2, "members": [0], "winner": "ensemble", "reason": "why",
+        "scores": {"ensemble": {"mean": 0.45, "interval": [0.4, 0.5], "splits": [0.45, 0.45]}}, "over_baseline": gain,
+    }  # fmt: skip
+    study.set_user_attr(record.CONFIRMED, confirmed)
+    status = study_status(study)
+    assert status["confirmed"] == {
+        "finished": 1, "splits": 2, "winner": "ensemble", "reason": "why", "value": 0.45, "interval": [0.4, 0.5],
+    }  # fmt: skip
+    assert "on 2 fresh splits" in (status["claim"] or "")
+    assert json.loads(json.dumps(status, allow_nan=False)) == status
+
+
 def test_a_released_trial_does_not_count_as_running(study, claim_next):
     claim_next().release()
     status = study_status(study)

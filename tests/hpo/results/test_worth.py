@@ -210,7 +210,8 @@ def test_the_scripts_best_epoch_is_the_mean_over_its_folds():
 
 BEST = {"trial": 8, "value": 0.5, "cv": {"floors": {"linear": 0.45}}}
 ENSEMBLE = {
-    "members": [8, 3], "corrected": 0.52, "interval": [0.48, 0.55], "over_baseline": {"interval": [0.01, 0.05]},
+    "members": [{"trial": 8, "picks": 2}, {"trial": 3, "picks": 1}], "over_baseline": {"interval": [0.01, 0.05]},
+    "corrected": {"value": 0.52, "interval": [0.48, 0.55]},
 }  # fmt: skip
 CONFIRMED = {
     "winner": "ensemble",
@@ -228,8 +229,11 @@ def test_the_most_honest_number_of_best_json_is_read():
     assert (plain.winner, plain.members, plain.value, plain.interval) == ("single", (8,), 0.5, None)
     assert plain.beats_baselines
     assert not worth.read_best(BEST | {"value": 0.44}).beats_baselines
-    averaged = worth.read_best(BEST | {"ensemble": ENSEMBLE})
-    assert (averaged.winner, averaged.members, averaged.value) == ("ensemble", (8, 3), 0.52)
+    averaged = worth.read_best(BEST | {"ensemble": ENSEMBLE, "winner": "ensemble"})
+    assert (averaged.winner, averaged.members, averaged.value) == ("ensemble", (8, 8, 3), 0.52)
+    nothing = ENSEMBLE | {"over_baseline": {"interval": [-0.05, 0.01]}}
+    baseline = worth.read_best(BEST | {"ensemble": nothing, "winner": "linear"})
+    assert (baseline.winner, baseline.value, baseline.beats_baselines) == ("linear", 0.45, False)
     assert averaged.beats_baselines
     confirmed = worth.read_best(BEST | {"ensemble": ENSEMBLE, "confirmed": CONFIRMED})
     assert (confirmed.winner, confirmed.value, confirmed.interval) == ("ensemble", 0.51, (0.49, 0.53))

@@ -1,0 +1,122 @@
+"""What is exported as a study's result, why, and what may be claimed of it, from what the study has stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sparse_evidence.core.metrics import METRICS
+
+from ..database import record
+from .wording import (
+    BASELINE_NAMES,
+    better_by,
+    candidate_text,
+    capitalized,
+    count_text,
+    estimate_text,
+    gain_text,
+    metric_text,
+    short,
+)
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+NOT_CONFIRMED = "on the folds of the search, corrected for selection; not confirmed"
+
+
+@dataclass(frozen=True)
+class Winner:
+    """What is exported as a study's result."""
+
+    name: str | None
+    """`ensemble`, `trial`, `default` or a baseline; None if nothing could be trained on fresh splits."""
+    reason: str
+    """Why it is the result, in a sentence."""
+    claim: str
+    """What may be claimed of it, in a sentence."""
+
+
+def current_confirmed(study: Study) -> dict[str, Any] | None:
+    """What was confirmed; None if the ensemble was chosen again since, from more trials."""
+    stored, ensemble = record.confirmed(study), record.ensemble(study)
+    if stored is None or (ensemble is not None and stored["finished"] < ensemble["finished"]):
+        return None
+    return stored
+
+
+def confirmed_single(metric: str, confirmed: Mapping[str, Any]) -> int | None:
+    """Number of the single trial that was best on the fresh splits; None if none was scored on all of them.
+
+    Args:
+        metric: a name in `METRICS`.
+        confirmed: from `current_confirmed`.
+    """
+    winner = confirmed["winner"]
+    if winner is not None and winner.isdecimal():
+        return int(winner)
+    sign = 1.0 if METRICS[metric].higher_is_better else -1.0
+    means = {
+        int(name): sign * score["mean"]
+        for name, score in confirmed["scores"].items()
+        if name.isdecimal() and len(score["splits"]) == confirmed["splits"]
+    }
+    return max(means, key=lambda trial: means[trial], default=None)
+
+
+def choose_winner(
+    metric: str, best: float | None, ensemble: Mapping[str, Any] | None, confirmed: Mapping[str, Any] | None
+) -> Winner:
+    """The confirmed winner. Without one, the ensemble, or the best baseline where the ensemble is not better.
+
+    Args:
+        metric: a name in `METRICS`.
+        best: the value of the best trial on the folds of the search.
+        ensemble: from `record.ensemble`.
+        confirmed: from `current_confirmed`.
+    """
+    if confirmed is not None:
+        winner = confirmed["winner"]
+        name = "trial" if winner is not None and winner.isdecimal() else winner
+        return Winner(name, confirmed["reason"], _confirmed_claim(metric, confirmed))
+    if ensemble is None or "corrected" not in ensemble:
+        claim = (
+            f"Nothing can be claimed yet: {metric_text(metric)} {short(best)} is the best of all trials on the folds "
+            "that chose it, neither corrected for that nor confirmed."
+        )
+        return Winner("trial", "the best single trial, on the folds of the search; not confirmed", claim)
+    gain = ensemble["over_baseline"]
+    claim = _claim(metric, "ensemble", ensemble["corrected"], gain, NOT_CONFIRMED)
+    if gain is not None and better_by(metric, gain)[0] <= 0:
+        reason = f"{candidate_text(gain['name'])}: the ensemble is not better, corrected for selection; not confirmed"
+        return Winner(gain["name"], reason, claim)
+    return Winner("ensemble", "the ensemble, the average of the trials that are best together; not confirmed", claim)
+
+
+def _confirmed_claim(metric: str, confirmed: Mapping[str, Any]) -> str:
+    winner, where = confirmed["winner"], f"on {count_text(confirmed['splits'], 'fresh split')}"
+    if winner is None:
+        return f"Nothing can be claimed: {confirmed['reason']}."
+    found = confirmed["scores"][winner]
+    if winner in BASELINE_NAMES:
+        return (
+            f"Nothing beats the baselines: {candidate_text(winner)} has {metric_text(metric)} "
+            f"{estimate_text(found['mean'], found['interval'])}, {where}, and nothing searched is clearly better."
+        )
+    score = {"value": found["mean"], "interval": found["interval"]}
+    return _claim(metric, winner, score, confirmed["over_baseline"], where)
+
+
+def _claim(metric: str, name: str, score: Mapping[str, Any], gain: Mapping[str, Any] | None, where: str) -> str:
+    """The claim: the baselines are beaten only if the whole interval of the gain over the best one is above 0."""
+    numbers = f"{metric_text(metric)} {estimate_text(score['value'], score['interval'])}"
+    if gain is None:
+        return f"Nothing can be said about baselines, none was scored: {candidate_text(name)} has {numbers}, {where}."
+    numbers += f", {gain_text(metric, gain)}, {where}."
+    value, interval = better_by(metric, gain)
+    if interval is not None and interval[0] > 0:
+        return f"{capitalized(candidate_text(name))} beats every baseline: {numbers}"
+    clearly = "clearly " if value > 0 else ""
+    return f"Nothing {clearly}beats the baselines: {candidate_text(name)} has {numbers}"
