@@ -4,6 +4,7 @@ All searches are the quickstart study's, on other data. The repeats of a corpus 
 
 * editorials: in nothing else; there is no test set;
 * films: in their documents, assembled from one pool of sentences (`benchmarks.films`), half of which are for testing;
+  the searches do not see which sentences meet a criterion (editorials and home have such marks);
 * home: in their posts, drawn from one pool of generated posts by whole users; all other posts are for testing. Posts
   are fewer and shorter than in `home.toml`, so that a repeat takes minutes.
 
@@ -100,7 +101,7 @@ def _films(repeat: int, training: int | None) -> tuple[Corpus, Corpus, tuple[str
     pool = films.sentences()
     lengths = films.editorial_lengths()
     train, test = films.assemble(pool, lengths, seed=repeat, training=training or FILMS[0], test=FILMS[1])
-    return train, test, _chunks(pool.texts)
+    return replace(train, evidence=()), test, _chunks(pool.texts)
 
 
 def _home(repeat: int, training: int | None) -> tuple[Corpus, Corpus, tuple[str, ...]]:
@@ -159,17 +160,23 @@ def permute_labels(corpus: Corpus, seed: int) -> Corpus:
 
 
 def write_pairs(corpus: Corpus, path: Path) -> None:
-    """Write a corpus as a table that the source "pairs" reads; a pair with more evidence has more rows."""
+    """Write a corpus as a table that the source "pairs" reads; a pair with more evidence has more rows.
+
+    A corpus without evidence has no column for it.
+    """
     passages: dict[tuple[int, int], list[str]] = {}
     for item in corpus.evidence:
         passages.setdefault((item.post, item.criterion), []).append(corpus.posts[item.post][item.start : item.end])
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["post_id", "post", "group", "criterion", "criterion_text", "label", "evidence"])
+        columns = ["post_id", "post", "group", "criterion", "criterion_text", "label", *["evidence"] * bool(passages)]
+        writer.writerow(columns)
         for row, (post_id, post, group) in enumerate(zip(corpus.post_ids, corpus.posts, corpus.groups, strict=True)):
             for column, criterion in enumerate(corpus.criteria):
                 writer.writerows(
-                    [post_id, post, group, criterion.name, criterion.text, corpus.labels[row, column], passage]
+                    [post_id, post, group, criterion.name, criterion.text, corpus.labels[row, column], passage][
+                        : len(columns)
+                    ]
                     for passage in passages.get((row, column), [""])
                 )
 

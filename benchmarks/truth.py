@@ -11,7 +11,7 @@ Nothing is chosen on the posts that score: every configuration trains as many ep
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -84,12 +84,16 @@ class Ground:
 
 
 def join(first: EmbeddedCorpus, second: EmbeddedCorpus) -> EmbeddedCorpus:
-    """Return the posts of one corpus, then those of the other, with the criteria of the first."""
+    """Return the posts of one corpus, then those of the other, with the criteria and the evidence of the first."""
+    evidence = first.evidence
+    if evidence is not None:
+        evidence = np.pad(evidence, ((0, len(second.embeddings)), (0, 0)))
     return EmbeddedCorpus(
         np.concatenate([first.embeddings, second.embeddings]),
         np.concatenate([first.offsets, second.offsets[1:] + first.offsets[-1]]),
         first.criteria,
         np.concatenate([first.labels, second.labels]),
+        evidence,
     )
 
 
@@ -100,7 +104,8 @@ def true_worth(
 
     Args:
         ground: the posts.
-        ensembles: by name, the members whose logits are averaged; one member for a single configuration.
+        ensembles: by name, the members whose logits are averaged; one member for a single configuration, and one that
+            is listed more often weighs more.
         splits: number of fresh splits; each has fresh weights, too.
         seed: seed of the splits.
     """
@@ -148,16 +153,15 @@ class Judge:
 
     def train(self, member: Member) -> Judged:
         """Train the folds for exactly as many epochs as the member says, and predict the posts that judge them."""
-        # With as much patience as epochs, early stopping never ends a stage.
-        training = replace(member.candidate.training, epochs=member.epochs, patience=member.epochs)
         cv = CrossValidation(
             self._ground.features(member.candidate.model),
             self.folds,
-            replace(member.candidate, training=training),
+            member.candidate,
             stages=(self.folds.count,),
             metric=METRIC,
             criteria=self._ground.task.criteria,
             seed=stable_seed(self._seed, "trial", member.number),
+            fixed_epochs=member.epochs,
         )
         for _ in cv.epochs():
             pass

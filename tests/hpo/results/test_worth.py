@@ -91,6 +91,13 @@ def test_the_table_of_a_corpus_is_read_as_the_same_corpus(tmp_path):
         assert set(read.evidence) == set(corpus.evidence)
 
 
+def test_a_corpus_without_evidence_has_no_column_for_it(tmp_path):
+    corpus = small_films()[0]
+    cases.write_pairs(replace(corpus, evidence=()), tmp_path / "posts.csv")
+    assert "evidence" not in (tmp_path / "posts.csv").read_text().partition("\n")[0]
+    assert PairsSource(path="posts.csv").load(tmp_path).labels.tolist() == corpus.labels.tolist()
+
+
 def test_groups_are_drawn_whole():
     corpus = generate(posts=60, criteria=2, seed=0, sentences_mean=5, min_positives=10)
     rows = cases.draw_groups(corpus, 20, seed=3)
@@ -142,6 +149,26 @@ def grounds(tmp_path):
     study = task(tmp_path)
     features = next(iter(study.embedded.values()))
     return truth.Ground(study, None), truth.Ground(study, features)
+
+
+def test_joined_posts_keep_the_evidence_of_the_first(tmp_path):
+    first = next(iter(task(tmp_path).embedded.values()))
+    marks = np.zeros((len(first.embeddings), first.labels.shape[1]), dtype=np.bool_)
+    marks[3, 1] = True
+    marked = EmbeddedCorpus(first.embeddings, first.offsets, first.criteria, first.labels, marks)
+    assert np.argwhere(truth.join(marked, first).evidence).tolist() == [[3, 1]]
+    assert truth.join(marked, first).evidence.shape == (2 * len(marks), marks.shape[1])
+    unmarked = EmbeddedCorpus(first.embeddings, first.offsets, first.criteria, first.labels)
+    assert truth.join(unmarked, first).evidence is None
+
+
+def test_a_member_that_was_picked_twice_weighs_twice(tmp_path):
+    ground = grounds(tmp_path)[0]
+    worths = truth.true_worth(ground, {"both": (member(0), member(0), member(1))}, splits=1, seed=0)
+    judge = truth.Judge(ground, truth.stable_seed(0, "worth", 0))
+    first, second = judge.train(member(0)), judge.train(member(1))
+    mean = [(2 * a + b) / 3 for a, b in zip(first, second, strict=True)]
+    assert worths["both"].value == pytest.approx(judge.score(mean)[0])
 
 
 def member(number=0, epochs=3):
