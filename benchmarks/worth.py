@@ -9,6 +9,9 @@ A repeat runs `hpo run` on its study and the plain script (`benchmarks.script`) 
 (`benchmarks.truth`) on text or splits that neither has seen. One line of JSON per repeat is appended to the file;
 repeats that the file has already are skipped. `--write` stores the summary in results.json.
 
+Judging takes long but, unlike the searches, does not depend on the machine's speed. With `--no-judge` only the searches
+run; the same command without it judges them later, perhaps elsewhere.
+
 With `--permuted` the labels are exchanged among the posts: there is nothing to find, and only the search runs.
 """
 
@@ -126,13 +129,20 @@ class Settings:
     splits: int | None = None
     """Fresh splits that judge; default: the corpus's own number in `SPLITS`."""
     permuted: bool = False
+    judge: bool = True
 
 
-def run_repeat(corpus: str, repeat: int, settings: Settings) -> dict[str, Any]:
-    """Run one repeat; returns its line."""
+def run_repeat(corpus: str, repeat: int, settings: Settings, searched: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Run one repeat; returns its line. With `searched`, the line of a repeat that was not judged, only judge it."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # so that both searches use the same: CPU cores
     torch.set_num_threads(1)  # repeats run side by side
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    line = searched or search(corpus, repeat, settings)
+    return judge(line, settings.splits or SPLITS[corpus]) if settings.judge and not settings.permuted else line
+
+
+def search(corpus: str, repeat: int, settings: Settings) -> dict[str, Any]:
+    """Run both searches of a repeat; returns its line without what judging adds."""
     with databases() as fresh, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         case = cases.make_case(corpus, repeat, folder, trials=settings.trials, permuted=settings.permuted)
@@ -155,19 +165,36 @@ def run_repeat(corpus: str, repeat: int, settings: Settings) -> dict[str, Any]:
         script_seconds, theirs = run_script(
             load(case.script), task, fresh("script"), folder, limit, workers=settings.workers
         )
-        test = cases.embed_test(case) if case.test else None
-        ensembles = _ensembles(study, reported) | {"script": (_script_winner(case, theirs, task),)}
-        started = time.perf_counter()
-        worths = true_worth(
-            Ground(task, test), ensembles, splits=settings.splits or SPLITS[corpus],
-            seed=stable_seed("worth", corpus, repeat),
-        )  # fmt: skip
-        labels = task.corpus.labels if case.test is None else case.test.labels
+        candidates = _ensembles(study, reported) | {"script": (_script_winner(case, theirs, task),)}
         return line | {
             "script_seconds": script_seconds, "script_trials": len(theirs.trials),
-            "judge_seconds": time.perf_counter() - started, "prevalences": labels.mean(0).tolist(),
-            **_worths(worths, reported.winner),
+            "candidates": {name: [_as_json(member) for member in members] for name, members in candidates.items()},
         }  # fmt: skip
+
+
+def judge(line: Mapping[str, Any], splits: int) -> dict[str, Any]:
+    """Judge what the searches of a repeat found; returns its line with the true scores."""
+    corpus, repeat = line["corpus"], line["repeat"]
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name:
+        case = cases.make_case(corpus, repeat, Path(name), trials=line["trials"])
+        task = load_task(load(case.study))
+    test = cases.embed_test(case) if case.test else None
+    candidates = {name: tuple(map(_from_json, members)) for name, members in line["candidates"].items()}
+    worths = true_worth(Ground(task, test), candidates, splits=splits, seed=stable_seed("worth", corpus, repeat))
+    labels = task.corpus.labels if case.test is None else case.test.labels
+    return {
+        **line, "judge_seconds": time.perf_counter() - started, "prevalences": labels.mean(0).tolist(),
+        **_worths(worths, line["winner"]),
+    }  # fmt: skip
+
+
+def _as_json(member: Member) -> dict[str, Any]:
+    return {"number": member.number, "epochs": member.epochs, "config": space.to_dict(member.candidate)}
+
+
+def _from_json(member: Mapping[str, Any]) -> Member:
+    return Member(member["number"], space.from_dict(member["config"]), member["epochs"])
 
 
 def _ensembles(study: optuna.Study, reported: Reported) -> dict[str, tuple[Member, ...]]:
@@ -222,7 +249,7 @@ def summarise(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
             figures[key] = float(np.mean(column))
             if len(column) > 1 and not isinstance(column[0], bool):
                 figures[f"{key}_se"] = float(np.std(column, ddof=1) / len(column) ** 0.5)
-        repeats = [line for line in its_lines if not line["permuted"]]
+        repeats = [line for line in its_lines if "true" in line]
         if repeats:
             figures[f"worth.{corpus}.repeats"] = float(len(repeats))
     return figures
@@ -230,7 +257,7 @@ def summarise(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 def _columns(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """One value per repeat; a share is the mean of booleans."""
-    repeats = [line for line in lines if not line["permuted"]]
+    repeats = [line for line in lines if "true" in line]
     true = {name: [line["true"][name] for line in repeats] for name in repeats[0]["true"]} if repeats else {}
     columns: dict[str, list[Any]] = {**true}
     if repeats:
@@ -279,18 +306,22 @@ def table(figures: Mapping[str, float]) -> list[str]:
 
 
 def run(corpora: Sequence[str], repeats: Iterable[int], settings: Settings, *, jobs: int, out: Path) -> int:
-    """Run the repeats that `out` does not have yet, `jobs` at a time; returns how many failed."""
-    done = {(line["corpus"], line["repeat"], line["permuted"]) for line in read_lines([out])}
+    """Run or judge the repeats that `out` does not have yet, `jobs` at a time; returns how many failed."""
+    known = {(line["corpus"], line["repeat"], line["permuted"]): line for line in read_lines([out])}
     # repeat by repeat, so that a run that is cut short has some of every corpus
     wanted = [(corpus, repeat) for repeat in repeats for corpus in corpora]
-    missing = [(corpus, repeat) for corpus, repeat in wanted if (corpus, repeat, settings.permuted) not in done]
+    missing = {}
+    for corpus, repeat in wanted:
+        line = known.get((corpus, repeat, settings.permuted))
+        if line is None or (settings.judge and not settings.permuted and "true" not in line):
+            missing[corpus, repeat] = line
     failed = 0
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
     for number in range(jobs):
         cores.put(number)
     with ProcessPoolExecutor(jobs, context, _use_cores, (cores, settings.workers, jobs)) as pool:
-        running = {pool.submit(run_repeat, *key, settings): key for key in missing}
+        running = {pool.submit(run_repeat, *key, settings, line): key for key, line in missing.items()}
         for future in as_completed(running):
             corpus, repeat = running[future]
             if future.exception():
@@ -320,15 +351,19 @@ def _short(line: Mapping[str, Any]) -> str:
 
 
 def read_lines(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """Return the lines of some files; a file that does not exist has none, and a line that was cut off is left out."""
-    lines = []
+    """Return the lines of some files; a file that does not exist has none, and a line that was cut off is left out.
+
+    Of the lines of one repeat, which is written once more when it has been judged, the last one is returned.
+    """
+    lines: dict[tuple[Any, ...], dict[str, Any]] = {}
     for path in paths:
         for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
             try:
-                lines.append(json.loads(text))
+                line = json.loads(text)
+                lines[line["corpus"], line["repeat"], line["permuted"]] = line
             except json.JSONDecodeError:
                 print(f"{path}: a line was cut off; its repeat runs again", file=sys.stderr)
-    return lines
+    return list(lines.values())
 
 
 def measure() -> dict[str, float]:
@@ -356,6 +391,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--splits", type=int, help=f"fresh splits that judge a repeat; default: {SPLITS}")
     parser.add_argument("--permuted", action="store_true", help="permuted labels; default corpus: editorials")
+    parser.add_argument("--no-judge", action="store_true", help="only search; the same command without it judges later")
     parser.add_argument("--out", type=Path, default=Path("worth.jsonl"))
     parser.add_argument("--prepare", action="store_true", help="download and embed everything, and stop")
     parser.add_argument("--summary", nargs="+", type=Path, metavar="FILE", help="summarise files of lines, and stop")
@@ -375,7 +411,7 @@ def main() -> None:
         cases.prepare(tuple(options.corpora))
         return
     if not options.summary:
-        settings = Settings(options.workers, options.trials, options.splits, options.permuted)
+        settings = Settings(options.workers, options.trials, options.splits, options.permuted, not options.no_judge)
         failed = run(options.corpora, options.repeats, settings, jobs=options.jobs, out=options.out)
     figures = {key: round(value, 4) for key, value in summarise(read_lines(options.summary or [options.out])).items()}
     print(*table(figures), json.dumps(figures, indent=2), sep="\n")

@@ -308,6 +308,16 @@ def test_a_summary_of_permuted_lines_alone():
 
 def test_a_line_that_was_cut_off_counts_as_missing(tmp_path, capsys):
     file = tmp_path / "worth.jsonl"
-    file.write_text(json.dumps({"repeat": 0}) + '\n{"repeat": 1, "tr')
-    assert worth.read_lines([file, tmp_path / "missing.jsonl"]) == [{"repeat": 0}]
+    searched = {"corpus": "films", "repeat": 0, "permuted": False, "seconds": 9.0}
+    judged = line(1, 0.5, 0.5, None)
+    texts = [json.dumps(item) for item in (searched, judged | {"seconds": 1.0}, judged)]
+    file.write_text("\n".join(texts) + '\n{"repeat": 2, "tr')
+    lines = worth.read_lines([file, tmp_path / "missing.jsonl"])
+    assert lines == [searched, judged]  # the last line of a repeat counts
     assert "was cut off" in capsys.readouterr().err
+    assert worth.summarise(lines)["worth.films.repeats"] == 1  # only what has been judged
+
+
+def test_what_was_searched_is_judged_later():
+    found = member(number=3, epochs=5)
+    assert worth._from_json(json.loads(json.dumps(worth._as_json(found)))) == found
