@@ -65,7 +65,10 @@ def editorial_lengths() -> Integers:
 def assemble(pool: Sentences, lengths: npt.ArrayLike, *, seed: int, training: int, test: int) -> tuple[Corpus, Corpus]:
     """Return training and test documents; the same arguments give the same documents.
 
-    Training documents share no sentence. Test documents are drawn from the sentences that are left, each without
+    Both kinds are from one population: the sentences are divided so that every range of ratings between two bounds has
+    the same share in both parts. Divided at random, half of the sentences would go to the training documents, and where
+    these are lucky the others are unlucky, so that the same model scores differently. Training documents share no
+    sentence. Test documents are drawn from the sentences that are left, each without
     repetition, so that a sentence is in several of them.
 
     Args:
@@ -77,13 +80,23 @@ def assemble(pool: Sentences, lengths: npt.ArrayLike, *, seed: int, training: in
     """
     lengths = np.asarray(lengths)
     generator = numpy_generator(seed, "films")
-    order = generator.permutation(len(pool.texts))
     ends = np.cumsum(generator.choice(lengths, training))
-    rest = order[ends[-1] :]
+    used, rest = _divide(pool.ratings, int(ends[-1]), generator)
     assert len(rest) >= lengths.max(), "the training documents leave too few sentences"
-    training_documents = np.split(order[: ends[-1]], ends[:-1])
+    training_documents = np.split(used, ends[:-1])
     test_documents = [generator.choice(rest, length, replace=False) for length in generator.choice(lengths, test)]
     return _corpus(pool, training_documents, "film"), _corpus(pool, test_documents, "test-film")
+
+
+def _divide(ratings: npt.NDArray[np.float64], size: int, generator: np.random.Generator) -> tuple[Integers, Integers]:
+    """Divide the sentences into `size` and the others, in random order, with the same shares of every rating range."""
+    ranges = np.digitize(ratings, sorted(bound for _, bound in BOUNDS))
+    shuffled = generator.permutation(len(ratings))
+    by_range = [shuffled[ranges[shuffled] == number] for number in range(len(BOUNDS) + 1)]
+    # the place of a sentence within its range, from 0 to 1: the lowest places go to the first part
+    place = np.concatenate([(np.arange(len(part)) + 0.5) / max(len(part), 1) for part in by_range])
+    order = np.concatenate(by_range)[np.argsort(place, kind="stable")]
+    return generator.permutation(order[:size]), generator.permutation(order[size:])
 
 
 def _corpus(pool: Sentences, documents: list[Integers], name: str) -> Corpus:

@@ -92,25 +92,19 @@ def read_best(best: Mapping[str, Any]) -> Reported:
     """Read best.json: the confirmed values if it has them, else the ensemble's corrected one, else the best trial's."""
     ensemble, confirmed, single = best.get("ensemble"), best.get("confirmed"), best["trial"]
     members = tuple(m["trial"] for m in (ensemble or {}).get("members", ()) for _ in range(m["picks"])) or (single,)
+    beats = "beats every baseline" in best["claim"]
     if confirmed and confirmed["winner"] is not None:
         winner = confirmed["winner"]
         scores = confirmed["scores"][winner]
-        beats = winner not in SIMPLER and _is_above_0(confirmed["over_baseline"])
         if winner.isdecimal():
             winner, single = "single", int(winner)
         return Reported(winner, members, single, scores["mean"], _pair(scores["interval"]), beats)
     if ensemble:
-        beats, corrected = _is_above_0(ensemble["over_baseline"]), ensemble["corrected"]
+        corrected = ensemble["corrected"]
         if best["winner"] != "ensemble":
             return Reported(best["winner"], members, single, best["cv"]["floors"][best["winner"]], None, beats)
         return Reported("ensemble", members, single, corrected["value"], _pair(corrected["interval"]), beats)
-    floors = best["cv"]["floors"] or {}
-    beats = best["value"] > max(floors[name] for name in BASELINES if name in floors)
     return Reported("single", members, single, best["value"], None, beats)
-
-
-def _is_above_0(gain: Mapping[str, Any] | None) -> bool:
-    return bool(gain and gain["interval"] and gain["interval"][0] > 0)
 
 
 def _pair(interval: Sequence[float] | None) -> tuple[float, float] | None:

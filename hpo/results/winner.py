@@ -80,7 +80,7 @@ def choose_winner(
     if confirmed is not None:
         winner = confirmed["winner"]
         name = "trial" if winner is not None and winner.isdecimal() else winner
-        return Winner(name, confirmed["reason"], _confirmed_claim(metric, confirmed))
+        return Winner(name, confirmed["reason"], _confirmed_claim(metric, ensemble, confirmed))
     if ensemble is None or "corrected" not in ensemble:
         claim = (
             f"Nothing can be claimed yet: {metric_text(metric)} {short(best)} is the best of all trials on the folds "
@@ -95,7 +95,7 @@ def choose_winner(
     return Winner("ensemble", "the ensemble, the average of the trials that are best together; not confirmed", claim)
 
 
-def _confirmed_claim(metric: str, confirmed: Mapping[str, Any]) -> str:
+def _confirmed_claim(metric: str, ensemble: Mapping[str, Any] | None, confirmed: Mapping[str, Any]) -> str:
     winner, where = confirmed["winner"], f"on {count_text(confirmed['splits'], 'fresh split')}"
     if winner is None:
         return f"Nothing can be claimed: {confirmed['reason']}."
@@ -106,17 +106,40 @@ def _confirmed_claim(metric: str, confirmed: Mapping[str, Any]) -> str:
             f"{estimate_text(found['mean'], found['interval'])}, {where}, and nothing searched is clearly better."
         )
     score = {"value": found["mean"], "interval": found["interval"]}
-    return _claim(metric, winner, score, confirmed["over_baseline"], where)
+    return _claim(metric, winner, score, confirmed["over_baseline"], where, doubted=_is_doubted(metric, ensemble))
 
 
-def _claim(metric: str, name: str, score: Mapping[str, Any], gain: Mapping[str, Any] | None, where: str) -> str:
+def _is_doubted(metric: str, ensemble: Mapping[str, Any] | None) -> bool:
+    """Whether what the search chooses without a fold is no better on that fold than the best baseline.
+
+    Fresh splits are splits of the same posts, and the trials that are confirmed were chosen by the labels of these
+    posts: what fits their noise fits it on every split. So a gain is not claimed, even if it was confirmed, if it
+    vanishes when the posts that score it have no part in the choice.
+    """
+    gain = None if ensemble is None else ensemble.get("over_baseline")
+    return gain is not None and better_by(metric, gain)[0] <= 0
+
+
+def _claim(
+    metric: str,
+    name: str,
+    score: Mapping[str, Any],
+    gain: Mapping[str, Any] | None,
+    where: str,
+    *,
+    doubted: bool = False,
+) -> str:
     """The claim: the baselines are beaten only if the whole interval of the gain over the best one is above 0."""
     numbers = f"{metric_text(metric)} {estimate_text(score['value'], score['interval'])}"
     if gain is None:
         return f"Nothing can be said about baselines, none was scored: {candidate_text(name)} has {numbers}, {where}."
     numbers += f", {gain_text(metric, gain)}, {where}."
     value, interval = better_by(metric, gain)
-    if interval is not None and interval[0] > 0:
+    if interval is not None and interval[0] > 0 and not doubted:
         return f"{capitalized(candidate_text(name))} beats every baseline: {numbers}"
     clearly = "clearly " if value > 0 else ""
+    if doubted and value > 0:
+        numbers = (
+            numbers.removesuffix(".") + "; but chosen without the posts that score it, the ensemble is not better."
+        )
     return f"Nothing {clearly}beats the baselines: {candidate_text(name)} has {numbers}"

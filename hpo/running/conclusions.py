@@ -320,10 +320,10 @@ def _chance_on_splits(trials: Sequence[FrozenTrial], splits: int) -> list[float]
 def choose(scores: Mapping[str, FreshScores], *, maximize: bool) -> tuple[str | None, str]:
     """The winner and why: the best mean, or the simplest candidate that is as good within one standard error.
 
-    Only the default configuration and the baselines are simpler than what a search finds; a single trial does not
-    displace an ensemble within one standard error. The standard error is that of the paired difference over the
-    splits: which of the two is better on these posts. Whether it is better on other posts is less certain; what may be
-    claimed follows from the intervals (`_gain`).
+    Only the default configuration and the baselines are simpler than what a search finds. A single trial displaces the
+    ensemble only by more than two standard errors: it is the luckiest of several. The standard error is that of the
+    paired difference over the splits: which of the two is better on these posts. Whether it is better on other posts is
+    less certain; what may be claimed follows from the intervals (`_gain`).
 
     Args:
         scores: by candidate, all on the same splits.
@@ -338,10 +338,11 @@ def choose(scores: Mapping[str, FreshScores], *, maximize: bool) -> tuple[str | 
     preferred = [name for name in (*SIMPLEST_FIRST, "ensemble") if name in scores]
     for name in preferred[: preferred.index(best)] if best in preferred else preferred:
         gains = [sign * (a - b) for a, b in zip(scores[best].values, scores[name].values, strict=True)]
-        if fmean(gains) <= (error := standard_error(gains)):
-            better = "is simpler than" if name in SIMPLEST_FIRST else "depends less on luck than"
+        errors, better = (1, "is simpler than") if name in SIMPLEST_FIRST else (2, "depends less on luck than")
+        if fmean(gains) <= errors * (error := standard_error(gains)):
+            within = "one standard error" if errors == 1 else "two standard errors"
             return name, (
-                f"{_described(name)} {better} {_described(best)} and is as good within one standard error {on} "
+                f"{_described(name)} {better} {_described(best)} and is as good within {within} {on} "
                 f"(difference {fmean(gains):.4f}, standard error {error:.4f})"
             )
     return best, f"{_described(best)} has the best mean {on} ({fmean(scores[best].values):.4f})"
