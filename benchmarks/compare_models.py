@@ -31,6 +31,7 @@ from sparse_evidence.core.config import (
     BCEConfig,
     CandidateConfig,
     ChunksConfig,
+    InstanceConfig,
     IrisConfig,
     LinearConfig,
     RetrievalConfig,
@@ -155,7 +156,7 @@ def line(row: Row, reference: Row, data: Data, repeats: int) -> str:
     threshold = metrics.best_threshold(labels[rows], probabilities[rows])
     hits = explain.evidence_hits(row.attribution, data.evidence, labels)
     attention_hits = explain.evidence_hits(row.attribution, data.evidence, labels, by="attention")
-    attends = row.name in {"retrieval", "abmil", "iris"}
+    attends = row.name in {"retrieval", "abmil", "iris", "instance"}
 
     def f1(posts: npt.NDArray[np.int64]) -> float:
         return float(metrics.f1(metrics.confusion(labels[posts], probabilities[posts], threshold).pooled())[0])
@@ -202,6 +203,7 @@ def main() -> None:
             ("retrieval", RetrievalConfig()),
             ("abmil", AbmilConfig()),
             ("iris", IrisConfig()),
+            ("instance", InstanceConfig()),
         )
     }
     if not arguments.no_token:

@@ -18,7 +18,8 @@ from .tables import FirstValues, Row, Table, find_passage, parse_label, quote_va
 class PairsSource:
     """A table with one row per post and criterion: post_id, post, criterion, label.
 
-    Optional columns: criterion_text, group (the author of the post), evidence (a passage of the post).
+    Optional columns: criterion_text, group (the author of the post), evidence (a passage of the post, which the model
+    `instance` learns from).
     """
 
     source: Literal["pairs"] = "pairs"

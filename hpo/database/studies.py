@@ -30,7 +30,6 @@ _NAMES = {
     "data_sha256": "the data",
     "folds_sha256": "the folds",
     "encoders_sha256": "the encoder's weights",
-    "code": "the code version",
 }
 
 
@@ -61,7 +60,14 @@ def open_study(
     first = [*([] if default_parameters is None else [QueuedTrial(default_parameters)]), *queue]
     started_with = {**(attributes or {}), IDENTITY: identity}
     study = retry(lambda: _create(storage, name, direction, started_with, first), unwrap(storage).retry_seconds)
-    differing = _compare(identity, record.identity(study), differences or _plain_differences)
+    stored = record.identity(study)
+    if identity.get("code") != stored.get("code"):  # definitions of other versions have other keys: say only this
+        raise RefusedError(
+            f"The study {name!r} in {_database(storage)} was started by version {stored.get('code')} of "
+            f"sparse-evidence-hpo, and this is version {identity.get('code')}, whose trials have other values: give "
+            "this study another name to start anew (`hpo status` and `hpo export` can still read the old one)."
+        )
+    differing = _compare(identity, stored, differences or _plain_differences)
     if study.direction.name.lower() != direction:
         differing.append(f"the direction is {direction} here and {study.direction.name.lower()} in the study")
     if differing:
@@ -130,8 +136,7 @@ def _compare(ours: Identity, theirs: Identity, differences: Differences) -> list
         differing += differences(ours.get("definition", {}), theirs.get("definition", {})) or ["the definition differs"]
     for key, name in _NAMES.items():
         if ours.get(key) != theirs.get(key):
-            differing.append(f"{name} differ{'s' if key == 'code' else ''} ({_short(ours, key)} here, "
-                             f"{_short(theirs, key)} in the study)")  # fmt: skip
+            differing.append(f"{name} differ ({_short(ours, key)} here, {_short(theirs, key)} in the study)")
     return differing
 
 
@@ -147,5 +152,4 @@ def _plain_differences(ours: dict[str, Any], theirs: dict[str, Any], path: str =
 
 
 def _short(identity: Identity, key: str) -> str:
-    value = str(identity.get(key))
-    return value[:12] if key.endswith("_sha256") else value
+    return str(identity.get(key))[:12]

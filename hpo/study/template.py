@@ -39,9 +39,16 @@ trials = 40                   # may be raised later: the search resumes
 seed = 0
 pruner = { name = "same_folds", percentile = 50 }  # after each stage, trials outside the best half stop
 
-[model]
-name = "iris"                 # learned queries retrieve the k sentences of a post that match best; or "abmil",
-                              # "retrieval", "linear" (logistic regressions), "token" (a fine-tuned transformer)
+[model]                       # with several [[model]] tables the search also chooses the model; it is worth trying:
+                              #   [[model]]
+                              #   name = "iris"
+                              #   [[model]]
+                              #   name = "instance"
+                              #   [[model]]
+                              #   name = "retrieval"
+name = "iris"                 # learned queries retrieve the k sentences of a post that match best; or "instance" (a
+                              # score for every sentence; learns from the column evidence), "retrieval", "linear"
+                              # (logistic regressions), "abmil" (attention), "token" (a fine-tuned transformer)
 encoder = "all-MiniLM-L6-v2"  # turns sentences into vectors; it is not trained
 
 [training]

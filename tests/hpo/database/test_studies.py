@@ -75,18 +75,24 @@ def test_every_difference_is_named(storage: Any) -> None:
         "definition": {"search": {"seed": 1}},
         "definition_sha256": "e" * 64,
         "data_sha256": "b" * 64,
-        "code": "0.2.0",
     }
     with pytest.raises(RefusedError) as caught:
         open_study(storage, identity=other, direction="minimize")
     assert str(caught.value).partition("different inputs: ")[2] == (
         "search.seed is 1 here and 0 in the study; the data differ (bbbbbbbbbbbb here, aaaaaaaaaaaa in the study); "
-        "the code version differs (0.2.0 here, 0.1.0 in the study); "
         "the direction is minimize here and maximize in the study; "
         "restore them, or give this study another name."
     )
     with pytest.raises(RefusedError, match="described by the caller"):
         open_study(storage, identity=other, differences=lambda _, __: ["described by the caller"])
+
+
+def test_a_study_of_another_version_is_refused_for_that_alone(storage: Any) -> None:
+    open_study(storage)
+    other = IDENTITY | {"definition": {"search": {"seed": 1}}, "definition_sha256": "e" * 64, "code": "0.2.0"}
+    with pytest.raises(RefusedError, match=r"by version 0\.1\.0 .* this is version 0\.2\.0.* another name") as caught:
+        open_study(storage, identity=other)
+    assert "seed" not in str(caught.value)
 
 
 def test_a_foreign_study_is_refused_and_a_half_made_one_completed(storage: Any) -> None:
