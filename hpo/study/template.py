@@ -39,34 +39,28 @@ trials = 40                   # may be raised later: the search resumes
 seed = 0
 pruner = { name = "same_folds", percentile = 50 }  # after each stage, trials outside the best half stop
 
-[model]                       # with several [[model]] tables the search also chooses the model; it is worth trying:
-                              #   [[model]]
-                              #   name = "iris"
-                              #   [[model]]
-                              #   name = "instance"
-                              #   [[model]]
-                              #   name = "retrieval"
-name = "iris"                 # learned queries retrieve the k sentences of a post that match best; or "instance" (a
-                              # score for every sentence; learns from the column evidence), "retrieval", "linear"
-                              # (logistic regressions), "abmil" (attention), "token" (a fine-tuned transformer)
-encoder = "all-MiniLM-L6-v2"  # turns sentences into vectors; it is not trained
+[[model]]                     # with several [[model]] tables the search also chooses the model
+name = "iris"                 # learned queries retrieve the k sentences of a post that match best
+
+[[model]]
+name = "instance"             # a score for every sentence, pooled over the post; learns from the column evidence, too
+
+[[model]]
+name = "retrieval"            # logistic regression on how similar the nearest sentences are; takes no training
+                              # others: "linear" (on mean embeddings), "abmil" (attention), "token" (a fine-tuned
+                              # transformer); each has an `encoder` and settings of its own, see docs/models.md
 
 [training]
 epochs = 40                   # at most
 patience = 6                  # epochs without a better score before a stage ends
 batch_size = 32
 
-[[loss]]                      # with several [[loss]] tables the search also chooses the loss
-name = "bce"
+[[loss]]                      # with several [[loss]] tables the search also chooses the loss; it rarely matters
+name = "bce"                  # or "weighted_bce", "focal", "asymmetric", "logit_adjusted"
 
-[[loss]]
-name = "weighted_bce"
-pos_weight = { low = 1.0, high = 12.0, log = true }
-
-[[loss]]
-name = "focal"
-gamma = { low = 0.0, high = 4.0 }
-alpha = { low = 0.1, high = 0.9 }
+[confirm]                     # afterwards: the winners again, on folds that the search has not seen
+leaders = 8                   # 0: do not confirm
+splits = 4
 """
 
 

@@ -47,9 +47,9 @@ def test_a_study_of_a_users_table(tmp_path):
     assert definition.name == "first"
     assert len(definition.data.load(tmp_path)) == 40
     assert definition.split.stages == (2, 3)
-    assert [model.name for model in definition.model] == ["iris"]
-    assert {"model.k_retrieved", "training.learning_rate"} <= space.distributions(definition).keys()
-    assert [loss.name for loss in definition.loss] == ["bce", "weighted_bce", "focal"]
+    assert [model.name for model in definition.model] == ["iris", "instance", "retrieval"]
+    assert {"model.k_retrieved", "training.iris.learning_rate"} <= space.distributions(definition).keys()
+    assert [loss.name for loss in definition.loss] == ["bce"]
     assert '"anger": 14 of 40 posts are positive' in text
     assert '"low mood": 14 of 40 posts are positive' in text
     assert "group" in text
