@@ -1,9 +1,10 @@
 """Whole studies of 40 trials compared with the same study as a plain Optuna script, including start-up.
 
 Both search the settings of IRIS as published, the only model that the script has, and nothing is confirmed: what is
-compared is how fast a search of the same configurations is. Both use the same corpus, folds, embeddings (computed beforehand) and machine, with two processes each. Both winners are
-then scored on the same fresh folds with fresh seeds. The result of a search also depends on luck, so a study that takes
-only minutes is repeated with other search seeds, ours and the script in alternation; seconds and values are then means.
+compared is how fast a search of the same configurations is. Both use the same corpus, folds, embeddings (computed
+beforehand) and machine, with two processes each. Both winners are then scored on the same fresh folds with fresh seeds.
+The result of a search also depends on luck, so a study that takes only minutes is repeated with other search seeds,
+ours and the script in alternation; seconds and values are then means.
 """
 
 from __future__ import annotations

@@ -108,7 +108,12 @@ class Scorer:
         labels = np.where(left_out, np.int8(UNLABELLED), self.labels[rows, None])
         scores = np.broadcast_to(probabilities(logits[rows])[:, None], labels.shape)
         columns = self.metric.function(labels.reshape(len(rows), -1), scores.reshape(len(rows), -1))
-        return np.array([metrics.mean_defined(criteria) for criteria in columns.reshape(len(blocks), -1)])
+        criteria = columns.reshape(len(blocks), -1)
+        # A criterion whose only positive is left out keeps its value: the others alone have another mean, which says
+        # nothing about how much the posts matter.
+        whole = self.metric.function(self.labels[rows], probabilities(logits[rows]))
+        criteria = np.where(np.isnan(criteria), whole, criteria)
+        return np.array([metrics.mean_defined(values) for values in criteria])
 
     def _score(self, logits: Logits, rows: Index) -> float:
         if len(rows) == 0 or np.isnan(logits[rows]).any():
@@ -203,7 +208,8 @@ def pruning_bias(scores: Floats, first_folds: int, *, higher_is_better: bool) ->
 
     The trials left after the first stage were left because they scored well on its folds, so their scores there are
     too high. The rule is replayed: without fold f, as many trials would have been left by the other folds of the stage.
-    The difference between the mean scores on f of the two sets is what looking at f added.
+    The difference between the mean scores on f of the two sets is what looking at f added. With a single fold in the
+    first stage nothing is left to replay the rule by, and the bias is taken to be 0.
 
     Args:
         scores: float64 `[trials, folds]`, NaN where a trial was not trained.
@@ -213,16 +219,13 @@ def pruning_bias(scores: Floats, first_folds: int, *, higher_is_better: bool) ->
     bias = np.zeros(scores.shape[1])
     started = scores[~np.isnan(scores[:, :first_folds]).any(axis=1)]
     kept = ~np.isnan(started).any(axis=1)
-    if kept.all() or not kept.any():
+    if first_folds == 1 or kept.all() or not kept.any():
         return bias
     sign = 1 if higher_is_better else -1
     for fold in range(first_folds):
         others = [other for other in range(first_folds) if other != fold]
-        if others:
-            order = np.argsort(-sign * started[:, others].mean(axis=1), kind="stable")
-            replayed = started[order[: int(kept.sum())], fold]
-        else:  # with a single fold there is nothing left to prune by
-            replayed = started[:, fold]
+        order = np.argsort(-sign * started[:, others].mean(axis=1), kind="stable")
+        replayed = started[order[: int(kept.sum())], fold]
         bias[fold] = started[kept, fold].mean() - replayed.mean()
     return bias
 

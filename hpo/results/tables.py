@@ -120,7 +120,7 @@ def _values_notes(best: BestResult) -> list[Text]:
     confirmed = best["confirmed"]
     if confirmed is not None:
         splits = count_text(confirmed["splits"], "fresh split")
-        lines.append(f"  confirmed: trained again on {splits}, with nothing chosen there")
+        lines.append(f"  confirmed: trained again on {splits}, for a fixed number of epochs")
     elif best["ensemble"] is not None:
         lines.append("  corrected: for that choice, by choosing without the fold that is scored")
     size = fold_size(best["cv"])

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from ..study.config import ConfirmConfig
     from .task import StudyTask
 
-CANDIDATES = 100
-"""The ensemble is chosen among so many of the best complete trials."""
+CANDIDATES = 300
+"""The ensemble is chosen among so many of the best complete trials, so that the choice takes seconds."""
 SIMPLEST_FIRST = ("chance", "zero_shot", "linear", "retrieval", "default")
 """Candidates that win if the best one is not better by more than a standard error."""
 
@@ -62,7 +62,7 @@ def is_concluded(study: optuna.Study, settings: ConfirmConfig, finished: int | N
     name = confirming.child_name(study.study_name, len(trials), leaders, settings.splits)
     return confirmed is not None and (
         confirmed["finished"] > len(trials)
-        or (confirmed["finished"] == len(trials) and (finished is None or confirmed["study"] == name))
+        or (confirmed["finished"] == len(trials) and (finished is None or confirmed["study"].startswith(name)))
     )
 
 
@@ -214,14 +214,12 @@ def _confirmed(confirm: Confirming, task: StudyTask) -> dict[str, Any]:
     maximize = confirming.higher_is_better(confirm.parent)
     dropped = confirming.dropped_out(trials)
     scores = fresh_scores(confirm, task, trials)
-    last = len(confirming.rounds(len(plan.leaders), plan.splits)) - 1
-    finalists = [str(leader) for leader in confirming.leaders_left(plan, trials, last, maximize=maximize)]
-    eligible = {name: scores[name] for name in ("ensemble", *finalists, *SIMPLEST_FIRST) if name in scores}
-    winner, reason = choose(eligible, maximize=maximize)
+    everywhere = {name: found for name, found in scores.items() if len(found.values) == plan.splits and name != "0"}
+    winner, reason = choose(everywhere, maximize=maximize)
     named = "; ".join(f"trial {trial} dropped out ({why})" for trial, why in dropped.items())
-    baselines = [name for name in SIMPLEST_FIRST[:-1] if name in scores]
+    baselines = [name for name in SIMPLEST_FIRST[:-1] if name in everywhere]
     best = max if maximize else min
-    baseline = best(baselines, key=lambda name: fmean(scores[name].values)) if baselines else None
+    baseline = best(baselines, key=lambda name: everywhere[name].mean) if baselines else None
     return {
         "study": confirm.child.study_name,
         "finished": plan.finished,
@@ -239,48 +237,57 @@ def _confirmed(confirm: Confirming, task: StudyTask) -> dict[str, Any]:
 class FreshScores:
     """The scores of a candidate on fresh splits."""
 
-    values: list[float]
+    values: dict[int, float]
     """By split."""
-    left_out: npt.NDArray[np.float64]
-    """The same without each block of posts in turn, `[splits, blocks]`."""
+    left_out: dict[int, npt.NDArray[np.float64]]
+    """By split, the same without each block of posts in turn, `[blocks]`."""
+
+    @property
+    def mean(self) -> float:
+        """The mean value over the splits."""
+        return fmean(self.values.values())
+
+    def differences(self, other: FreshScores) -> list[float]:
+        """How much better or worse than another candidate, on every split that both were scored on."""
+        return [value - other.values[split] for split, value in self.values.items() if split in other.values]
 
     def minus(self, other: FreshScores) -> selection.Estimate:
         """The mean difference to another candidate on the splits that both were scored on."""
-        pairs = [a - b for a, b in zip(self.values, other.values, strict=False)]
-        return selection.estimate(pairs, self.left_out[: len(pairs)] - other.left_out[: len(pairs)])
+        shared = [split for split in self.values if split in other.values]
+        left_out = [self.left_out[split] - other.left_out[split] for split in shared]
+        return selection.estimate(self.differences(other), np.stack(left_out))
 
     def as_json(self) -> dict[str, Any]:
         """Mean, interval, and the value on every split."""
-        found = selection.estimate(self.values, self.left_out)
-        return {"mean": found.value, "interval": [found.low, found.high], "splits": self.values}
+        found = selection.estimate(list(self.values.values()), np.stack(list(self.left_out.values())))
+        return {"mean": found.value, "interval": [found.low, found.high], "splits": list(self.values.values())}
 
 
 def fresh_scores(confirm: Confirming, task: StudyTask, trials: Sequence[FrozenTrial]) -> dict[str, FreshScores]:
     """The scores of the ensemble, of single trials, of the default configuration and of the baselines.
 
-    Candidates that dropped out are missing. A leader that was halved away has fewer splits; they are always the first.
+    Candidates that dropped out are missing. A leader that was halved away has fewer splits, and so has a baseline that
+    could not be scored on one.
     """
     plan, dropped = confirm.plan, confirming.dropped_out(trials)
     members = [member for member in plan.members if member not in dropped]
-    values: dict[str, list[float]] = {}
-    left_out: dict[str, list[npt.NDArray[np.float64]]] = {}
+    scores: dict[str, FreshScores] = {}
     for split in range(plan.splits):
         scorer = _scorer(task.on_split(split))
         found = _on_split(confirm, trials, split, dropped)
         candidates: dict[str, npt.NDArray[Any]] = {name: logits for name, logits in found.items() if name != "0"}
         if members:
             candidates["ensemble"] = selection.mean_logits({member: found[str(member)] for member in members}, members)
-        if plan.default is not None and "0" in found:
+        if "0" in found:
             candidates["default"] = found["0"]
             candidates |= {"0": found["0"]} if 0 in (*plan.leaders, *plan.members) else {}
         for name, logits in candidates.items():
-            values.setdefault(name, []).append(scorer.value(logits))
-            left_out.setdefault(name, []).append(scorer.without_blocks(logits))
-    scores = {name: FreshScores(values[name], np.stack(left_out[name])) for name in values}
-    chance = _chance_on_splits(trials, plan.splits)
-    if chance is not None and scores:
-        blocks = next(iter(scores.values())).left_out.shape[1]
-        scores["chance"] = FreshScores(chance, np.repeat(np.array(chance)[:, None], blocks, axis=1))
+            of_splits = scores.setdefault(name, FreshScores({}, {}))
+            of_splits.values[split] = scorer.value(logits)
+            of_splits.left_out[split] = scorer.without_blocks(logits)
+    if scores and (chance := _chance_on_splits(trials)):
+        blocks = np.ones(int(_scorer(task).blocks.max()) + 1)
+        scores["chance"] = FreshScores(chance, {split: value * blocks for split, value in chance.items()})
     return scores
 
 
@@ -303,27 +310,27 @@ def _on_split(
     return found
 
 
-def _chance_on_splits(trials: Sequence[FrozenTrial], splits: int) -> list[float] | None:
-    """What a random ranking is worth on every split, None if the baselines of a split could not be scored."""
-    by_split = {
-        entry["split"]: trial.user_attrs[BASELINES].get("chance")
-        for trial in trials
-        if (entry := record.confirm(trial)) is not None and BASELINES in trial.user_attrs
+def _chance_on_splits(trials: Sequence[FrozenTrial]) -> dict[int, float]:
+    """What predictions that know nothing are worth, by split, where the baselines could be scored."""
+    return {
+        entry["split"]: trial.user_attrs[BASELINES]["chance"]
+        for trial in sorted(trials, key=lambda trial: trial.number)
+        if (entry := record.confirm(trial)) is not None and "chance" in trial.user_attrs.get(BASELINES, ())
     }
-    known = [by_split.get(split) for split in range(splits)]
-    return None if None in known else known  # type: ignore[return-value]
 
 
 # --- comparing --------------------------------------------------------------------------------------------------------
 
 
 def choose(scores: Mapping[str, FreshScores], *, maximize: bool) -> tuple[str | None, str]:
-    """The winner and why: the best mean, or the simplest candidate that is as good within one standard error.
+    """The winner and why, in two steps.
 
-    Only the default configuration and the baselines are simpler than what a search finds. A single trial displaces the
-    ensemble only by more than two standard errors: it is the luckiest of several. The standard error is that of the
-    paired difference over the splits: which of the two is better on these posts. Whether it is better on other posts is
-    less certain; what may be claimed follows from the intervals (`_gain`).
+    What the search found is the best single trial, but the ensemble instead if that is as good within two standard
+    errors: the best single trial is the luckiest of several. The winner is what has the best mean, that or a baseline
+    or the default configuration; but the simplest of these instead if it is as good within one standard error.
+
+    The standard error is that of the paired difference over the splits: which of the two is better on these posts.
+    Whether it is better on other posts is less certain; what may be claimed follows from the intervals (`_gain`).
 
     Args:
         scores: by candidate, all on the same splits.
@@ -332,25 +339,38 @@ def choose(scores: Mapping[str, FreshScores], *, maximize: bool) -> tuple[str | 
     if not scores:
         return None, "nothing could be trained on fresh splits"
     sign = 1.0 if maximize else -1.0
-    best = max(scores, key=lambda name: sign * fmean(scores[name].values))
+    found = [name for name in scores if name not in SIMPLEST_FIRST]
+    simple = [name for name in SIMPLEST_FIRST if name in scores]
+    best = max(found or simple, key=lambda name: sign * scores[name].mean)
     splits = len(scores[best].values)
     on = f"on {splits} fresh split{'' if splits == 1 else 's'}"
-    preferred = [name for name in (*SIMPLEST_FIRST, "ensemble") if name in scores]
-    for name in preferred[: preferred.index(best)] if best in preferred else preferred:
-        gains = [sign * (a - b) for a, b in zip(scores[best].values, scores[name].values, strict=True)]
-        errors, better = (1, "is simpler than") if name in SIMPLEST_FIRST else (2, "depends less on luck than")
-        if fmean(gains) <= errors * (error := standard_error(gains)):
-            within = "one standard error" if errors == 1 else "two standard errors"
-            return name, (
-                f"{_described(name)} {better} {_described(best)} and is as good within {within} {on} "
-                f"(difference {fmean(gains):.4f}, standard error {error:.4f})"
+    reason = f"{_described(best)} has the best mean {on} ({scores[best].mean:.4f})"
+    if best != "ensemble" and "ensemble" in scores:
+        gain, error = _paired(scores[best], scores["ensemble"], sign)
+        if gain <= 2 * error:
+            reason = (
+                f"the ensemble depends less on luck than {_described(best)} and is as good within two standard errors "
+                f"{on} (difference {gain:.4f}, standard error {error:.4f})"
             )
-    return best, f"{_described(best)} has the best mean {on} ({fmean(scores[best].values):.4f})"
+            best = "ensemble"
+    if simple and sign * scores[best].mean < max(sign * scores[name].mean for name in simple):
+        best = max(simple, key=lambda name: sign * scores[name].mean)
+        reason = f"{_described(best)} has the best mean {on} ({scores[best].mean:.4f})"
+    for name in simple[: simple.index(best)] if best in simple else simple:
+        gain, error = _paired(scores[best], scores[name], sign)
+        if gain <= error:
+            return name, (
+                f"{_described(name)} is simpler than {_described(best)} and is as good within one standard error {on} "
+                f"(difference {gain:.4f}, standard error {error:.4f})"
+            )
+    return best, reason
 
 
-def standard_error(values: Sequence[float]) -> float:
-    """Standard error of the mean; 0 of a single value, whose spread is unknown."""
-    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+def _paired(ours: FreshScores, other: FreshScores, sign: float) -> tuple[float, float]:
+    """How much better we are, and the standard error over the splits; of a single split, that over its posts."""
+    gains = [sign * gain for gain in ours.differences(other)]
+    error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else ours.minus(other).standard_error
+    return fmean(gains), error
 
 
 def _gain(scores: Mapping[str, FreshScores], winner: str | None, other: str | None) -> dict[str, Any] | None:

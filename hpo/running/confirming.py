@@ -15,9 +15,11 @@ alone, whichever worker that is.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from statistics import fmean as mean
 from typing import TYPE_CHECKING, Any, Self
 
@@ -31,6 +33,7 @@ from ..database.record import CONFIRM, CONFIRMING, CURVES, OUTCOME, PLAN
 from ..database.retry import retry
 from ..database.studies import load_study, open_study
 from ..database.trial_rows import QueuedTrial
+from ..errors import RefusedError
 from .sampler import make_sampler
 
 if TYPE_CHECKING:
@@ -110,25 +113,37 @@ class Confirming:
 def open_confirming(parent: optuna.Study, plan: Plan) -> Confirming:
     """Create the study that confirms `parent`, with its first round, or open it.
 
-    Raises:
-        RefusedError: it was created from other data, folds, definition or code.
+    One that another study of the same name has left is not used; the new one then has a number in its name.
     """
-    name = child_name(parent.study_name, plan.finished, len(plan.leaders), plan.splits)
+    base = child_name(parent.study_name, plan.finished, len(plan.leaders), plan.splits)
+    for number in count(1):
+        name = base if number == 1 else f"{base}-{number}"
+        try:
+            child = _open_child(parent, name, plan)
+            break
+        except RefusedError:  # left by a study of the same name, which was deleted
+            continue
+    if record.confirming(parent) != name:
+        parent.set_user_attr(CONFIRMING, name)
+    return Confirming(parent, child, Plan.from_json(child.user_attrs[PLAN]))
+
+
+def _open_child(parent: optuna.Study, name: str, plan: Plan) -> optuna.Study:
+    """Create the child study, or open it if it confirms the same trials of the same study, else `RefusedError`."""
     identity = record.identity(parent)
-    derived = hashlib.sha256(f"{identity['definition_sha256']} {name}".encode()).hexdigest()
+    parameters = {trial.number: trial.params for trial in parent.get_trials(deepcopy=False)}
+    confirmed = [parameters[int(number)] for number in plan.epochs]
+    parts = json.dumps([identity["definition_sha256"], name, asdict(plan), confirmed], sort_keys=True)
     direction: Direction = "maximize" if higher_is_better(parent) else "minimize"
-    child = open_study(
+    return open_study(
         storage_of(parent),
         name,
         direction=direction,
-        identity={**identity, "definition_sha256": derived},
+        identity={**identity, "definition_sha256": hashlib.sha256(parts.encode()).hexdigest()},
         sampler=make_sampler("random", 0),  # draws nothing: all parameters are fixed
         queue=list(queued(parent, next_round(plan, [], maximize=direction == "maximize"))),
         attributes={PLAN: asdict(plan)},
     )
-    if record.confirming(parent) != name:
-        parent.set_user_attr(CONFIRMING, name)
-    return Confirming(parent, child, Plan.from_json(child.user_attrs[PLAN]))
 
 
 def load_confirming(parent: optuna.Study) -> Confirming | None:
@@ -202,9 +217,10 @@ def _best_epoch(study: optuna.Study, trial: FrozenTrial) -> int:
     """The best epoch of a trial; of a pruned one, on the folds that it trained."""
     if (summary := record.cv(trial)) is not None:
         return int(summary["best_epoch"])
-    curves_of_folds = curves(study, trial.number)
-    shortest = min(map(len, curves_of_folds), default=0)
-    means = [mean(curve[epoch] for curve in curves_of_folds) for epoch in range(shortest)]
+    of_folds = curves(study, trial.number)
+    epochs = max(map(len, of_folds), default=0)
+    furthest = [curve for curve in of_folds if len(curve) == epochs]  # the folds of the stage that trained longest
+    means = [mean(curve[epoch] for curve in furthest) for epoch in range(epochs)]
     if not means:
         return 1
     return 1 + means.index(max(means) if higher_is_better(study) else min(means))

@@ -105,6 +105,8 @@ def _baselines(claim: Claim, task: StudyTask, split: int) -> TrialState:
         scores, logits = task.on_split(split).scored_baselines()
     except SplitError as error:
         return _infeasible(claim, f"no fresh split: {error}")
+    except MemoryError as error:
+        raise _out_of_memory(claim, error) from error
     best = max if METRICS[task.definition.search.metric].higher_is_better else min
     value = best(scores[name] for name in record.baseline_names(scores))
     together = np.concatenate([logits[name] for name in record.baseline_names(scores)], axis=1)

@@ -81,7 +81,8 @@ def notes(definition: StudyDefinition) -> list[str]:
             if only_file
             else ("the file gives a value for everything that is searched by default")
         )
-        found.append(f"nothing is searched: {reason}; every trial trains the same configuration with another seed")
+        seeds = " with another seed" if definition.trained else ""
+        found.append(f"nothing is searched: {reason}; every trial trains the same configuration{seeds}")
     return found
 
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from loop_tools import (
     EPOCH,
@@ -219,6 +220,26 @@ def test_run_confirms_once_and_again_when_trials_are_added(
     assert confirmed is not None
     assert (confirmed["study"], confirmed["finished"]) == ("tiny/confirm/5-trials-3-leaders-2-splits", 5)
     connection.engine_of(study).dispose()
+
+
+def test_a_deleted_study_leaves_nothing_that_another_of_its_name_could_take_for_its_own(
+    database: str, tmp_path: Path
+) -> None:
+    """Deleted as the dashboard does it, without the study that confirms it; the new one searches other values."""
+    tiny(tmp_path, **SETTINGS)
+    assert hpo(tmp_path, database, "run", "tiny.toml", "--workers", "1")[0] == 0
+    study = study_of(database)
+    optuna.delete_study(study_name="tiny", storage=database)
+    connection.engine_of(study).dispose()
+    tiny(tmp_path, **SETTINGS | {"epochs": 2})
+    assert hpo(tmp_path, database, "run", "tiny.toml", "--workers", "1")[0] == 0
+    study, child = study_of(database), study_of(database, f"{CHILD}-2")
+    confirmed = record.confirmed(study)
+    assert confirmed is not None
+    assert confirmed["study"] == f"{CHILD}-2"
+    assert len(child.trials) == sum(ROUNDS)
+    for opened in (study, child):
+        connection.engine_of(opened).dispose()
 
 
 def test_confirm_does_later_what_run_did_not(database: str, tmp_path: Path, undisturbed: tuple[Any, ...]) -> None:

@@ -67,6 +67,20 @@ def test_leaving_out_a_block_equals_scoring_without_its_posts():
         assert left_out[block] == pytest.approx(rest.value(logits))
 
 
+def test_a_criterion_keeps_its_value_where_its_only_positive_is_left_out():
+    """The mean over the other criteria would be another value, whatever the post is like."""
+    rare = labels()
+    rare[:, 0] = 0
+    for fold in range(FOLDS):
+        rare[FOLDS_OF.validation(fold)[0], 0] = 1
+    blocks = selection.make_blocks(GROUPS, np.ones(POSTS, dtype=np.bool_), seed=0)
+    judge = Scorer("average_precision", rare, FOLDS_OF, blocks)
+    logits = 0.5 * rare + noise(1)[0]
+    logits[:, 1:] += 5 * rare[:, 1:]  # the other criteria are predicted far better
+    left_out = judge.without_blocks(logits)
+    assert np.abs(left_out - judge.value(logits)).max() < 0.02
+
+
 def test_blocks_are_whole_groups():
     included = np.arange(POSTS) >= 40
     blocks = selection.make_blocks(GROUPS, included, seed=3)
@@ -142,6 +156,12 @@ def test_pruning_bias_is_what_looking_at_a_fold_added():
         biases.append(selection.pruning_bias(scores, 2, higher_is_better=True))
     expected = math.sqrt(2 / math.pi) / math.sqrt(2)  # half of the mean of the better half of N(0, 2) sums
     assert np.mean(biases, axis=0) == pytest.approx([expected, expected, 0, 0, 0], abs=0.03)
+
+
+def test_a_single_first_fold_has_no_bias_that_could_be_measured():
+    scores = np.random.default_rng(0).standard_normal((40, FOLDS))
+    scores[scores[:, 0] < 0, 1:] = np.nan
+    assert not selection.pruning_bias(scores, 1, higher_is_better=True).any()
 
 
 def test_without_pruning_there_is_no_bias():

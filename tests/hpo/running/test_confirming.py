@@ -113,6 +113,9 @@ WINNERS: dict[str, tuple[dict[str, list[float]], str]] = {
     ),
     "a single trial does not displace the ensemble": ({"ensemble": [0.5, 0.6], "3": [0.5, 0.599]}, "ensemble"),
     "a single trial that is a little better": ({"ensemble": [0.5, 0.6], "3": [0.6, 0.61]}, "ensemble"),
+    "a baseline as good as the ensemble, which is as good as the best trial": (
+        {"3": [0.60, 0.61], "ensemble": [0.59, 0.60], "retrieval": [0.60, 0.585]}, "retrieval",
+    ),
     "a single trial that is better does": ({"ensemble": [0.5, 0.6], "3": [0.6, 0.7]}, "3"),
     "a baseline that is best": ({"ensemble": [0.5, 0.6], "linear": [0.6, 0.7], "retrieval": [0.7, 0.8]}, "retrieval"),
     "a difference that is the same on all splits": ({"ensemble": [0.5, 0.75], "default": [0.375, 0.625]}, "ensemble"),
@@ -121,7 +124,10 @@ WINNERS: dict[str, tuple[dict[str, list[float]], str]] = {
 
 
 def choose(values: dict[str, list[float]], *, maximize: bool = True) -> tuple[str | None, str]:
-    scores = {name: FreshScores(by_split, np.zeros((len(by_split), 2))) for name, by_split in values.items()}
+    scores = {
+        name: FreshScores(dict(enumerate(by_split)), {split: np.full(2, value) for split, value in enumerate(by_split)})
+        for name, by_split in values.items()
+    }
     return conclusions.choose(scores, maximize=maximize)
 
 
