@@ -285,13 +285,15 @@ def test_notes_say_what_does_not_apply_and_that_nothing_is_searched(define):
     assert space.notes(definition) == [
         "[training] learning_rate, [[loss]] gamma do not apply: linear is solved, not trained in epochs"
     ]
-    again = "every trial trains the same configuration with another seed"
+    again = "every trial trains the same configuration"  # and without a seed: linear has none
     assert space.notes(define(FILE + linear)) == [
         f'nothing is searched: the file has neither ranges nor choices, and [search] space is "file"; {again}'
     ]
     assert space.notes(define(DATA + linear + "C = 1\n")) == [
         f"nothing is searched: the file gives a value for everything that is searched by default; {again}"
     ]
+    (note,) = space.notes(define(FILE + MODEL))
+    assert note.endswith(f"{again} with another seed")
     assert space.notes(define(MIXED)) == space.notes(define(DATA + MODEL)) == []
 
 
