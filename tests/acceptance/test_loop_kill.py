@@ -73,13 +73,29 @@ MOMENTS = {
 }  # fmt: skip
 
 
-def finish_elsewhere(folder: Path, url: str, faults: list[Any], reached: Path) -> tuple[int, Any]:
-    """Kill a worker where the fault stops it, and let another finish; returns the other's epochs and the study."""
+def wait_until_stale(url: str) -> None:
+    """Wait until the claims of a killed worker may be taken over."""
+    study = study_of(url)
+    engine = connection.engine_of(study)
+    until(lambda: all(row["heartbeat_age"] > GRACE for row in list_claims(engine, study)), what="the grace period")
+    engine.dispose()
+
+
+def finish_elsewhere(
+    folder: Path, url: str, faults: list[Any], reached: Path, *, in_order: bool = False
+) -> tuple[int, Any]:
+    """Kill a worker where the fault stops it, and let another finish; returns the other's epochs and the study.
+
+    With `in_order` the other starts once it may take the trial over. Otherwise it may begin with the next one, whose
+    pruning then does not see the first one's report.
+    """
     rescued = CountEpochs(folder / "rescued")
     with running_workers(folder, url, 1, faults=faults) as (victim,):
         until(reached.exists, what="the stop")
         victim.kill()
         killed = time.monotonic()
+        if in_order:
+            wait_until_stale(url)
         with running_workers(folder, url, 1, faults=[rescued]) as (other,):
             assert other.end() == 0, other.output
         assert time.monotonic() - killed < GRACE + 30
@@ -112,7 +128,8 @@ def test_a_worker_is_killed_when_it_prunes(
     undisturbed = study_of(undisturbed_url)
     assert 0 < count_trials(undisturbed).pruned < 6
     assert len(predictions.load(undisturbed)) == 6
-    _, study = finish_elsewhere(tmp_path, database, [StopAt(f"{RUNNING}.objective:_prune", reached, 1, after)], reached)
+    stop = StopAt(f"{RUNNING}.objective:_prune", reached, 1, after)
+    _, study = finish_elsewhere(tmp_path, database, [stop], reached, in_order=True)
     assert outcomes(study) == outcomes(undisturbed), "bit for bit"
     assert artifacts(tmp_path) == []
     for opened in (study, undisturbed):
