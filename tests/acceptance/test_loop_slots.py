@@ -116,6 +116,12 @@ def busy(count: int) -> Callable[[list[dict[str, Any]]], bool]:
     )
 
 
+def is_suspended(process: psutil.Process) -> bool:
+    """Whether every thread has stopped: on a busy machine, one that still runs may take the next signal."""
+    threads = Path(f"/proc/{process.pid}/task").iterdir()
+    return all("\nState:\tT" in (thread / "status").read_text() for thread in threads)
+
+
 def sigterm_pending(process: psutil.Process) -> bool:
     """Whether SIGTERM was sent to a suspended process."""
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
@@ -173,6 +179,7 @@ def test_a_second_sigterm_kills_all_workers_immediately(database: str, tmp_path:
         workers = children(parent)
         for child in workers:
             child.suspend()  # it hangs, so it would never stop gracefully
+        until(lambda: all(map(is_suspended, workers)), what="the suspension")
         parent.send_signal(signal.SIGTERM)
         until(lambda: all(map(sigterm_pending, workers)), what="the pool to pass the signal on")
         assert parent.poll() is None
