@@ -55,7 +55,6 @@ SPLITS = {"editorials": 12, "films": 1, "home": 2}
 """Fresh splits that judge a repeat: more where there is no test set."""
 BASELINES = ("linear", "retrieval")
 """Those that a search is compared with."""
-SIMPLER = (*BASELINES, "zero_shot", "chance")
 TARGETS = {
     "exported": ("true worth of what a search exports", ""),
     "baseline": ("true worth of the better of the linear and the retrieval baseline", ""),

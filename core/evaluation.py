@@ -86,7 +86,7 @@ def evaluate(
     row_groups = [groups[row] for row in rows.tolist()]
     if np.isnan(z).any():
         raise ValueError("some logits of a post are NaN and others are not; find out where they come from")
-    p = _sigmoid(z)
+    p = metrics.sigmoid(z)
     threshold = metrics.best_threshold(labels, p)
     report = metrics.report(labels, p, threshold, criteria)
     names = [*_POOLED, "macro_f1", "mean_average_precision", "mean_auroc"]
@@ -274,10 +274,6 @@ def _calibration(labels: Labels, z: Floats) -> Calibration:
     temperature = fit_temperature(y, logits)
     (brier, ece), (brier_scaled, ece_scaled) = (
         (float(metrics.brier(y, p)[0]), expected_calibration_error(y, p))
-        for p in (_sigmoid(logits), _sigmoid(logits / temperature))
+        for p in (metrics.sigmoid(logits), metrics.sigmoid(logits / temperature))
     )
     return Calibration(brier, ece, temperature, brier_scaled, ece_scaled)
-
-
-def _sigmoid(z: Floats) -> Floats:
-    return np.asarray(np.exp(-np.logaddexp(0, -z)))

@@ -146,6 +146,11 @@ def _cuts(labels: Labels, scores: Scores) -> _Cuts:
 # ---- probabilities ----------------------------------------------------------------------------------------------
 
 
+def sigmoid(logits: Scores) -> Floats:
+    """Return the probabilities of logits, float64 of the same shape; NaN stays NaN."""
+    return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(logits, dtype=np.float64))))
+
+
 def brier(labels: Labels, probabilities: Scores) -> Floats:
     """Brier score, the mean of (p − y)² (Brier, Monthly Weather Review, 1950); lower is better.
 

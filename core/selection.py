@@ -81,7 +81,7 @@ class Scorer:
         scores = np.zeros(len(stacked))
         for fold in folds:
             rows = self.folds.validation(fold)
-            columns = probabilities(stacked[:, rows]).transpose(1, 0, 2).reshape(len(rows), -1)
+            columns = metrics.sigmoid(stacked[:, rows]).transpose(1, 0, 2).reshape(len(rows), -1)
             labels = np.tile(self.labels[rows], len(stacked))
             of_criteria = self.metric.function(labels, columns).reshape(len(stacked), -1)
             scores += [metrics.mean_defined(criteria) for criteria in of_criteria]
@@ -106,26 +106,20 @@ class Scorer:
         """The scores of a fold without each of the blocks, in one pass: a column per block and criterion."""
         left_out = (self.blocks[rows, None] == blocks)[:, :, None]
         labels = np.where(left_out, np.int8(UNLABELLED), self.labels[rows, None])
-        scores = np.broadcast_to(probabilities(logits[rows])[:, None], labels.shape)
+        scores = np.broadcast_to(metrics.sigmoid(logits[rows])[:, None], labels.shape)
         columns = self.metric.function(labels.reshape(len(rows), -1), scores.reshape(len(rows), -1))
         criteria = columns.reshape(len(blocks), -1)
         # A criterion whose only positive is left out keeps its value: the others alone have another mean, which says
         # nothing about how much the posts matter.
-        whole = self.metric.function(self.labels[rows], probabilities(logits[rows]))
+        whole = self.metric.function(self.labels[rows], metrics.sigmoid(logits[rows]))
         criteria = np.where(np.isnan(criteria), whole, criteria)
         return np.array([metrics.mean_defined(values) for values in criteria])
 
     def _score(self, logits: Logits, rows: Index) -> float:
         if len(rows) == 0 or np.isnan(logits[rows]).any():
             return float("nan")
-        scores = probabilities(logits[rows])
+        scores = metrics.sigmoid(logits[rows])
         return metrics.mean_defined(self.metric.function(self.labels[rows], scores))
-
-
-def probabilities(logits: Logits) -> Floats:
-    """The probabilities of logits; NaN stays NaN."""
-    z = np.asarray(logits, dtype=np.float64)
-    return np.asarray(np.exp(-np.logaddexp(0, -z)))
 
 
 def _parts(blocks: Index, size: int) -> list[Index]:

@@ -62,9 +62,7 @@ class ChunkBags:
 
     def batch(self, posts: npt.NDArray[np.int64]) -> Bag:
         """The bags of `posts` int64 `[folds, width]`."""
-        rows, present = self.rows(posts)
-        flat = self.embeddings.index_select(0, rows.reshape(-1))
-        return Bag(flat.view(*rows.shape, -1), present)
+        return self.gather(*self.rows(posts))
 
     def rows(self, posts: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Numbers of the chunks of `posts`, int64 `[folds, width, length]`, and which of them are not padding."""
@@ -76,6 +74,11 @@ class ChunkBags:
         present = step < count[..., None]
         # Padding points at the post's first chunk: any finite row will do, because its weight is exactly zero.
         return start[..., None] + step * present, present
+
+    def gather(self, rows: Tensor, present: Tensor, marks: Tensor | None = None) -> Bag:
+        """The bags of what `rows` returns."""
+        flat = self.embeddings.index_select(0, rows.reshape(-1))
+        return Bag(flat.view(*rows.shape, -1), present, marks)
 
 
 class MarkedBags:
@@ -94,9 +97,8 @@ class MarkedBags:
 
     def batch(self, posts: npt.NDArray[np.int64]) -> Bag:
         """The bags of `posts` int64 `[folds, width]`, with their marks."""
-        bag = self.bags.batch(posts)
         rows, present = self.bags.rows(posts)
-        return Bag(bag.embeddings, bag.present, self.marks[rows] & present[..., None])
+        return self.bags.gather(rows, present, self.marks[rows] & present[..., None])
 
 
 class MeanBags:

@@ -120,6 +120,8 @@ class Iris(Model):
     @torch.no_grad()
     def _standardise(self, features: EmbeddedCorpus, train: Sequence[npt.NDArray[np.int64]]) -> None:
         """Compute the constants of the direct inputs, fold by fold: a fold must not depend on its stack."""
+        if not (self.config.similarities or self.config.mean_embedding):
+            return
         bags = features.bags.chunks("cpu")
         for fold, posts in enumerate(train):
             unit = functional.normalize(self.queries[fold : fold + 1], dim=-1).flatten(1, 2)

@@ -40,9 +40,7 @@ class Linear(SolvedModel):
 
     def chunk_logits(self, bag: Bag) -> Tensor:
         """Logits `[folds, width, criteria]` of the mean of each post's chunks."""
-        present = bag.present[..., None]
-        means = (bag.embeddings * present).sum(2) / present.sum(2).clamp(min=1)
-        return self(means)  # type: ignore[no-any-return]
+        return self(bag.means())  # type: ignore[no-any-return]
 
     def attention(self, bag: Bag) -> Tensor:
         """Attention `[folds, width, criteria, length]`: every chunk of a post counts the same."""

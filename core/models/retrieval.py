@@ -69,12 +69,11 @@ class Retrieval(SolvedModel):
     def design(self, batch: Bag) -> Tensor:
         """The inputs `[folds, width, dim + similarities]`: unit mean, nearest similarities, mean similarity."""
         count = batch.present.sum(-1, keepdim=True).clamp(min=1)
-        mean = (batch.embeddings * batch.present[..., None]).sum(2) / count
         cosines = self._cosines(batch)
         nearest = cosines.gather(2, self._nearest(batch, cosines))  # [folds, width, k, criteria]
         pooled = nearest.flatten(2) if self.config.pooling == "each" else nearest.mean(2)
         mean_cosine = cosines.masked_fill(~batch.present[..., None], 0).sum(2) / count
-        return torch.cat([functional.normalize(mean, dim=-1), pooled, mean_cosine], dim=-1)
+        return torch.cat([functional.normalize(batch.means(), dim=-1), pooled, mean_cosine], dim=-1)
 
     def _cosines(self, bag: Bag) -> Tensor:
         """Similarity of each chunk to each criterion's text, `[folds, width, length, criteria]`; -inf where padded."""

@@ -17,8 +17,15 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+
+Posts = npt.NDArray[np.int64]
+"""Numbers of posts."""
+FoldLogits = list[npt.NDArray[np.float32]]
+"""One array `[posts, criteria]` per fold."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,8 @@ from .. import metrics
 from ..config import CandidateConfig
 from ..features.views import Features
 from ..splits import Folds
-from .stack import FoldLogits, Stack, make_stack
+from .batches import FoldLogits
+from .stack import Stack, make_stack
 from .stopping import best_index, is_stale, projected_best
 
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from ..corpus.data import Corpus
+from ..errors import SplitError
+from ..seeding import stable_seed
 from ..splits import Folds, kfold
+
+ATTEMPTS = 20
+"""Seeds that are tried: not every one finds folds with both classes of every criterion."""
 
 
 def fresh_folds(corpus: Corpus, folds: Folds, seed: int) -> Folds:
@@ -16,7 +23,8 @@ def fresh_folds(corpus: Corpus, folds: Folds, seed: int) -> Folds:
     Args:
         corpus: the posts that `folds` splits.
         folds: the folds of the search; posts with -1 (the hold-out) are in no fresh fold either.
-        seed: seed of the fresh folds; the seed of `folds` reproduces `folds`.
+        seed: seed of the fresh folds; the seed of `folds` reproduces `folds`. If it finds no folds, others that follow
+            from it are tried.
 
     Returns:
         The same number of folds, with whole groups and both classes of every criterion in each.
@@ -25,6 +33,14 @@ def fresh_folds(corpus: Corpus, folds: Folds, seed: int) -> Folds:
         SplitError: the posts cannot be split into that many folds.
     """
     assert len(folds.assignment) == len(corpus), "the folds are of other posts"
+    for attempt in range(1, ATTEMPTS):
+        with suppress(SplitError):
+            return _split_again(corpus, folds, seed)
+        seed = stable_seed(seed, attempt)
+    return _split_again(corpus, folds, seed)
+
+
+def _split_again(corpus: Corpus, folds: Folds, seed: int) -> Folds:
     return kfold(
         corpus.groups,
         corpus.labels,

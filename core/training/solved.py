@@ -18,11 +18,8 @@ from ..features.views import Features
 from ..models import build_model
 from ..models.solved import SolvedModel
 from ..splits import Folds
+from .batches import FoldLogits, Posts
 from .engine import EpochEnd, translate_memory_errors
-
-Posts = npt.NDArray[np.int64]
-FoldLogits = list[npt.NDArray[np.float32]]
-"""One array `[posts, criteria]` per fold."""
 
 
 class SolvedStack:

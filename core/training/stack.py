@@ -31,14 +31,10 @@ from ..losses import make_loss
 from ..models import build_model, fuses_folds, is_solved, join_models
 from ..seeding import numpy_generator, stable_seed
 from ..splits import Folds
-from .batches import Batch
+from .batches import Batch, FoldLogits, Posts
 from .engine import Engine, EpochEnd
 from .optimizer import linear_warmup, make_optimizer
 from .solved import SolvedStack
-
-Posts = npt.NDArray[np.int64]
-FoldLogits = list[npt.NDArray[np.float32]]
-"""One array `[posts, criteria]` per fold."""
 
 LENGTH_JITTER = 0.03
 """Batches hold posts of similar length, so that there is little padding. Before posts are sorted, their log length gets

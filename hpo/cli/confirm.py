@@ -61,10 +61,11 @@ def command(
 
 def _finished(study: Study) -> int:
     """How many trials are finished. Raises a `UserError` if none of them is complete."""
+    from ..database import record
     from ..running import confirming
 
     trials = confirming.counted(study)
-    if not confirming.rank(study, trials):
+    if not record.best_first(study, trials):
         raise UserError(
             f"there is nothing to confirm: the study {study.study_name!r} has no complete trial yet; run `hpo run` "
             "until one is complete"

@@ -28,7 +28,7 @@ from optuna.trial import TrialState
 from .optuna_storage import study_id, unwrap
 from .record import ATTEMPTS, INFEASIBLE, OUTCOME, REASON
 from .retry import retry
-from .trial_rows import Batch
+from .trial_rows import Batch, lock_numbers
 
 if TYPE_CHECKING:
     import optuna
@@ -198,9 +198,6 @@ def upsert_claim(
     return claimed
 
 
-# The lock under which Optuna numbers trials: a script may be adding some with `Study.ask`.
-_LOCK_NUMBERS = sa.text("SELECT 1 FROM studies WHERE study_id = :study FOR UPDATE")
-
 # Queued trials are started first, in their order.
 _START_QUEUED_TRIAL = sa.text("""
 UPDATE trials SET state = 'RUNNING', datetime_start = (clock_timestamp() AT TIME ZONE 'UTC') WHERE trial_id = (
@@ -219,7 +216,7 @@ RETURNING trial_id
 def start_trial(connection: sa.Connection, study: int) -> int:
     """Start a queued trial, or create one; returns its id."""
     sql_params = {"study": study}
-    connection.execute(_LOCK_NUMBERS, sql_params)
+    lock_numbers(connection, study)
     queued: int | None = connection.execute(_START_QUEUED_TRIAL, sql_params).scalar()
     return connection.execute(_INSERT_TRIAL, sql_params).scalar_one() if queued is None else queued
 

@@ -5,7 +5,7 @@ Existing databases depend on the stored names: the constants may be renamed, the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -71,6 +71,34 @@ def baselines(study: Study) -> dict[str, Any] | None:
 def baseline_names(scores: Mapping[str, Any]) -> list[str]:
     """The baselines that are scored on every fold, by the name of their mean: NAME beside NAME_folds."""
     return [name.removesuffix("_folds") for name in scores if name.endswith("_folds")]
+
+
+BASELINE_NAMES = {"retrieval": "retrieval", "linear": "linear", "zero_shot": "zero-shot", "chance": "chance"}
+"""What the stored baselines are called, in the order in which they are shown."""
+
+
+def candidate_text(name: str) -> str:
+    """A stored candidate in a sentence: `the ensemble`, `trial 30`, `the retrieval baseline`."""
+    if name.isdecimal():
+        return f"trial {name}"
+    kinds = {"ensemble": "the ensemble", "default": "the default configuration", "chance": "chance"}
+    return kinds.get(name, f"the {BASELINE_NAMES.get(name, name)} baseline")
+
+
+def higher_is_better(study: Study) -> bool:
+    """Whether the study maximizes its metric."""
+    from optuna.study import StudyDirection
+
+    return study.direction == StudyDirection.MAXIMIZE
+
+
+def best_first(study: Study, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that were scored on all folds, best first; of equal ones the first."""
+    from optuna.trial import TrialState
+
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and cv(trial) is not None]
+    sign = -1.0 if higher_is_better(study) else 1.0
+    return sorted(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
 
 
 def requested(study: Study) -> int | None:

@@ -134,6 +134,13 @@ INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (:study, :k
 """)
 # The lock under which Optuna numbers trials.
 _LOCK_NUMBERS = sa.text("SELECT 1 FROM studies WHERE study_id = :study FOR UPDATE")
+
+
+def lock_numbers(connection: sa.Connection, study_id: int) -> None:
+    """Take the lock under which Optuna numbers trials: a script may be adding some with `Study.ask`."""
+    connection.execute(_LOCK_NUMBERS, {"study": study_id})
+
+
 _ENQUEUE = sa.text("""
 INSERT INTO trials (number, study_id, state)
 SELECT count(*), :study, 'WAITING' FROM trials WHERE study_id = :study RETURNING trial_id
@@ -206,7 +213,7 @@ def enqueue(connection: sa.Connection, study_id: int, trials: Iterable[QueuedTri
 
     Optuna retries its call after a lost answer, which can queue a trial twice.
     """
-    connection.execute(_LOCK_NUMBERS, {"study": study_id})
+    lock_numbers(connection, study_id)
     for trial in trials:
         batch = Batch(connection.execute(_ENQUEUE, {"study": study_id}).scalar_one())
         batch.system_attribute("fixed_params", dict(trial.parameters))

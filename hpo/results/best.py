@@ -49,18 +49,11 @@ def best_trial(study: Study, among: Container[int] | None = None) -> FrozenTrial
 
     With `among`, only trials with these numbers are considered.
     """
-    from optuna.study import StudyDirection
     from optuna.trial import TrialState
 
-    complete = [
-        trial
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if record.CV in trial.user_attrs and trial.value is not None and (among is None or trial.number in among)
-    ]
-    if not complete:
-        return None
-    sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-    return min(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    ranked = record.best_first(study, (trial for trial in trials if among is None or trial.number in among))
+    return ranked[0] if ranked else None
 
 
 def best_result(study: Study) -> BestResult:

@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..database.record import BASELINE_NAMES
 from .wording import (
-    BASELINE_NAMES,
     baselines_text,
     better_by,
     confirming_text,

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 from sparse_evidence.core.metrics import METRICS
 
 from ..database import record
+from ..database.record import BASELINE_NAMES, candidate_text
 from .wording import (
-    BASELINE_NAMES,
     better_by,
-    candidate_text,
     capitalized,
     count_text,
     estimate_text,

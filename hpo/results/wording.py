@@ -7,8 +7,7 @@ from typing import Any
 
 from sparse_evidence.core.metrics import METRICS
 
-BASELINE_NAMES = {"retrieval": "retrieval", "linear": "linear", "zero_shot": "zero-shot", "chance": "chance"}
-"""What the stored baselines are called, in the order in which they are shown."""
+from ..database.record import BASELINE_NAMES, candidate_text
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
@@ -75,14 +74,6 @@ def confirming_text(finished: int, planned: int) -> str:
 def metric_text(metric: str) -> str:
     """A metric's name in a sentence: `average precision`."""
     return {"auroc": "AUROC", "brier": "Brier score"}.get(metric, metric.replace("_", " "))
-
-
-def candidate_text(name: str) -> str:
-    """A candidate in a sentence: `the ensemble`, `trial 30`, `the retrieval baseline`."""
-    if name.isdecimal():
-        return f"trial {name}"
-    kinds = {"ensemble": "the ensemble", "default": "the default configuration", "chance": "chance"}
-    return kinds.get(name, f"the {BASELINE_NAMES.get(name, name)} baseline")
 
 
 def capitalized(sentence: str) -> str:

@@ -50,7 +50,7 @@ def is_concluded(study: optuna.Study, settings: ConfirmConfig, finished: int | N
     all trials are confirmed, with whatever settings: `hpo confirm` may have used more splits.
     """
     trials = confirming.counted(study, finished)
-    complete = len(confirming.rank(study, trials))
+    complete = len(record.best_first(study, trials))
     if not complete or (finished is None and not is_due(study)):
         return True
     ensemble, confirmed = record.ensemble(study), record.confirmed(study)
@@ -96,7 +96,7 @@ def conclude_search(study: optuna.Study, task: StudyTask, finished: int | None =
 def _ensemble(study: optuna.Study, task: StudyTask, finished: int) -> dict[str, Any] | None:
     trials = confirming.counted(study, finished)
     stored = predictions.load(study, [trial.number for trial in trials])
-    ranked = [trial for trial in confirming.rank(study, trials) if trial.number in stored][:CANDIDATES]
+    ranked = [trial for trial in record.best_first(study, trials) if trial.number in stored][:CANDIDATES]
     numbers = [trial.number for trial in ranked]
     if not numbers:
         return None
@@ -105,7 +105,7 @@ def _ensemble(study: optuna.Study, task: StudyTask, finished: int) -> dict[str, 
     bias = selection.pruning_bias(
         np.array([scorer.folds_of(stored[trial.number]) for trial in trials if trial.number in stored]),
         task.definition.split.stage_sizes()[0],
-        higher_is_better=confirming.higher_is_better(study),
+        higher_is_better=record.higher_is_better(study),
     )
     flattery = EpochFlattery(study, task)
     members = [numbers[member] for member in selection.choose_members(scorer, logits, range(task.folds.count))]
@@ -123,7 +123,7 @@ def _ensemble(study: optuna.Study, task: StudyTask, finished: int) -> dict[str, 
         "value": float(folds.mean()),
         "folds": folds.tolist(),
         "corrected": _as_json(selection.estimate(corrected, left_out)),
-        "threshold": metrics.best_threshold(labels[scored], selection.probabilities(mean[scored])),
+        "threshold": metrics.best_threshold(labels[scored], metrics.sigmoid(mean[scored])),
         "best": {
             "trial": best,
             "value": ranked[0].value,
@@ -153,7 +153,7 @@ class EpochFlattery:
         if trial not in self._known:
             curves = confirming.curves(self._study, trial)
             complete = len(curves) == self._folds
-            better = confirming.higher_is_better(self._study)
+            better = record.higher_is_better(self._study)
             self._known[trial] = selection.epoch_flattery(curves, higher_is_better=better) if complete else 0.0
         return self._known[trial]
 
@@ -211,7 +211,7 @@ def conclude_confirming(confirm: Confirming, task: StudyTask) -> bool:
 
 def _confirmed(confirm: Confirming, task: StudyTask) -> dict[str, Any]:
     trials, plan = confirm.child.get_trials(deepcopy=False), confirm.plan
-    maximize = confirming.higher_is_better(confirm.parent)
+    maximize = record.higher_is_better(confirm.parent)
     dropped = confirming.dropped_out(trials)
     scores = fresh_scores(confirm, task, trials)
     everywhere = {name: found for name, found in scores.items() if len(found.values) == plan.splits and name != "0"}
@@ -339,28 +339,29 @@ def choose(scores: Mapping[str, FreshScores], *, maximize: bool) -> tuple[str | 
     if not scores:
         return None, "nothing could be trained on fresh splits"
     sign = 1.0 if maximize else -1.0
+    text = record.candidate_text
     found = [name for name in scores if name not in SIMPLEST_FIRST]
     simple = [name for name in SIMPLEST_FIRST if name in scores]
     best = max(found or simple, key=lambda name: sign * scores[name].mean)
     splits = len(scores[best].values)
     on = f"on {splits} fresh split{'' if splits == 1 else 's'}"
-    reason = f"{_described(best)} has the best mean {on} ({scores[best].mean:.4f})"
+    reason = f"{text(best)} has the best mean {on} ({scores[best].mean:.4f})"
     if best != "ensemble" and "ensemble" in scores:
         gain, error = _paired(scores[best], scores["ensemble"], sign)
         if gain <= 2 * error:
             reason = (
-                f"the ensemble depends less on luck than {_described(best)} and is as good within two standard errors "
+                f"the ensemble depends less on luck than {text(best)} and is as good within two standard errors "
                 f"{on} (difference {gain:.4f}, standard error {error:.4f})"
             )
             best = "ensemble"
     if simple and sign * scores[best].mean < max(sign * scores[name].mean for name in simple):
         best = max(simple, key=lambda name: sign * scores[name].mean)
-        reason = f"{_described(best)} has the best mean {on} ({scores[best].mean:.4f})"
+        reason = f"{text(best)} has the best mean {on} ({scores[best].mean:.4f})"
     for name in simple[: simple.index(best)] if best in simple else simple:
         gain, error = _paired(scores[best], scores[name], sign)
         if gain <= error:
             return name, (
-                f"{_described(name)} is simpler than {_described(best)} and is as good within one standard error {on} "
+                f"{text(name)} is simpler than {text(best)} and is as good within one standard error {on} "
                 f"(difference {gain:.4f}, standard error {error:.4f})"
             )
     return best, reason
@@ -378,13 +379,6 @@ def _gain(scores: Mapping[str, FreshScores], winner: str | None, other: str | No
     if winner is None or other is None or winner == other or other not in scores:
         return None
     return {"name": other, **_as_json(scores[winner].minus(scores[other]))}
-
-
-def _described(name: str) -> str:
-    if name.isdigit():
-        return f"trial {name}"
-    kinds = {"ensemble": "the ensemble", "default": "the default configuration", "chance": "chance"}
-    return kinds.get(name, f"the {name.replace('_', '-')} baseline")
 
 
 def _once(study: optuna.Study, is_stored: Callable[[], bool], store: Callable[[], None]) -> bool:

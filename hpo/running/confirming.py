@@ -96,7 +96,7 @@ class Confirming:
             trials = trial_rows.select_trials(connection, study, (), 0, without=(CURVES,))
             if not all(trial.state.is_finished() for trial in trials):
                 return True
-            entries = next_round(self.plan, trials, maximize=higher_is_better(self.child))
+            entries = next_round(self.plan, trials, maximize=record.higher_is_better(self.child))
             trial_rows.enqueue(connection, study, queued(self.parent, entries))
             return bool(entries)
 
@@ -104,7 +104,7 @@ class Confirming:
         """How far confirming is."""
         trials = self.child.get_trials(deepcopy=False)
         finished = sum(trial.state.is_finished() for trial in trials)
-        return Progress(self.child, finished, planned(self.plan, trials, maximize=higher_is_better(self.child)))
+        return Progress(self.child, finished, planned(self.plan, trials, maximize=record.higher_is_better(self.child)))
 
 
 # --- the child study --------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def _open_child(parent: optuna.Study, name: str, plan: Plan) -> optuna.Study:
     parameters = {trial.number: trial.params for trial in parent.get_trials(deepcopy=False)}
     confirmed = [parameters[int(number)] for number in plan.epochs]
     parts = json.dumps([identity["definition_sha256"], name, asdict(plan), confirmed], sort_keys=True)
-    direction: Direction = "maximize" if higher_is_better(parent) else "minimize"
+    direction: Direction = "maximize" if record.higher_is_better(parent) else "minimize"
     return open_study(
         storage_of(parent),
         name,
@@ -179,7 +179,7 @@ def make_plan(parent: optuna.Study, settings: ConfirmConfig, ensemble: Mapping[s
         ensemble: what was concluded from the finished trials (`record.ENSEMBLE`).
     """
     trials = counted(parent, ensemble["finished"])
-    leaders = [trial.number for trial in rank(parent, trials)[: settings.leaders]]
+    leaders = [trial.number for trial in record.best_first(parent, trials)[: settings.leaders]]
     default = next((trial for trial in trials if trial.number == 0 and trial.state != TrialState.FAIL), None)
     trained = {*leaders, *ensemble["members"], *(() if default is None else (0,))}
     return Plan(
@@ -206,13 +206,6 @@ def counted(study: optuna.Study, first: int | None = None) -> list[FrozenTrial]:
     return sorted(by_end[:first], key=lambda trial: trial.number)
 
 
-def rank(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The complete trials among `trials`, best first; of equal ones the first trial."""
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and record.cv(trial) is not None]
-    sign = -1.0 if higher_is_better(study) else 1.0
-    return sorted(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
-
-
 def _best_epoch(study: optuna.Study, trial: FrozenTrial) -> int:
     """The best epoch of a trial; of a pruned one, on the folds that it trained."""
     if (summary := record.cv(trial)) is not None:
@@ -223,7 +216,7 @@ def _best_epoch(study: optuna.Study, trial: FrozenTrial) -> int:
     means = [mean(curve[epoch] for curve in furthest) for epoch in range(epochs)]
     if not means:
         return 1
-    return 1 + means.index(max(means) if higher_is_better(study) else min(means))
+    return 1 + means.index(max(means) if record.higher_is_better(study) else min(means))
 
 
 def curves(study: optuna.Study, number: int) -> list[list[float]]:
@@ -238,11 +231,6 @@ def curves(study: optuna.Study, number: int) -> list[list[float]]:
     trial = retry(read, storage.retry_seconds)
     scores: list[list[float]] = trial.user_attrs.get(CURVES, {}).get("scores", []) if trial else []
     return [curve for curve in scores if curve]
-
-
-def higher_is_better(study: optuna.Study) -> bool:
-    """Whether the study maximizes its metric."""
-    return study.direction == optuna.study.StudyDirection.MAXIMIZE
 
 
 # --- rounds -----------------------------------------------------------------------------------------------------------

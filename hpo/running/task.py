@@ -15,7 +15,6 @@ import numpy.typing as npt
 from sparse_evidence.core import baselines, metrics
 from sparse_evidence.core.config import DEFAULT_ENCODER, CandidateConfig, EmbeddingModelConfig, ModelConfig
 from sparse_evidence.core.corpus.data import Corpus
-from sparse_evidence.core.errors import SplitError
 from sparse_evidence.core.features.chunks import Chunks, chunk, windows
 from sparse_evidence.core.features.encoders import Encoder, locate
 from sparse_evidence.core.features.views import EmbeddedCorpus, Features, embed_corpus, text_corpus
@@ -28,9 +27,6 @@ from sparse_evidence.core.training.resampling import fresh_folds
 from .. import DISTRIBUTION
 from ..study.definition import StudyDefinition
 from ..study.fields import Choices, ParameterSpec, Range
-
-SPLIT_ATTEMPTS = 20
-"""Seeds that are tried for a fresh split."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (name of the activity, items done, total items)."""
@@ -129,14 +125,7 @@ class StudyTask:
         Raises:
             SplitError: the posts cannot be split again.
         """
-        for attempt in range(SPLIT_ATTEMPTS):
-            seed = self.confirm_seed(split) if attempt == 0 else stable_seed(self.confirm_seed(split), attempt)
-            try:
-                return replace(self, folds=fresh_folds(self.corpus, self.folds, seed))
-            except SplitError:  # not every seed finds folds with both classes of every criterion
-                if attempt == SPLIT_ATTEMPTS - 1:
-                    raise
-        raise AssertionError("the loop returns or raises")
+        return replace(self, folds=fresh_folds(self.corpus, self.folds, self.confirm_seed(split)))
 
     def confirm_seed(self, split: int, trial: int | None = None) -> int:
         """The seed of a fresh split's folds, or of a trial that is trained again on that split."""
