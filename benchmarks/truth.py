@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks import baselines
 from sparse_evidence.core import metrics
+from sparse_evidence.core.baselines import Baselines
 from sparse_evidence.core.config import DEFAULT_ENCODER, CandidateConfig, ModelConfig
 from sparse_evidence.core.features.views import EmbeddedCorpus
 from sparse_evidence.core.seeding import numpy_generator, stable_seed
@@ -170,12 +170,12 @@ class Judge:
 
     def baselines(self, model: ModelConfig) -> dict[str, Judged]:
         """The baselines by name, on the features of `model`."""
-        features = self._ground.features(model)
-        by_fold = []
-        for fold, rows in enumerate(self.rows):
-            train = self.folds.train(fold)
-            groups = [self._ground.task.corpus.groups[row] for row in train.tolist()]
-            by_fold.append(baselines.logits(features, groups, train, rows))
+        corpus = self._ground.task.corpus
+        baselines = Baselines(self._ground.features(model), corpus.groups, METRIC)
+        by_fold = [baselines.predict(self.folds.train(fold), rows) for fold, rows in enumerate(self.rows)]
+        chance = numpy_generator(self._seed, "chance")
+        for predictions, rows in zip(by_fold, self.rows, strict=True):
+            predictions["chance"] = chance.random((len(rows), len(corpus.criteria)))
         return {name: [predictions[name] for predictions in by_fold] for name in by_fold[0]}
 
     def score(self, predictions: Judged) -> tuple[float, float]:

@@ -62,6 +62,47 @@ class _Method:
         return np.asarray((design - center.numpy()) * factor.numpy())
 
 
+class Baselines:
+    """The baselines that read the posts: trained on any posts, they predict any others.
+
+    Args:
+        embedded: posts, criteria and labels.
+        groups: the group of each post that is trained on; further posts need none.
+        metric: a name in `metrics.METRICS`, by which C is chosen.
+    """
+
+    def __init__(self, embedded: EmbeddedCorpus, groups: Sequence[str], metric: str) -> None:
+        config, labels, dim = RetrievalConfig(), embedded.labels, embedded.embeddings.shape[1]
+        model = Retrieval(config, torch.from_numpy(embedded.criteria), torch.zeros(1, labels.shape[1]))
+        similar = model.design_all(embedded.bags.chunks("cpu")).numpy()
+        means = mean_embeddings(embedded.embeddings, embedded.offsets)
+        self._labels, self._groups, self._metric = labels, groups, metric
+        self._methods = {
+            "linear": _Method(means, LINEAR_STRENGTHS, LinearConfig().C),
+            "retrieval": _Method(similar, RETRIEVAL_STRENGTHS, config.C, (dim, config.similarity_weight)),
+        }
+        nearest = similar[:, dim : dim + config.top_k * labels.shape[1]]
+        self._similarity = nearest.reshape(len(labels), config.top_k, -1).mean(1, dtype=np.float64)
+
+    def predict(self, train: Index, rows: Index) -> dict[str, Floats]:
+        """Predictions of the posts `rows` by name, float64 `[rows, criteria]`; only the labels of `train` are used.
+
+        Those of `linear` and `retrieval` are probabilities, those of `zero_shot`, which is left out if the metric needs
+        probabilities, are similarities.
+        """
+        inner = _inner_folds(self._groups, self._labels, train)
+        found = {
+            name: metrics.sigmoid(self._solve(method, train, inner, rows)) for name, method in self._methods.items()
+        }
+        return found if self._metric == "brier" else found | {"zero_shot": self._similarity[rows]}
+
+    def _solve(self, method: _Method, train: Index, inner: Folds | None, rows: Index) -> Floats:
+        """Logits `[rows, criteria]` with the C that is best inside the training part."""
+        best = method.default if inner is None else _best_strength(method, self._labels, inner, self._metric)
+        inputs = method.rows(train)
+        return solve(inputs[train], self._labels[train], best).logits(inputs[rows])
+
+
 def predict(embedded: EmbeddedCorpus, groups: Sequence[str], folds: Folds, metric: str) -> dict[str, Floats]:
     """Out-of-fold predictions of the baselines that read the posts.
 
@@ -72,22 +113,14 @@ def predict(embedded: EmbeddedCorpus, groups: Sequence[str], folds: Folds, metri
         metric: a name in `metrics.METRICS`, by which C is chosen.
 
     Returns:
-        float64 `[posts, criteria]` by name, NaN for posts in no fold: probabilities of `linear` and `retrieval`, and
-        similarities as `zero_shot`, unless the metric needs probabilities.
+        What `Baselines.predict` returns, of all posts: float64 `[posts, criteria]`, NaN for posts in no fold.
     """
-    config, labels, dim = RetrievalConfig(), embedded.labels, embedded.embeddings.shape[1]
-    model = Retrieval(config, torch.from_numpy(embedded.criteria), torch.zeros(1, labels.shape[1]))
-    similar = model.design_all(embedded.bags.chunks("cpu")).numpy()
-    means = mean_embeddings(embedded.embeddings, embedded.offsets)
-    inner = [_inner_folds(groups, labels, folds.train(fold)) for fold in range(folds.count)]
-    methods = {
-        "linear": _Method(means, LINEAR_STRENGTHS, LinearConfig().C),
-        "retrieval": _Method(similar, RETRIEVAL_STRENGTHS, config.C, (dim, config.similarity_weight)),
-    }
-    result = {name: _out_of_fold(method, labels, folds, inner, metric) for name, method in methods.items()}
-    if metric != "brier":
-        nearest = similar[:, dim : dim + config.top_k * labels.shape[1]].reshape(len(labels), config.top_k, -1)
-        result["zero_shot"] = np.where((folds.assignment >= 0)[:, None], nearest.mean(1, dtype=np.float64), np.nan)
+    baselines = Baselines(embedded, groups, metric)
+    result: dict[str, Floats] = {}
+    for fold in range(folds.count):
+        rows = folds.validation(fold)
+        for name, predicted in baselines.predict(folds.train(fold), rows).items():
+            result.setdefault(name, np.full(embedded.labels.shape, np.nan))[rows] = predicted
     return result
 
 
@@ -104,18 +137,6 @@ def as_logits(name: str, predictions: Floats) -> npt.NDArray[np.float32]:
     return np.asarray(logits, dtype=np.float32)
 
 
-def _out_of_fold(method: _Method, labels: Labels, folds: Folds, inner: Sequence[Folds | None], metric: str) -> Floats:
-    """Probabilities `[posts, criteria]` with the C that is best inside each fold's training part."""
-    probabilities = np.full(labels.shape, np.nan)
-    for fold, inner_folds in enumerate(inner):
-        train, validation = folds.train(fold), folds.validation(fold)
-        strength = method.default if inner_folds is None else _best_strength(method, labels, inner_folds, metric)
-        rows = method.rows(train)
-        logits = solve(rows[train], labels[train], strength).logits(rows[validation])
-        probabilities[validation] = _sigmoid(logits)
-    return probabilities
-
-
 def _best_strength(method: _Method, labels: Labels, folds: Folds, metric: str) -> float:
     """The C with the best mean score over the folds; the smallest of equals, the default if no score is defined."""
     scores = np.zeros((folds.count, len(method.strengths)))
@@ -124,7 +145,7 @@ def _best_strength(method: _Method, labels: Labels, folds: Folds, metric: str) -
         rows = method.rows(train)
         solutions = solve_path(rows[train], labels[train], method.strengths, tolerance=CHOICE_TOLERANCE)
         scores[fold] = [
-            metrics.score(metric, labels[validation], _sigmoid(solution.logits(rows[validation])))
+            metrics.score(metric, labels[validation], metrics.sigmoid(solution.logits(rows[validation])))
             for solution in solutions
         ]
     means = np.array([metrics.mean_defined(column) for column in scores.T])
@@ -211,7 +232,3 @@ def random_average_precision(positives: int, posts: int) -> float:
         return 1.0
     rest = (positives - 1) / (posts - 1)
     return rest + sum(1 / rank for rank in range(1, posts + 1)) / posts * (1 - rest)
-
-
-def _sigmoid(logits: Floats) -> Floats:
-    return np.asarray(torch.sigmoid(torch.from_numpy(logits)).numpy())

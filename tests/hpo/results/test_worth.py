@@ -12,7 +12,7 @@ from corpora import IRIS, TRAINING
 from optuna.trial import TrialState, create_trial
 from tiny import task
 
-from benchmarks import baselines, cases, films, script, truth, worth
+from benchmarks import cases, films, script, truth, worth
 from sparse_evidence.core import metrics
 from sparse_evidence.core.config import BCEConfig, CandidateConfig
 from sparse_evidence.core.corpus.pairs import PairsSource
@@ -206,25 +206,6 @@ def test_an_ensemble_is_the_mean_of_its_members_logits(tmp_path):
     judge = truth.Judge(ground, truth.stable_seed(0, "worth", 0))
     mean = truth.mean_logits([judge.train(member(0)), judge.train(member(1))])
     assert worths["both"].splits[0] == judge.score(mean)[0]
-
-
-def test_the_baselines_find_what_is_there():
-    """The first chunk of a positive post points to its criterion."""
-    generator = np.random.default_rng(0)
-    labels = (generator.random((120, 2)) < 0.3).astype(np.int8)
-    vectors = generator.normal(size=(120, 4, 16))
-    vectors[:, 0] += 8 * labels @ np.eye(2, 16)
-    vectors = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).reshape(-1, 16).astype(np.float32)
-    features = EmbeddedCorpus(vectors, np.arange(0, 481, 4), np.eye(2, 16, dtype=np.float32), labels)
-    train, rows = np.arange(80), np.arange(80, 120)
-    on_means = baselines.linear(features, [str(row) for row in train], train, rows)
-    on_similarities = baselines.retrieval(features, train, rows)
-    values = [metrics.score("average_precision", labels[rows], logits) for logits in (on_means, on_similarities)]
-    assert values[0] > labels[rows].mean() + 0.1
-    assert values[1] > values[0] + 0.1
-    top = baselines.similarities(features).reshape(120, 4, 2)
-    assert np.allclose(top[:, 0], (vectors.reshape(120, 4, 16)[..., :2]).max(1))
-    assert np.allclose(top[:, 3], (vectors.reshape(120, 4, 16)[..., :2]).mean(1))
 
 
 def test_the_scripts_best_epoch_is_the_mean_over_its_folds():
