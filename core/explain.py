@@ -165,21 +165,47 @@ def attribute(model: Model, corpus: ChunkEmbeddings, posts: Sequence[Index]) -> 
 def _attribute_batch(model: Model, bag: Bag, length: int) -> tuple[Floats, Floats, Floats]:
     """Logits `[folds, width, criteria]`, attention and contributions `[folds, width, criteria, length]` of a batch."""
     attention = model.attention(bag)
-    logits = model.chunk_logits(bag)
-    contribution = torch.full_like(attention, torch.nan)
-    for chunk in range(bag.present.shape[-1]):
-        present = bag.present.clone()
-        present[..., chunk] = False
-        without = torch.where(
-            present.any(-1, keepdim=True), model.chunk_logits(Bag(bag.embeddings, present)), model.empty_logits()
-        )
-        contribution[..., chunk] = torch.where(bag.present[..., chunk, None], logits - without, torch.nan)
+    logits, without = occlude(model, bag, bag.present.sum(-1))
+    contribution = logits[..., None] - without
     padding = (0, length - attention.shape[-1])
     return (
         logits.cpu().numpy(),
         functional.pad(attention, padding).cpu().numpy(),
         functional.pad(contribution, padding, value=torch.nan).cpu().numpy(),
     )
+
+
+def occlude(model: Model, bag: Bag, sentences: Tensor, *, window: int = 1) -> tuple[Tensor, Tensor]:
+    """Predict posts whole, and without each of their sentences.
+
+    A post without a sentence is the post without every chunk that the sentence is in.
+
+    Args:
+        model: a model that reads chunks, in evaluation mode.
+        bag: the posts.
+        sentences: int64, number of sentences of each post, `[width]` or `[folds, width]`.
+        window: consecutive sentences in a chunk; a shorter post is one chunk.
+
+    Returns:
+        Logits `[folds, width, criteria]`, and those without each sentence `[folds, width, criteria, length]`, where
+        `length` is the number of sentences of the longest post; NaN where a post has fewer.
+
+    Raises:
+        TypeError: the model does not read chunks.
+    """
+    logits = model.chunk_logits(bag)
+    chunk = torch.arange(bag.present.shape[-1], device=bag.present.device)
+    without = []
+    for sentence in range(int(sentences.max())):
+        # of a post that is shorter than the window, the only chunk holds every sentence
+        first = torch.clamp(bag.present.sum(-1, keepdim=True) - 1, max=max(0, sentence - window + 1))
+        present = bag.present & ((chunk < first) | (chunk > sentence))
+        occluded = torch.where(
+            present.any(-1, keepdim=True), model.chunk_logits(Bag(bag.embeddings, present)), model.empty_logits()
+        )
+        exists = (sentence < sentences).to(logits.device)[..., None]
+        without.append(torch.where(exists, occluded, torch.nan))
+    return logits, torch.stack(without, dim=-1)
 
 
 def attribute_text(

@@ -148,7 +148,8 @@ def _cuts(labels: Labels, scores: Scores) -> _Cuts:
 
 def sigmoid(logits: Scores) -> Floats:
     """Return the probabilities of logits, float64 of the same shape; NaN stays NaN."""
-    return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(logits, dtype=np.float64))))
+    with np.errstate(invalid="ignore"):  # logaddexp warns of NaN on some processors
+        return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(logits, dtype=np.float64))))
 
 
 def brier(labels: Labels, probabilities: Scores) -> Floats:

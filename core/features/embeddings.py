@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,22 @@ def embed(
     written = _map(view)
     assert written is not None
     return Embedded(written, computed)
+
+
+class Embedder:
+    """Embeds texts that are seen once, such as those that a model predicts: nothing is written to the cache.
+
+    Args:
+        encoder: from `encoders.locate`; loaded with the first texts.
+        device: where it runs.
+    """
+
+    def __init__(self, encoder: Encoder, *, device: str = "cpu") -> None:
+        self._encoder, self._device = encoder, device
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Unit-length embeddings `[texts, dim]` of at least one text, as `embed` returns them but for rounding."""
+        return _encode(_last_loaded(self._encoder, self._device), texts, None, lambda _: None)
 
 
 def _folder_name(encoder: Encoder) -> str:
@@ -197,6 +214,9 @@ def load_encoder(encoder: Encoder, device: str) -> Any:  # noqa: ANN401  (import
 
     transformers.utils.logging.disable_progress_bar()
     return sentence_transformers.SentenceTransformer(str(encoder.folder), device=device, local_files_only=True)
+
+
+_last_loaded = lru_cache(maxsize=1)(load_encoder)
 
 
 def _known_keys(folder: Path) -> set[bytes]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config import CandidateConfig
 from ..errors import NonFiniteLossError
 from ..features.views import Features
-from ..models import build_model
+from ..models import Model, build_model
 from ..models.solved import SolvedModel
 from ..splits import Folds
 from .batches import FoldLogits, Posts
@@ -58,6 +58,11 @@ class SolvedStack:
         )
         assert isinstance(model, SolvedModel)
         self.model: SolvedModel = model
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The one model of all folds."""
+        return (self.model,)
 
     def advance(self) -> EpochEnd:
         """Solve every fold; the loss is the mean log-loss of the training posts.

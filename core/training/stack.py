@@ -28,7 +28,7 @@ from ..config import CandidateConfig
 from ..errors import NonFiniteLossError
 from ..features.views import Features
 from ..losses import make_loss
-from ..models import build_model, fuses_folds, is_solved, join_models
+from ..models import Model, build_model, fuses_folds, is_solved, join_models
 from ..seeding import numpy_generator, stable_seed
 from ..splits import Folds
 from .batches import Batch, FoldLogits, Posts
@@ -56,6 +56,10 @@ class Stack(Protocol):
     @property
     def epoch(self) -> int:
         """Epochs finished."""
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The models of all folds of the first seed, then of the second, and so on; one if its folds are stacked."""
 
     def advance(self) -> EpochEnd:
         """Train every fold for one epoch."""
@@ -185,6 +189,11 @@ class FoldStack:
         """Epochs finished."""
         return self.engine.epoch
 
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The one model of all folds and seeds."""
+        return (self.model,)
+
     def advance(self) -> EpochEnd:
         """Train every fold for one epoch.
 
@@ -303,6 +312,11 @@ class FoldRow:
     def epoch(self) -> int:
         """Epochs finished."""
         return self.stacks[0].epoch
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The models of all folds of the first seed, then of the second, and so on."""
+        return tuple(model for stack in self.stacks for model in stack.models)
 
     def advance(self) -> EpochEnd:
         """Train every fold for one epoch, in order."""

@@ -1,0 +1,178 @@
+"""Train what a search has found: every member on all folds, then one calibration and one threshold for the ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import metrics
+from ..config import CandidateConfig, ChunksConfig, ModelConfig
+from ..corpus.data import Corpus
+from ..features.encoders import Encoder
+from ..features.views import EmbeddedCorpus, Features
+from ..models import Model
+from ..models.logistic import solve
+from ..splits import Folds
+from ..training.crossval import CrossValidation
+from ..training.stack import Stack, make_stack
+from .member import Member
+from .model import Calibration, FittedModel
+
+Floats = npt.NDArray[np.float64]
+
+CALIBRATION_STRENGTH = 100.0
+"""C of the regression that calibrates: nearly none, only so that it has a solution where logits separate perfectly."""
+MIN_SLOPE = 1e-3
+"""A criterion whose logits say nothing, or the opposite, keeps its ranking but gets the prevalence as probability."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train: a member of the ensemble."""
+
+    candidate: CandidateConfig
+    seed: int
+    """Seed of weights, batches and dropout."""
+    epochs: int
+    weight: float = 1.0
+    """Relative to the other members."""
+    trial: int | None = None
+    """Number of the trial that it is from; None for a baseline."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """What members are trained on."""
+
+    corpus: Corpus
+    folds: Folds
+    chunks: ChunksConfig
+    features: Callable[[ModelConfig], Features]
+    """The corpus as a model reads it."""
+    encoders: Mapping[str, Encoder]
+    """By name, at least those of the members."""
+    metric: str
+    """A name in `metrics.METRICS`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted model and the predictions that calibrated it."""
+
+    model: FittedModel
+    logits: Floats
+    """[posts, criteria]: out-of-fold logits of the ensemble, not calibrated; NaN for posts in no fold."""
+
+
+def fit(
+    recipes: Sequence[Recipe],
+    ground: Ground,
+    *,
+    single: bool = False,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Fit:
+    """Train an ensemble.
+
+    Args:
+        recipes: at least one.
+        ground: the posts, and the folds that the recipes were found on.
+        single: one model of every member, trained on all posts that are in a fold, instead of the models of the folds.
+            The folds are trained as well: only out-of-fold predictions can calibrate.
+        device: where it trains; the fitted model is on the CPU.
+        progress: called with (members trained, members) after each.
+
+    Returns:
+        The model. The same arguments give the same bits on the same machine.
+
+    Raises:
+        NonFiniteLossError: a member diverged.
+    """
+    total = sum(recipe.weight for recipe in recipes)
+    members, logits = [], np.zeros(ground.corpus.labels.shape)
+    for done, recipe in enumerate(recipes, 1):
+        cv = _cross_validate(recipe, ground, device)
+        logits += recipe.weight / total * cv.predictions()
+        models = _refit(recipe, ground, device) if single else cv.stages[0].stack.models
+        members.append(
+            Member(recipe.candidate, _on_cpu(models), recipe.weight / total, recipe.trial, recipe.seed, recipe.epochs)
+        )
+        if progress is not None:
+            progress(done, len(recipes))
+    scored = ground.folds.assignment >= 0
+    labels = ground.corpus.labels[scored]
+    calibration = calibrate(labels, logits[scored])
+    threshold = metrics.best_threshold(labels, calibration.probabilities(logits[scored]))
+    names = {recipe.candidate.model.encoder for recipe in recipes}
+    model = FittedModel(
+        ground.corpus.criteria,
+        ground.chunks,
+        tuple(members),
+        {name: ground.encoders[name] for name in sorted(names)},
+        dict(_criteria_embeddings(recipes, ground)),
+        calibration,
+        threshold,
+    )
+    return Fit(model, logits)
+
+
+def calibrate(labels: npt.NDArray[np.int8], logits: npt.NDArray[np.floating]) -> Calibration:
+    """Fit the slope and the intercept of each criterion by logistic regression on its logits (Platt, 1999).
+
+    Args:
+        labels: int8 `[posts, criteria]`: 1, 0 or -1 (unlabelled).
+        logits: `[posts, criteria]`, of models that have not seen these posts.
+    """
+    slopes, intercepts = [], []
+    for column in range(labels.shape[1]):
+        solution = solve(logits[:, [column]].astype(np.float64), labels[:, [column]], CALIBRATION_STRENGTH)
+        slope, intercept = float(solution.weight[0, 0]), float(solution.bias[0])
+        if slope < MIN_SLOPE:
+            known = labels[:, column] >= 0
+            share = (np.sum(labels[known, column]) + 0.5) / (known.sum() + 1.0)
+            slope, intercept = MIN_SLOPE, float(np.log(share / (1 - share)) - MIN_SLOPE * logits[known, column].mean())
+        slopes.append(slope)
+        intercepts.append(intercept)
+    return Calibration(np.array(slopes), np.array(intercepts))
+
+
+def _cross_validate(recipe: Recipe, ground: Ground, device: str) -> CrossValidation:
+    cv = CrossValidation(
+        ground.features(recipe.candidate.model),
+        ground.folds,
+        recipe.candidate,
+        stages=[ground.folds.count],
+        metric=ground.metric,
+        criteria=[criterion.name for criterion in ground.corpus.criteria],
+        seed=recipe.seed,
+        device=device,
+        fixed_epochs=recipe.epochs,
+    )
+    for _ in cv.epochs():
+        pass
+    return cv
+
+
+def _refit(recipe: Recipe, ground: Ground, device: str) -> tuple[Model, ...]:
+    """The model of one fold that trains on every post in a fold: an epoch has as many steps per post as before."""
+    everything = Folds(np.where(ground.folds.assignment >= 0, 1, -1), 2)  # fold 0 validates nothing
+    stack: Stack = make_stack(
+        ground.features(recipe.candidate.model), everything, [0], recipe.candidate, seed=recipe.seed, device=device
+    )
+    for _ in range(min(recipe.epochs, stack.max_epochs or recipe.epochs)):
+        stack.advance()
+    return stack.models
+
+
+def _on_cpu(models: Sequence[Model]) -> tuple[Model, ...]:
+    return tuple(model.to("cpu").eval().requires_grad_(requires_grad=False) for model in models)
+
+
+def _criteria_embeddings(recipes: Sequence[Recipe], ground: Ground) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+    for recipe in recipes:
+        features = ground.features(recipe.candidate.model)
+        if isinstance(features, EmbeddedCorpus):
+            yield recipe.candidate.model.encoder, np.array(features.criteria)
