@@ -96,11 +96,17 @@ class Baselines:
         }
         return found if self._metric == "brier" else found | {"zero_shot": self._similarity[rows]}
 
+    def strength(self, name: str, train: Index) -> float:
+        """The C of `linear` or `retrieval` that is best in a cross-validation of the posts `train`."""
+        return self._strength(self._methods[name], _inner_folds(self._groups, self._labels, train))
+
+    def _strength(self, method: _Method, inner: Folds | None) -> float:
+        return method.default if inner is None else _best_strength(method, self._labels, inner, self._metric)
+
     def _solve(self, method: _Method, train: Index, inner: Folds | None, rows: Index) -> Floats:
         """Logits `[rows, criteria]` with the C that is best inside the training part."""
-        best = method.default if inner is None else _best_strength(method, self._labels, inner, self._metric)
         inputs = method.rows(train)
-        return solve(inputs[train], self._labels[train], best).logits(inputs[rows])
+        return solve(inputs[train], self._labels[train], self._strength(method, inner)).logits(inputs[rows])
 
 
 def predict(embedded: EmbeddedCorpus, groups: Sequence[str], folds: Folds, metric: str) -> dict[str, Floats]:

@@ -44,7 +44,7 @@ class Evaluation:
     """Every metric over all labelled (post, criterion) pairs together; means over the criteria are called mean_…."""
     per_criterion: dict[str, dict[str, float | None]]
     threshold: float
-    """The one threshold for all criteria that maximises the pooled F1 of these predictions."""
+    """The one threshold for all criteria; by default the one that maximises the pooled F1 of these predictions."""
     intervals: dict[str, tuple[float, float] | None]
     """95 % bootstrap intervals of the `pooled` values of the same name, drawing whole groups, at that threshold."""
     per_criterion_intervals: dict[str, tuple[float, float] | None]
@@ -63,6 +63,7 @@ def evaluate(
     criteria: Sequence[str],
     seed: int,
     *,
+    threshold: float | None = None,
     repeats: int = 1000,
 ) -> Evaluation:
     """Measure out-of-fold predictions of all folds together (Forman and Scholz, SIGKDD Explorations 2010).
@@ -76,6 +77,7 @@ def evaluate(
         groups: the group of each post.
         criteria: names of the columns.
         seed: seed of the bootstrap.
+        threshold: of the probabilities; default: the one that is best for these predictions.
         repeats: number of bootstrap draws.
 
     Raises:
@@ -87,7 +89,7 @@ def evaluate(
     if np.isnan(z).any():
         raise ValueError("some logits of a post are NaN and others are not; find out where they come from")
     p = metrics.sigmoid(z)
-    threshold = metrics.best_threshold(labels, p)
+    threshold = metrics.best_threshold(labels, p) if threshold is None else threshold
     report = metrics.report(labels, p, threshold, criteria)
     names = [*_POOLED, "macro_f1", "mean_average_precision", "mean_auroc"]
     bounds = bootstrap_intervals(

@@ -26,7 +26,8 @@ ROOT = Path(__file__).parents[1]
 VERBS = {
     "init": {"DATA", "--out", "-o"},
     "validate": {"STUDY", "--json"},
-    "run": {"STUDY", "--workers", "--trials", "--out", "--storage"},
+    "run": {"STUDY", "--workers", "--trials", "--out", "--fit", "--storage"},
+    "fit": {"BEST", "--out", "-o", "--study", "--what", "--single"},
     "worker": {
         "STUDY",
         "--trials",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,11 @@ class Calibration:
 
     def probabilities(self, logits: npt.NDArray[np.floating]) -> Floats:
         """Probabilities of logits `[..., criteria]`."""
-        return metrics.sigmoid(self.slope * logits + self.intercept)
+        return metrics.sigmoid(self.logits(logits))
+
+    def logits(self, logits: npt.NDArray[np.floating]) -> Floats:
+        """The logits of these probabilities."""
+        return np.asarray(self.slope * logits + self.intercept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +91,10 @@ class FittedModel:
     """A post meets a criterion if its probability is at least this; the same for all criteria."""
     info: Mapping[str, Any] = field(default_factory=dict)
     """What is known of the model, as plain JSON: study, data, scores."""
+
+    def with_info(self, info: Mapping[str, Any]) -> FittedModel:
+        """The same model with other `info`."""
+        return replace(self, info=info)
 
     def probabilities(self, posts: Sequence[str]) -> Floats:
         """Calibrated probabilities `[posts, criteria]`; those of a post without text follow from prevalence alone."""

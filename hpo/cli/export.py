@@ -26,6 +26,6 @@ def command(
         from ..database.studies import load_study
         from ..results import tables
     with storage_url(storage, create=False) as url:
-        result = best.best_result(load_study(open_storage(url), definition.name))
+        result = best.best_result(load_study(open_storage(url), definition.name), definition.path, out)
     best.write_json(result, out)
     show(make_console(), tables.result_table(result, str(out)))

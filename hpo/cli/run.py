@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .fit import fit_and_tell
 from .shared import (
     OUT_HELP,
     Storage,
@@ -31,6 +32,10 @@ def command(
     workers: Workers = None,
     trials: Trials = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help=OUT_HELP)] = Path("best.json"),
+    fit: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Also fit the winner, as `hpo fit` does.", show_default=False),
+    ] = None,
     storage: Storage = None,
 ) -> None:
     """Create or resume the study on this machine, watch it, confirm its result, and export the best parameters."""
@@ -38,6 +43,10 @@ def command(
 
     definition = load_definition(study)
     best.check_writable(out)
+    if fit is not None:
+        from sparse_evidence.core.fitted.folder import check_free
+
+        check_free(fit)
     with fast_imports():
         from ..database.address import storage_url
         from ..results import live, tables, wording
@@ -53,9 +62,11 @@ def command(
         console.print(f"{definition.name}: {len(task.corpus)} posts, {wording.texts_text(task.texts, task.computed)}")
         outcome = watch(started, console, workers)
         if outcome.code == 0 or best.best_trial(started.study) is not None:
-            result = best.best_result(started.study)
+            result = best.best_result(started.study, definition.path, out)
             best.write_json(result, out)
             show(console, tables.result_table(result, str(out)))
+            if fit is not None and not outcome.code:
+                fit_and_tell(console, dict(result), task, fit)
     if outcome.code:
         raise typer.Exit(outcome.code)
 

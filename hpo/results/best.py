@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from datetime import UTC, datetime
@@ -56,8 +57,13 @@ def best_trial(study: Study, among: Container[int] | None = None) -> FrozenTrial
     return ranked[0] if ranked else None
 
 
-def best_result(study: Study) -> BestResult:
+def best_result(study: Study, study_file: Path | None = None, out: Path | None = None) -> BestResult:
     """The result, with everything needed to train it and to judge it.
+
+    Args:
+        study: the study.
+        study_file: the file that it was started from, so that `hpo fit` finds it.
+        out: where the result will be written; the path of the study file is relative to its folder.
 
     Raises:
         UserError: no trial is complete yet.
@@ -83,32 +89,37 @@ def best_result(study: Study) -> BestResult:
         "config": record.config(trial),
         "cv": {**trial.user_attrs[record.CV], "floors": record.baselines(study)},
         "trials": _trials(study),
-        "default": _trained(trials[0]) if record.CONFIG in trials[0].user_attrs else None,
-        "ensemble": None if ensemble is None else {**ensemble, "members": _members(trials, members)},
+        "default": _trained(study, trials[0]) if record.CONFIG in trials[0].user_attrs else None,
+        "ensemble": None if ensemble is None else {**ensemble, "members": _members(study, trials, members)},
         "confirmed": None if confirmed is None else {key: confirmed[key] for key in confirmed if key != "study"},
         "winner": chosen.name,
         "reason": chosen.reason,
         "claim": chosen.claim,
-        "provenance": _provenance(record.identity(study)),
+        "provenance": {
+            **_provenance(record.identity(study)),
+            "study_file": None if study_file is None else relative_to(study_file, (out or Path("-")).parent),
+        },
     }
 
 
-def _trained(trial: FrozenTrial) -> dict[str, Any]:
-    """What training a trial's configuration again needs; value and epochs are None if it was pruned."""
+def _trained(study: Study, trial: FrozenTrial) -> dict[str, Any]:
+    """What training a trial's configuration again needs; the value is None if it was pruned."""
+    from ..running.confirming import best_epoch
+
     summary = record.cv(trial)
     return {
         "trial": trial.number,
         "value": None if summary is None else trial.value,
         "config": record.config(trial),
         "seed": trial.user_attrs.get(record.SEED),
-        "epochs": None if summary is None else summary["best_epoch"],
+        "epochs": best_epoch(study, trial) if trial.state.is_finished() else None,
     }
 
 
-def _members(trials: Sequence[FrozenTrial], picks: Sequence[int]) -> list[dict[str, Any]]:
+def _members(study: Study, trials: Sequence[FrozenTrial], picks: Sequence[int]) -> list[dict[str, Any]]:
     """The members of the ensemble, the heaviest first: a trial that was picked more often weighs more."""
     return [
-        {**_trained(trials[number]), "picks": count, "weight": count / len(picks)}
+        {**_trained(study, trials[number]), "picks": count, "weight": count / len(picks)}
         for number, count in Counter(picks).most_common()
     ]
 
@@ -136,6 +147,14 @@ def _provenance(identity: Mapping[str, Any]) -> dict[str, Any]:
         "versions": versions(),
         "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def relative_to(path: Path, folder: Path) -> str:
+    """The path of a file as seen from a folder, so that both can be moved together; absolute on another drive."""
+    try:
+        return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    except ValueError:
+        return path.resolve().as_posix()
 
 
 def write_json(values: Mapping[str, Any], path: Path) -> None:

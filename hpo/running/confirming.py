@@ -188,7 +188,7 @@ def make_plan(parent: optuna.Study, settings: ConfirmConfig, ensemble: Mapping[s
         members=tuple(ensemble["members"]),
         default=None if default is None else 0,
         splits=settings.splits,
-        epochs={str(trial.number): _best_epoch(parent, trial) for trial in trials if trial.number in trained},
+        epochs={str(trial.number): best_epoch(parent, trial) for trial in trials if trial.number in trained},
     )
 
 
@@ -206,7 +206,7 @@ def counted(study: optuna.Study, first: int | None = None) -> list[FrozenTrial]:
     return sorted(by_end[:first], key=lambda trial: trial.number)
 
 
-def _best_epoch(study: optuna.Study, trial: FrozenTrial) -> int:
+def best_epoch(study: optuna.Study, trial: FrozenTrial) -> int:
     """The best epoch of a trial; of a pruned one, on the folds that it trained."""
     if (summary := record.cv(trial)) is not None:
         return int(summary["best_epoch"])

@@ -1,0 +1,155 @@
+"""Fit what a study has found: checks that data and folds are the study's own, trains, describes, and saves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparse_evidence.core import evaluation
+from sparse_evidence.core.errors import UserError
+from sparse_evidence.core.fitted import Fit, FittedModel, fit, save_model
+from sparse_evidence.core.fitted.fitting import Ground
+from sparse_evidence.core.seeding import stable_seed
+
+from ..errors import RefusedError
+from ..results.best import relative_to
+from ..results.provenance import versions
+from ..running.task import StudyTask
+from .card import model_card
+from .recipes import WINNER, Chosen, choose
+
+_FINGERPRINTS = {"data_sha256": "posts, labels or groups", "folds_sha256": "folds", "definition_sha256": "study file"}
+"""Fingerprints of best.json, and what differs if they do, the most telling first."""
+
+
+def study_file(best: Mapping[str, Any], best_file: Path) -> Path:
+    """The study file that a result names, found from the folder that the result is in.
+
+    Raises:
+        UserError: the result names none.
+    """
+    stored = best["provenance"].get("study_file")
+    if stored is None:
+        raise UserError(f"{best_file} does not name its study file; give it with --study")
+    return best_file.parent / str(stored)
+
+
+def check_same(best: Mapping[str, Any], task: StudyTask) -> None:
+    """Check that a result is of this data, these folds and this definition.
+
+    Raises:
+        RefusedError: it is not; the message says what differs.
+    """
+    identity = task.identity()
+    differing = [text for key, text in _FINGERPRINTS.items() if best["provenance"][key] != identity[key]]
+    if differing:
+        raise RefusedError(
+            f"the result of the study {best['study']!r} is not of {task.definition.path} as it is now: other "
+            f"{', other '.join(differing)}; restore them, or search again"
+        )
+
+
+def fit_result(
+    best: Mapping[str, Any],
+    task: StudyTask,
+    folder: Path,
+    *,
+    what: str = WINNER,
+    single: bool = False,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[FittedModel, Chosen]:
+    """Train what a result says, and save it in a folder.
+
+    Args:
+        best: the result.
+        task: the study's data.
+        folder: does not exist, is empty, or is a fitted model, which is replaced.
+        what: one of `recipes.CHOICES`.
+        single: one model of every member instead of one for each fold; see `core.fitted.fit`.
+        device: where it trains.
+        progress: called with (members trained, members).
+
+    Returns:
+        The model, and what was chosen.
+
+    Raises:
+        RefusedError: the data are not those of the result.
+        UserError: there is nothing to fit, or the folder cannot be written.
+    """
+    check_same(best, task)
+    chosen = choose(best, what, task)
+    ground = Ground(
+        task.corpus, task.folds, task.definition.chunks, task.features, _encoders(task), task.definition.search.metric
+    )
+    fitted = fit(chosen.recipes, ground, single=single, device=device, progress=progress)
+    model = fitted.model.with_info(_info(best, task, fitted, chosen, folder, single=single))
+    save_model(model, folder, model_card(model))
+    return model, chosen
+
+
+def _encoders(task: StudyTask) -> dict[str, Any]:
+    from sparse_evidence.core.features.encoders import locate
+
+    names = {name for name, _ in task.embedded}
+    return {name: locate(name, task.definition.path.parent) for name in names} | task.encoders
+
+
+def _info(
+    best: Mapping[str, Any], task: StudyTask, fitted: Fit, chosen: Chosen, folder: Path, *, single: bool
+) -> dict[str, Any]:
+    """What the model folder says of the model; plain JSON that depends on nothing but the result and the data."""
+    scored = task.folds.assignment >= 0
+    labels = task.corpus.labels[scored]
+    out_of_fold = evaluation.evaluate(
+        task.corpus.labels,
+        fitted.model.calibration.logits(fitted.logits),
+        task.corpus.groups,
+        task.criteria,
+        stable_seed(task.definition.search.seed, "fit"),
+        threshold=fitted.model.threshold,
+    )
+    return {
+        "study": best["study"],
+        "study_file": relative_to(task.definition.path, folder),
+        "metric": best["metric"],
+        "fitted": chosen.name,
+        "single": single,
+        "winner": best["winner"],
+        "claim": best["claim"],
+        "score": _score(best, chosen.name),
+        "baselines": _baselines(best),
+        "posts": int(scored.sum()),
+        "holdout_posts": int((~scored).sum()),
+        "folds": task.folds.count,
+        "positives": dict(zip(task.criteria, np.sum(labels == 1, axis=0).tolist(), strict=True)),
+        "labelled": dict(zip(task.criteria, np.sum(labels >= 0, axis=0).tolist(), strict=True)),
+        "out_of_fold": out_of_fold.to_dict(),
+        **{key: best["provenance"][key] for key in _FINGERPRINTS},
+        "versions": versions(),
+    }
+
+
+def _score(best: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """The most honest value that the result has for a candidate, and what kind it is; None if it has none."""
+    confirmed, ensemble = best["confirmed"], best["ensemble"]
+    if confirmed is not None and name in confirmed["scores"]:
+        score = confirmed["scores"][name]
+        return {"kind": "confirmed", "value": score["mean"], "interval": score["interval"]}
+    if ensemble is not None and name == "ensemble":
+        return {"kind": "corrected", **ensemble["corrected"]}
+    if ensemble is not None and name == str(ensemble["best"]["trial"]):
+        return {"kind": "corrected", **ensemble["best"]["corrected"]}
+    floors = best["cv"]["floors"] or {}
+    value = best["value"] if name == str(best["trial"]) else floors.get(name)
+    if name == "default" and best["default"] is not None:
+        value = best["default"]["value"]
+    return None if value is None else {"kind": "search", "value": value, "interval": None}
+
+
+def _baselines(best: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: _score(best, name) for name in ("retrieval", "linear", "zero_shot", "chance")}
+    return {name: score for name, score in found.items() if score is not None}
