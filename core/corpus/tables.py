@@ -15,7 +15,10 @@ from ..errors import DataError, UserError, nearest
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _PARQUET = (".parquet", ".pq")
-_LABELS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
+_LABELS = {
+    "0": 0, "0.0": 0, "false": 0, "f": 0, "no": 0, "n": 0,
+    "1": 1, "1.0": 1, "true": 1, "t": 1, "yes": 1, "y": 1,
+}  # fmt: skip
 _MAX_CELL_LENGTH = 2**30  # characters; the csv module's default of 131,072 is too short for long records
 
 # The csv module's field size limit is global to the process.
@@ -47,7 +50,7 @@ class Table:
 
 
 def read_table(
-    path: Path, required: Sequence[str], optional: Sequence[str] = (), *, folder: Path | None = None
+    path: Path, required: Sequence[str], optional: Sequence[str] | None = (), *, folder: Path | None = None
 ) -> Table:
     """Read the named columns of a .csv, .tsv (UTF-8, with header) or .parquet file; all cells are text.
 
@@ -56,7 +59,8 @@ def read_table(
     Args:
         path: the file.
         required: columns that the file must have.
-        optional: columns that it may have.
+        optional: columns that it may have. None: every other column that has a name of its own and holds text,
+            numbers or truth values.
         folder: where a relative path starts; default: the current folder.
 
     Raises:
@@ -85,14 +89,24 @@ def quote_value(value: str, max_words: int = 3) -> str:
     return f"a text of {len(value)} characters"
 
 
+def label_of(cell: str) -> int | None:
+    """Return 1 or 0 for a cell such as `1`, `yes` or `TRUE`; None if it holds neither."""
+    return _LABELS.get(cell.strip().lower())
+
+
 def parse_label(row: Row, column: str, problems: list[str]) -> int | None:
     """Return 0 or 1; None, with the problem added to `problems`, if the cell is neither."""
-    label = _LABELS.get(row[column].lower())
+    label = label_of(row[column])
     if label is None:
         # One word at most: a longer value may be a post in the wrong column.
         value = quote_value(row[column], max_words=1)
-        problems.append(f"row {row.number}: {column} is {value}; allowed are 0 and 1")
+        problems.append(f"row {row.number}: {column} is {value}; allowed are 0 and 1, or no and yes")
     return label
+
+
+def criterion_in_words(name: str) -> str:
+    """Return what stands for the text of a criterion that has only a name."""
+    return name.replace("_", " ")
 
 
 def find_passage(passage: str, post: str) -> tuple[int, int] | None:
@@ -147,7 +161,7 @@ def _read_bytes(path: Path, folder: Path) -> bytes:
         raise UserError(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _csv(path: Path, content: bytes, delimiter: str, required: Sequence[str], optional: Sequence[str]) -> Table:
+def _csv(path: Path, content: bytes, delimiter: str, required: Sequence[str], optional: Sequence[str] | None) -> Table:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(str(path), ["it is encoded in UTF-16; save it as UTF-8"])
     if b"\x00" in content:
@@ -159,7 +173,7 @@ def _csv(path: Path, content: bytes, delimiter: str, required: Sequence[str], op
     problems += _header_problems(names, required, optional, delimiter)
     if problems:
         raise DataError(str(path), problems)
-    columns = {name: names.index(name) for name in (*required, *optional) if name in names}
+    columns = {name: names.index(name) for name in _requested(names, required, optional)}
     rows = []
     for number, record in records[1:]:
         if len(record) != len(names):
@@ -202,8 +216,17 @@ def _parse(text: str, delimiter: str, problems: list[str]) -> Iterator[tuple[int
             yield number, record
 
 
-def _header_problems(names: list[str], required: Sequence[str], optional: Sequence[str], delimiter: str) -> list[str]:
-    known = (*required, *optional)
+def _requested(names: Sequence[str], required: Sequence[str], optional: Sequence[str] | None) -> list[str]:
+    """Return the names of the requested columns that the file has, each once."""
+    if optional is None:
+        optional = [name for name in names if name and names.count(name) == 1]
+    return [name for name in dict.fromkeys((*required, *optional)) if name in names]
+
+
+def _header_problems(
+    names: list[str], required: Sequence[str], optional: Sequence[str] | None, delimiter: str
+) -> list[str]:
+    known = (*required, *(optional or ()))
     problems = [
         f"column {name} occurs {names.count(name)} times in the header" for name in known if names.count(name) > 1
     ]
@@ -214,7 +237,7 @@ def _header_problems(names: list[str], required: Sequence[str], optional: Sequen
         close = nearest(name, [quote_value(item).strip("'") for item in names if item not in known])
         hint = f"; did you mean {close!r}?" if close else ""
         problems.append(f"column {name} is missing (the file has: {present}){hint}")
-    if len(names) == 1 and len(required) > 1:
+    if len(names) == 1 and (len(required) > 1 or optional is None):
         other = [char for char in ",;\t|" if char != delimiter and char in names[0]]
         problems += [f"its cells seem to be separated by {char!r}, not by {delimiter!r}" for char in other[:1]]
     return problems
@@ -228,7 +251,7 @@ def _is_utf8(cell: str) -> bool:
     return True
 
 
-def _parquet(path: Path, content: bytes, required: Sequence[str], optional: Sequence[str]) -> Table:
+def _parquet(path: Path, content: bytes, required: Sequence[str], optional: Sequence[str] | None) -> Table:
     # Imported only when needed: it takes longer to load than most commands take to run.
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -239,7 +262,9 @@ def _parquet(path: Path, content: bytes, required: Sequence[str], optional: Sequ
         problems = _header_problems(names, required, optional, "")
         if problems:
             raise DataError(str(path), problems)
-        columns = [name for name in (*required, *optional) if name in names]
+        if optional is None:
+            optional = [field.name for field in file.schema_arrow if not _holds_bytes(field.type)]
+        columns = _requested(names, required, optional)
         table = file.read(columns=columns)
         cells_of = {name: table.column(name).to_pylist() for name in columns}
     except (pa.ArrowException, OSError, UnicodeDecodeError):
@@ -253,6 +278,13 @@ def _parquet(path: Path, content: bytes, required: Sequence[str], optional: Sequ
         if not nested:
             rows.append(Row(number, {name: _text(cell) for name, cell in cells.items()}))
     return Table(path, tuple(columns), tuple(rows), tuple(problems))
+
+
+def _holds_bytes(kind: Any) -> bool:  # noqa: ANN401 - a type of Arrow, which has no stubs
+    """True if cells of this Arrow type are bytes, lists or dictionaries."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _text(cell: Any) -> str:  # noqa: ANN401 - any value that Parquet can hold
