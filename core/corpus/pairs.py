@@ -26,9 +26,6 @@ class PairsSource:
 
     Columns: post_id, post, criterion, label. Optional columns: criterion_text, group (the author of the post), evidence
     (a passage of the post, which the model `instance` learns from). Labels are 0 and 1, no and yes, or false and true.
-
-    Raises:
-        ConfigError: the settings contradict each other.
     """
 
     source: Literal["pairs"] = "pairs"
@@ -44,6 +41,7 @@ class PairsSource:
     """For a wide table: a column of labels, and the column that holds the passages which show this criterion."""
 
     def __post_init__(self) -> None:
+        """Raise a `ConfigError` if the settings contradict each other."""
         problem = _contradiction(self.columns, self.criteria, self.evidence)
         if problem:
             raise ConfigError(problem)
@@ -78,7 +76,8 @@ class PairsSource:
         given = {*self.columns.values(), *more}
         named = {name: self.columns.get(name, name) for name in fields if name in self.columns or name not in given}
         must = [column for name, column in named.items() if name in required or name in self.columns]
-        table = read_table(Path(self.path), [*must, *more], list(named.values()), folder=base)
+        remedy = 'say in [data] which column holds what, such as columns = { post = "NAME" }'
+        table = read_table(Path(self.path), [*must, *more], list(named.values()), folder=base, remedy=remedy)
         return table, {name: column for name, column in named.items() if column in table.columns}
 
 

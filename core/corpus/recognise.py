@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import DataError, UserError
 from .columns import ALIASES, REQUIRED, WIDE, Field, candidates, normal
 from .pairs import PairsSource
 from .tables import Table, criterion_in_words, label_of, quote_value, read_table
@@ -47,9 +47,12 @@ class _Recognition:
     """One table, and the fields that are recognised so far."""
 
     def __init__(self, table: Table, given: dict[Field, str]) -> None:
+        if not table.rows:
+            raise DataError(str(table.path), table.problems or ["it has no rows below the header"])
         self.path, self.names = table.path, table.columns
+        self.rows = [row.number for row in table.rows]
         self.cells = {name: [row[name] for row in table.rows] for name in table.columns}
-        self.given, self.fields = given, given.copy()
+        self.fields = given.copy()
 
     def result(self, path: str) -> Recognised:
         self._find_post()
@@ -58,11 +61,14 @@ class _Recognition:
             self._find(field)
         if not wide:
             return self._pairs(path)
+        chosen = self.fields.pop("label", None)  # only if the user has named it
         evidence_of = self._evidence_columns()
         reasons = {name: self._why_no_criterion(name) for name in self._free() if name not in evidence_of.values()}
         criteria = {name: criterion_in_words(name) for name, reason in reasons.items() if reason is None}
+        if chosen is not None:
+            criteria = {chosen: criterion_in_words(chosen)}
         if not criteria:
-            raise self._no_criteria()
+            raise self._no_criteria(reasons)
         evidence = {name: column for name, column in evidence_of.items() if name in criteria}
         if len(criteria) == 1 and not evidence:
             self._find("evidence")
@@ -101,7 +107,8 @@ class _Recognition:
         found = [name for name in candidates(self.names, field) if name in self._free()]
         if field == "post" and len(found) > 1:
             found = [name for name in found if self._mean_words(name) >= _MIN_WORDS] or found
-        if len(found) > 1 and len({self._partition(name) for name in found}) > 1:
+        names_rows = field in ("post_id", "group")  # two columns that distinguish the same rows are equally good
+        if len(found) > 1 and not (names_rows and len({self._partition(name) for name in found}) == 1):
             raise self._ambiguous(field, found)
         if found:
             self.fields[field] = found[0]
@@ -113,7 +120,7 @@ class _Recognition:
         if posts are repeated.
         """
         criterion, label = (candidates(self.names, field) for field in ("criterion", "label"))
-        if {"criterion", "label"} & self.given.keys():
+        if "criterion" in self.fields:
             return True
         posts = self.cells[self.fields["post"]]
         named = any(normal(name) == "criterion" for name in criterion)
@@ -155,26 +162,32 @@ class _Recognition:
     # --- one row per post -------------------------------------------------------------------------------------------
 
     def _why_no_criterion(self, name: str) -> str | None:
-        """Say why a column is not a criterion: empty if it does not hold labels. None: it is one."""
-        cells = [cell for cell in self.cells[name] if cell.lower() not in MISSING]
-        labels = {label_of(cell) for cell in cells}
-        if None in labels or not labels:
+        """Say why a column is not a criterion: empty if few of its cells are labels. None: it is one."""
+        cells = {
+            row: cell for row, cell in zip(self.rows, self.cells[name], strict=True) if cell.lower() not in MISSING
+        }
+        strange = {row: cell for row, cell in cells.items() if label_of(cell) is None}
+        labels = {label_of(cell) for cell in cells.values()} - {None}
+        if 2 * len(strange) >= len(cells):
             return ""
-        if len(labels) == 1:
-            return f"all labels are {next(iter(labels))}"
-        return None
+        if strange:
+            row, cell = next(iter(strange.items()))
+            return f"not only labels: row {row} is {quote_value(cell, max_words=1)}"
+        return f"all labels are {labels.pop()}" if len(labels) == 1 else None
 
-    def _no_criteria(self) -> UserError:
+    def _no_criteria(self, reasons: Mapping[str, str | None]) -> UserError:
+        almost = [f"{quote_value(name)} ({reason})" for name, reason in reasons.items() if reason]
         labelled = [name for name in candidates(self.names, "label") if name in self._free()]
-        if labelled:
+        if labelled and not almost:
             strange = next((cell for cell in self.cells[labelled[0]] if label_of(cell) is None), "")
             return UserError(
                 f"{self.path}: column {quote_value(labelled[0])} does not hold labels of one criterion (a cell is "
                 f"{quote_value(strange, max_words=1)}); make a column per criterion with 0 and 1, or no and yes"
             )
+        has = f"it nearly has: {', '.join(almost)}" if almost else f"it has: {_list(self.names)}"
         return UserError(
-            f"{self.path} has no column of labels: 0 and 1, no and yes, or false and true, with both of them (it has: "
-            f"{_list(self.names)}); add a column per criterion, or the columns criterion and label"
+            f"{self.path} has no column of labels with both 0 and 1, no and yes, or false and true ({has}); add a "
+            "column per criterion, or the columns criterion and label"
         )
 
     # --- what columns hold ------------------------------------------------------------------------------------------

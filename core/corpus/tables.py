@@ -50,7 +50,12 @@ class Table:
 
 
 def read_table(
-    path: Path, required: Sequence[str], optional: Sequence[str] | None = (), *, folder: Path | None = None
+    path: Path,
+    required: Sequence[str],
+    optional: Sequence[str] | None = (),
+    *,
+    folder: Path | None = None,
+    remedy: str = "",
 ) -> Table:
     """Read the named columns of a .csv, .tsv (UTF-8, with header) or .parquet file; all cells are text.
 
@@ -62,6 +67,7 @@ def read_table(
         optional: columns that it may have. None: every other column that has a name of its own and holds text,
             numbers or truth values.
         folder: where a relative path starts; default: the current folder.
+        remedy: what to do about a missing column whose name resembles none that the file has.
 
     Raises:
         UserError: the file does not exist or may not be read, or its suffix is not supported.
@@ -75,9 +81,10 @@ def read_table(
     content = _read_bytes(path, folder)
     if not content.strip():
         raise DataError(str(path), ["it is empty"])
+    wanted = _Wanted(required, optional, remedy)
     if suffix in _PARQUET:
-        return _parquet(path, content, required, optional)
-    return _csv(path, content, _DELIMITERS[suffix], required, optional)
+        return _parquet(path, content, wanted)
+    return _csv(path, content, _DELIMITERS[suffix], wanted)
 
 
 def quote_value(value: str, max_words: int = 3) -> str:
@@ -161,7 +168,23 @@ def _read_bytes(path: Path, folder: Path) -> bytes:
         raise UserError(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _csv(path: Path, content: bytes, delimiter: str, required: Sequence[str], optional: Sequence[str] | None) -> Table:
+@dataclass(frozen=True)
+class _Wanted:
+    """The columns that are asked for; see `read_table`."""
+
+    required: Sequence[str]
+    optional: Sequence[str] | None
+    remedy: str
+
+    def of(self, names: Sequence[str]) -> list[str]:
+        """Return those of the columns that the file has, each once."""
+        optional = self.optional
+        if optional is None:
+            optional = [name for name in names if name and names.count(name) == 1]
+        return [name for name in dict.fromkeys((*self.required, *optional)) if name in names]
+
+
+def _csv(path: Path, content: bytes, delimiter: str, wanted: _Wanted) -> Table:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(str(path), ["it is encoded in UTF-16; save it as UTF-8"])
     if b"\x00" in content:
@@ -170,10 +193,10 @@ def _csv(path: Path, content: bytes, delimiter: str, required: Sequence[str], op
     # Bytes that are not UTF-8 become lone surrogates, so that all of them can be reported by row.
     records = _records(content.decode("utf-8-sig", "surrogateescape"), delimiter, problems)
     names = [name.strip() for name in records[0][1]] if records else []
-    problems += _header_problems(names, required, optional, delimiter)
+    problems += _header_problems(names, wanted, delimiter)
     if problems:
         raise DataError(str(path), problems)
-    columns = {name: names.index(name) for name in _requested(names, required, optional)}
+    columns = {name: names.index(name) for name in wanted.of(names)}
     rows = []
     for number, record in records[1:]:
         if len(record) != len(names):
@@ -216,17 +239,9 @@ def _parse(text: str, delimiter: str, problems: list[str]) -> Iterator[tuple[int
             yield number, record
 
 
-def _requested(names: Sequence[str], required: Sequence[str], optional: Sequence[str] | None) -> list[str]:
-    """Return the names of the requested columns that the file has, each once."""
-    if optional is None:
-        optional = [name for name in names if name and names.count(name) == 1]
-    return [name for name in dict.fromkeys((*required, *optional)) if name in names]
-
-
-def _header_problems(
-    names: list[str], required: Sequence[str], optional: Sequence[str] | None, delimiter: str
-) -> list[str]:
-    known = (*required, *(optional or ()))
+def _header_problems(names: list[str], wanted: _Wanted, delimiter: str) -> list[str]:
+    required = wanted.required
+    known = (*required, *(wanted.optional or ()))
     problems = [
         f"column {name} occurs {names.count(name)} times in the header" for name in known if names.count(name) > 1
     ]
@@ -235,9 +250,9 @@ def _header_problems(
         if name in names:
             continue
         close = nearest(name, [quote_value(item).strip("'") for item in names if item not in known])
-        hint = f"; did you mean {close!r}?" if close else ""
+        hint = f"; did you mean {close!r}?" if close else f"; {wanted.remedy}" if wanted.remedy else ""
         problems.append(f"column {name} is missing (the file has: {present}){hint}")
-    if len(names) == 1 and (len(required) > 1 or optional is None):
+    if len(names) == 1 and (len(required) > 1 or wanted.optional is None):
         other = [char for char in ",;\t|" if char != delimiter and char in names[0]]
         problems += [f"its cells seem to be separated by {char!r}, not by {delimiter!r}" for char in other[:1]]
     return problems
@@ -251,7 +266,7 @@ def _is_utf8(cell: str) -> bool:
     return True
 
 
-def _parquet(path: Path, content: bytes, required: Sequence[str], optional: Sequence[str] | None) -> Table:
+def _parquet(path: Path, content: bytes, wanted: _Wanted) -> Table:
     # Imported only when needed: it takes longer to load than most commands take to run.
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -259,12 +274,16 @@ def _parquet(path: Path, content: bytes, required: Sequence[str], optional: Sequ
     try:
         file = pq.ParquetFile(io.BytesIO(content))
         names = list(file.schema_arrow.names)
-        problems = _header_problems(names, required, optional, "")
+        problems = _header_problems(names, wanted, "")
         if problems:
             raise DataError(str(path), problems)
-        if optional is None:
-            optional = [field.name for field in file.schema_arrow if not _holds_bytes(field.type)]
-        columns = _requested(names, required, optional)
+        if wanted.optional is None:
+            names = [
+                field.name
+                for field in file.schema_arrow
+                if field.name in wanted.required or not _holds_bytes(field.type)
+            ]
+        columns = wanted.of(names)
         table = file.read(columns=columns)
         cells_of = {name: table.column(name).to_pylist() for name in columns}
     except (pa.ArrowException, OSError, UnicodeDecodeError):
