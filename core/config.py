@@ -42,6 +42,8 @@ class SplitConfig:
     """Share of the posts (in whole groups) held out until the final evaluation."""
     seed: int = 0
     """Seed for the hold-out and the folds."""
+    merge_near_duplicates: bool = False
+    """Groups whose posts have almost the same text become one group, so that no two folds share a text."""
 
     def stage_sizes(self) -> tuple[int, ...]:
         """Return the stages, with the default filled in: `(2, folds - 2)`, or `(1, 1)` for two folds."""

@@ -24,7 +24,7 @@ from sparse_evidence.hpo.errors import Exit
 ROOT = Path(__file__).parents[1]
 
 VERBS = {
-    "init": {"DATA", "--out", "-o"},
+    "init": {"DATA", "--column", "--out", "-o"},
     "validate": {"STUDY", "--json"},
     "run": {"STUDY", "--workers", "--trials", "--out", "--fit", "--storage"},
     "fit": {"BEST", "--out", "-o", "--study", "--what", "--single"},

@@ -9,13 +9,14 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import optuna
-import pandas as pd
 import pytest
 import typer
 
+from sparse_evidence.core.corpus.recognise import recognise
 from sparse_evidence.core.corpus.sources import SOURCES
 from sparse_evidence.hpo.cli.app import app
 
@@ -79,17 +80,16 @@ def test_the_example_table_loads(tmp_path):
     assert (corpus.labels == 1).sum() == 1
 
 
-def test_a_wide_table_is_melted_to_pairs(tmp_path):
-    wide = {"post_id": ["a", "b"], "post": ["One sentence.", "Another one."], "sad": [1, 0], "angry": [0, None]}
-    pd.DataFrame(wide).to_csv(tmp_path / "wide.csv", index=False)
-    run_python(code_block(README, "python", ".melt("), tmp_path)
-    corpus = SOURCES["pairs"](path="posts.csv").load(tmp_path)
-    labels = {
-        (post, criterion.name): int(corpus.labels[row, column])
-        for row, post in enumerate(corpus.post_ids)
-        for column, criterion in enumerate(corpus.criteria)
-    }
-    assert labels == {("a", "sad"): 1, ("b", "sad"): 0, ("a", "angry"): 0, ("b", "angry"): -1}
+def test_the_wide_example_is_read_as_the_text_says(tmp_path):
+    (tmp_path / "posts.csv").write_text(code_block(README, "csv", "author_id"), encoding="utf-8")
+    found = recognise(tmp_path / "posts.csv").source
+    settings = tomllib.loads(code_block(README, "toml", "[data.criteria]"))["data"]
+    assert settings["columns"] == found.columns
+    assert settings["criteria"].keys() == found.criteria.keys()
+    corpus = SOURCES["pairs"](**{**settings, "path": str(tmp_path / "posts.csv")}).load(Path())
+    assert corpus.post_ids == ("17", "18", "19")
+    assert corpus.groups == ("u4", "u9", "u4")
+    assert corpus.labels.tolist() == [[1, 0], [0, -1], [-1, 1]]
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------

@@ -1,34 +1,53 @@
-"""The source "pairs": a table with one row per (post, criterion) pair."""
+"""The source "pairs": a table with one row per (post, criterion) pair, or one row per post and a column per criterion.
+
+`.wide` reads the second kind.
+"""
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
+from .columns import REQUIRED, WIDE, Field
 from .data import UNLABELLED, Corpus, Criterion, Evidence, note_duplicates
-from .tables import FirstValues, Row, Table, find_passage, parse_label, quote_value, read_table
+from .tables import FirstValues, Row, Table, criterion_in_words, find_passage, parse_label, quote_value, read_table
+from .wide import WideReader
 
 
 @dataclass(frozen=True)
 class PairsSource:
-    """A table with one row per post and criterion: post_id, post, criterion, label.
+    """Your own table: one row per post and criterion, or, if `criteria` is given, one row per post.
 
-    Optional columns: criterion_text, group (the author of the post), evidence (a passage of the post, which the model
-    `instance` learns from).
+    Columns: post_id, post, criterion, label. Optional columns: criterion_text, group (the author of the post), evidence
+    (a passage of the post, which the model `instance` learns from). Labels are 0 and 1, no and yes, or false and true.
     """
 
     source: Literal["pairs"] = "pairs"
     _: KW_ONLY
     path: str
     """CSV, TSV or Parquet file; a relative path starts at the folder of the configuration file."""
+    columns: Mapping[Field, str] = field(default_factory=dict, hash=False)
+    """Columns that have another name in the file: `{ post = "body", group = "author_id" }`."""
+    criteria: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """For a wide table, with one row per post: the columns of labels, each with a sentence that describes its
+    criterion. An empty cell is no label."""
+    evidence: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """For a wide table: a column of labels, and the column that holds the passages which show this criterion."""
+
+    def __post_init__(self) -> None:
+        """Raise a `ConfigError` if the settings contradict each other."""
+        problem = _contradiction(self.columns, self.criteria, self.evidence)
+        if problem:
+            raise ConfigError(problem)
 
     def load(self, base: Path) -> Corpus:
-        """Return the table as a corpus; pairs without a row are unlabelled.
+        """Return the table as a corpus; pairs without a row or a label are unlabelled.
 
         Args:
             base: folder from which a relative `path` is resolved.
@@ -37,16 +56,67 @@ class PairsSource:
             UserError: the file cannot be read.
             DataError: the file has mistakes; the message lists all of them.
         """
-        required = ("post_id", "post", "criterion", "label")
-        table = read_table(Path(self.path), required, ("criterion_text", "group", "evidence"), folder=base)
-        return note_duplicates(_PairsReader(table).corpus())
+        if self.criteria:
+            passages = self.evidence.values()
+            table, columns = self._read(base, WIDE, ("post",), [*self.criteria, *passages])
+            corpus = WideReader(table, columns, self.criteria, self.evidence).corpus()
+        else:
+            table, columns = self._read(base, get_args(Field), REQUIRED)
+            corpus = _PairsReader(table, columns).corpus()
+        return note_duplicates(corpus)
+
+    def _read(
+        self, base: Path, fields: Sequence[Field], required: Sequence[Field], more: Sequence[str] = ()
+    ) -> tuple[Table, dict[Field, str]]:
+        """Read the columns of the fields, and the columns `more`; also return the fields that the file has.
+
+        It must have the required fields, and those that `columns` names. A column that the settings give to one field
+        or criterion is not read as another field that has its name.
+        """
+        given = {*self.columns.values(), *more}
+        named = {name: self.columns.get(name, name) for name in fields if name in self.columns or name not in given}
+        must = [column for name, column in named.items() if name in required or name in self.columns]
+        remedy = 'say in [data] which column holds what, such as columns = { post = "NAME" }'
+        table = read_table(Path(self.path), [*must, *more], list(named.values()), folder=base, remedy=remedy)
+        return table, {name: column for name, column in named.items() if column in table.columns}
+
+
+def _contradiction(
+    columns: Mapping[Field, str], criteria: Mapping[str, str], evidence: Mapping[str, str]
+) -> str | None:
+    """Describe the first contradiction between the settings; None if there is none."""
+    if evidence and not criteria:
+        return "evidence is for wide tables: give criteria, too, or name the column with columns = { evidence = ... }"
+    strange = [name for name in evidence if name not in criteria]
+    if strange:
+        return f"evidence names {quote_value(strange[0])}, which is not among the criteria"
+    pairwise = [name for name in columns if name not in WIDE]
+    if criteria and pairwise:
+        return (
+            f"columns names {pairwise[0]}, which a wide table (with criteria) does not have; remove it, or remove "
+            "criteria for a table with one row per post and criterion"
+        )
+    used: dict[str, str] = {}
+    given: list[tuple[str, str]] = [(name, columns.get(name, name)) for name in (("post",) if criteria else REQUIRED)]
+    given += [*columns.items(), *((f"criterion {quote_value(name)}", name) for name in criteria)]
+    given += [(f"the evidence of {quote_value(name)}", column) for name, column in evidence.items()]
+    for what, column in given:
+        if used.setdefault(column, what) != what:
+            return f"column {quote_value(column)} is given for {used[column]} and for {what}; a column is one thing"
+    return None
 
 
 class _PairsReader:
-    """Turns the rows of the table into a corpus and collects the problems."""
+    """Turns the rows of the table into a corpus and collects the problems.
 
-    def __init__(self, table: Table) -> None:
+    Args:
+        table: the rows.
+        columns: the column of every field that the table has.
+    """
+
+    def __init__(self, table: Table, columns: Mapping[Field, str]) -> None:
         self.table = table
+        self.columns = columns
         self.problems = list(table.problems)
         self.posts = FirstValues("the text of post {}")
         self.groups = FirstValues("the group of post {}")
@@ -68,7 +138,7 @@ class _PairsReader:
         labels = np.full((len(self.post_numbers), len(self.criterion_numbers)), UNLABELLED, dtype=np.int8)
         for pair, (label, _) in self.labels.items():
             labels[pair] = label
-        grouped = "group" in self.table.columns
+        grouped = "group" in self.columns
         return Corpus(
             name=self.table.path.stem,
             post_ids=tuple(self.post_numbers),
@@ -81,45 +151,51 @@ class _PairsReader:
         )
 
     def _criterion_text(self, name: str) -> str:
-        return self.texts[name] if name in self.texts else name.replace("_", " ")
+        return self.texts[name] if name in self.texts else criterion_in_words(name)
 
     def _add(self, row: Row) -> None:
-        needed = ["post_id", "post", "criterion"] + ["group"] * ("group" in self.table.columns)
-        empty = [column for column in needed if not row[column]]
+        needed: tuple[Field, ...] = ("post_id", "post", "criterion", "group")
+        empty = [self.columns[name] for name in needed if name in self.columns and not row[self.columns[name]]]
         self.problems += [f"row {row.number}: {column} is empty" for column in empty]
-        label = parse_label(row, "label", self.problems)
+        label = parse_label(row, self.columns["label"], self.problems)
         if empty:
             return
-        post, criterion = row["post_id"], row["criterion"]
-        self.posts.add(post, row.cells["post"], row.number, self.problems)
-        if "group" in self.table.columns:
-            self.groups.add(post, row["group"], row.number, self.problems)
-        if row.cells.get("criterion_text", "").strip():
-            self.texts.add(criterion, row["criterion_text"], row.number, self.problems)
+        post, criterion = row[self.columns["post_id"]], row[self.columns["criterion"]]
+        self.posts.add(post, self._text(row, "post"), row.number, self.problems)
+        if "group" in self.columns:
+            self.groups.add(post, row[self.columns["group"]], row.number, self.problems)
+        criterion_text = self._text(row, "criterion_text").strip()
+        if criterion_text:
+            self.texts.add(criterion, criterion_text, row.number, self.problems)
         post_number = self.post_numbers.setdefault(post, len(self.post_numbers))
         criterion_number = self.criterion_numbers.setdefault(criterion, len(self.criterion_numbers))
         if label is not None:
             self._add_label(row, (post_number, criterion_number), label)
             self._add_evidence(row, (post_number, criterion_number), label)
 
+    def _text(self, row: Row, name: Field) -> str:
+        """Return the cell as it is; empty if the table has no such column."""
+        return row.cells[self.columns[name]] if name in self.columns else ""
+
     def _add_label(self, row: Row, pair: tuple[int, int], label: int) -> None:
         if pair in self.labels:
             first, first_row = self.labels[pair]
             if first != label:
-                name = f"post {quote_value(row['post_id'])} and criterion {quote_value(row['criterion'])}"
+                post, criterion = (quote_value(self._text(row, name).strip()) for name in ("post_id", "criterion"))
                 self.problems.append(
-                    f"row {row.number}: {name} have label {label}, but label {first} in row {first_row}"
+                    f"row {row.number}: post {post} and criterion {criterion} have label {label}, but label {first} in "
+                    f"row {first_row}"
                 )
             self.merged += first == label
         self.labels.setdefault(pair, (label, row.number))
 
     def _add_evidence(self, row: Row, pair: tuple[int, int], label: int) -> None:
-        passage = row.cells.get("evidence", "").strip()
+        passage = self._text(row, "evidence").strip()
         if not passage:
             return
-        span = find_passage(passage, row.cells["post"])
+        span = find_passage(passage, self._text(row, "post"))
         if span is None:
-            post = quote_value(row["post_id"])
+            post = quote_value(row[self.columns["post_id"]])
             self.problems.append(f"row {row.number}: the evidence is not a passage of post {post}")
         elif label == 1:
             self.evidence.add((*pair, *span))
@@ -135,7 +211,7 @@ class _PairsReader:
         unlabelled = int((labels == UNLABELLED).sum())
         if unlabelled:
             notes.append(f"{unlabelled} of {labels.size} pairs have no row and are unlabelled")
-        if "group" in self.table.columns:
+        if "group" in self.columns:
             groups = {self.groups[post] for post in self.post_numbers}
             notes.append(f"{len(self.post_numbers)} posts form {len(groups)} groups")
         else:

@@ -15,7 +15,10 @@ from ..errors import DataError, UserError, nearest
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _PARQUET = (".parquet", ".pq")
-_LABELS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
+_LABELS = {
+    "0": 0, "0.0": 0, "false": 0, "f": 0, "no": 0, "n": 0,
+    "1": 1, "1.0": 1, "true": 1, "t": 1, "yes": 1, "y": 1,
+}  # fmt: skip
 _MAX_CELL_LENGTH = 2**30  # characters; the csv module's default of 131,072 is too short for long records
 
 # The csv module's field size limit is global to the process.
@@ -47,7 +50,12 @@ class Table:
 
 
 def read_table(
-    path: Path, required: Sequence[str], optional: Sequence[str] = (), *, folder: Path | None = None
+    path: Path,
+    required: Sequence[str],
+    optional: Sequence[str] | None = (),
+    *,
+    folder: Path | None = None,
+    remedy: str = "",
 ) -> Table:
     """Read the named columns of a .csv, .tsv (UTF-8, with header) or .parquet file; all cells are text.
 
@@ -56,8 +64,10 @@ def read_table(
     Args:
         path: the file.
         required: columns that the file must have.
-        optional: columns that it may have.
+        optional: columns that it may have. None: every other column that has a name of its own and holds text,
+            numbers or truth values.
         folder: where a relative path starts; default: the current folder.
+        remedy: what to do about a missing column whose name resembles none that the file has.
 
     Raises:
         UserError: the file does not exist or may not be read, or its suffix is not supported.
@@ -71,9 +81,10 @@ def read_table(
     content = _read_bytes(path, folder)
     if not content.strip():
         raise DataError(str(path), ["it is empty"])
+    wanted = _Wanted(required, optional, remedy)
     if suffix in _PARQUET:
-        return _parquet(path, content, required, optional)
-    return _csv(path, content, _DELIMITERS[suffix], required, optional)
+        return _parquet(path, content, wanted)
+    return _csv(path, content, _DELIMITERS[suffix], wanted)
 
 
 def quote_value(value: str, max_words: int = 3) -> str:
@@ -85,14 +96,24 @@ def quote_value(value: str, max_words: int = 3) -> str:
     return f"a text of {len(value)} characters"
 
 
+def label_of(cell: str) -> int | None:
+    """Return 1 or 0 for a cell such as `1`, `yes` or `TRUE`; None if it holds neither."""
+    return _LABELS.get(cell.strip().lower())
+
+
 def parse_label(row: Row, column: str, problems: list[str]) -> int | None:
     """Return 0 or 1; None, with the problem added to `problems`, if the cell is neither."""
-    label = _LABELS.get(row[column].lower())
+    label = label_of(row[column])
     if label is None:
         # One word at most: a longer value may be a post in the wrong column.
         value = quote_value(row[column], max_words=1)
-        problems.append(f"row {row.number}: {column} is {value}; allowed are 0 and 1")
+        problems.append(f"row {row.number}: {column} is {value}; allowed are 0 and 1, or no and yes")
     return label
+
+
+def criterion_in_words(name: str) -> str:
+    """Return what stands for the text of a criterion that has only a name."""
+    return name.replace("_", " ")
 
 
 def find_passage(passage: str, post: str) -> tuple[int, int] | None:
@@ -147,7 +168,23 @@ def _read_bytes(path: Path, folder: Path) -> bytes:
         raise UserError(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _csv(path: Path, content: bytes, delimiter: str, required: Sequence[str], optional: Sequence[str]) -> Table:
+@dataclass(frozen=True)
+class _Wanted:
+    """The columns that are asked for; see `read_table`."""
+
+    required: Sequence[str]
+    optional: Sequence[str] | None
+    remedy: str
+
+    def of(self, names: Sequence[str]) -> list[str]:
+        """Return those of the columns that the file has, each once."""
+        optional = self.optional
+        if optional is None:
+            optional = [name for name in names if name and names.count(name) == 1]
+        return [name for name in dict.fromkeys((*self.required, *optional)) if name in names]
+
+
+def _csv(path: Path, content: bytes, delimiter: str, wanted: _Wanted) -> Table:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(str(path), ["it is encoded in UTF-16; save it as UTF-8"])
     if b"\x00" in content:
@@ -156,10 +193,10 @@ def _csv(path: Path, content: bytes, delimiter: str, required: Sequence[str], op
     # Bytes that are not UTF-8 become lone surrogates, so that all of them can be reported by row.
     records = _records(content.decode("utf-8-sig", "surrogateescape"), delimiter, problems)
     names = [name.strip() for name in records[0][1]] if records else []
-    problems += _header_problems(names, required, optional, delimiter)
+    problems += _header_problems(names, wanted, delimiter)
     if problems:
         raise DataError(str(path), problems)
-    columns = {name: names.index(name) for name in (*required, *optional) if name in names}
+    columns = {name: names.index(name) for name in wanted.of(names)}
     rows = []
     for number, record in records[1:]:
         if len(record) != len(names):
@@ -202,8 +239,9 @@ def _parse(text: str, delimiter: str, problems: list[str]) -> Iterator[tuple[int
             yield number, record
 
 
-def _header_problems(names: list[str], required: Sequence[str], optional: Sequence[str], delimiter: str) -> list[str]:
-    known = (*required, *optional)
+def _header_problems(names: list[str], wanted: _Wanted, delimiter: str) -> list[str]:
+    required = wanted.required
+    known = (*required, *(wanted.optional or ()))
     problems = [
         f"column {name} occurs {names.count(name)} times in the header" for name in known if names.count(name) > 1
     ]
@@ -212,9 +250,9 @@ def _header_problems(names: list[str], required: Sequence[str], optional: Sequen
         if name in names:
             continue
         close = nearest(name, [quote_value(item).strip("'") for item in names if item not in known])
-        hint = f"; did you mean {close!r}?" if close else ""
+        hint = f"; did you mean {close!r}?" if close else f"; {wanted.remedy}" if wanted.remedy else ""
         problems.append(f"column {name} is missing (the file has: {present}){hint}")
-    if len(names) == 1 and len(required) > 1:
+    if len(names) == 1 and (len(required) > 1 or wanted.optional is None):
         other = [char for char in ",;\t|" if char != delimiter and char in names[0]]
         problems += [f"its cells seem to be separated by {char!r}, not by {delimiter!r}" for char in other[:1]]
     return problems
@@ -228,7 +266,7 @@ def _is_utf8(cell: str) -> bool:
     return True
 
 
-def _parquet(path: Path, content: bytes, required: Sequence[str], optional: Sequence[str]) -> Table:
+def _parquet(path: Path, content: bytes, wanted: _Wanted) -> Table:
     # Imported only when needed: it takes longer to load than most commands take to run.
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -236,10 +274,16 @@ def _parquet(path: Path, content: bytes, required: Sequence[str], optional: Sequ
     try:
         file = pq.ParquetFile(io.BytesIO(content))
         names = list(file.schema_arrow.names)
-        problems = _header_problems(names, required, optional, "")
+        problems = _header_problems(names, wanted, "")
         if problems:
             raise DataError(str(path), problems)
-        columns = [name for name in (*required, *optional) if name in names]
+        if wanted.optional is None:
+            names = [
+                field.name
+                for field in file.schema_arrow
+                if field.name in wanted.required or not _holds_bytes(field.type)
+            ]
+        columns = wanted.of(names)
         table = file.read(columns=columns)
         cells_of = {name: table.column(name).to_pylist() for name in columns}
     except (pa.ArrowException, OSError, UnicodeDecodeError):
@@ -253,6 +297,13 @@ def _parquet(path: Path, content: bytes, required: Sequence[str], optional: Sequ
         if not nested:
             rows.append(Row(number, {name: _text(cell) for name, cell in cells.items()}))
     return Table(path, tuple(columns), tuple(rows), tuple(problems))
+
+
+def _holds_bytes(kind: Any) -> bool:  # noqa: ANN401 - a type of Arrow, which has no stubs
+    """True if cells of this Arrow type are bytes, lists or dictionaries."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _text(cell: Any) -> str:  # noqa: ANN401 - any value that Parquet can hold

@@ -6,7 +6,7 @@ Similarities are exact inner products: cosines, because `core.features.embedding
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
 
+NEAR_DUPLICATE = 0.98
+"""Minimum cosine of the mean embeddings of two posts that count as near-duplicates."""
 NOTHING = -1
 """Stands for a missing chunk number where a post has fewer chunks than requested."""
 
@@ -98,7 +100,7 @@ class ChunkIndex:
 
 
 def near_duplicates(
-    embeddings: Floats, offsets: Index, groups: Sequence[str], *, threshold: float = 0.98
+    embeddings: Floats, offsets: Index, groups: Sequence[str], *, threshold: float = NEAR_DUPLICATE
 ) -> list[NearDuplicate]:
     """Pairs of posts in different groups whose mean embeddings are almost parallel; they could leak across folds.
 
@@ -124,6 +126,27 @@ def near_duplicates(
         if i < j and groups[i] != groups[j]
     ]
     return sorted(pairs, key=lambda pair: (-pair.similarity, pair.first, pair.second))
+
+
+def merge_groups(groups: Sequence[str], pairs: Iterable[NearDuplicate]) -> tuple[str, ...]:
+    """Return the group of each post after groups that share near-duplicates have become one, `[posts]`.
+
+    The merged group has the name of that one of its groups whose first post comes first. A chain of near-duplicates
+    joins all its groups.
+    """
+    root = {group: group for group in groups}
+
+    def find(group: str) -> str:
+        while root[group] != group:
+            root[group] = root[root[group]]  # halves the path for the next search
+            group = root[group]
+        return group
+
+    order = {group: number for number, group in enumerate(root)}
+    for pair in pairs:
+        first, second = sorted((find(groups[pair.first]), find(groups[pair.second])), key=order.__getitem__)
+        root[second] = first
+    return tuple(find(group) for group in groups)
 
 
 def _flat_index(vectors: Floats, *, use_gpu: bool) -> Any:  # noqa: ANN401  (importing FAISS costs a second)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from .bags import DeviceBags
 from .chunks import Chunks, evidence_mask
 from .embeddings import Progress, embed
 from .encoders import Encoder
+from .retrieval import merge_groups, near_duplicates
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,6 +48,8 @@ class TextCorpus:
     """int8 `[posts, criteria]`: 1, 0 or -1 (unlabelled)."""
 
 
+_NAMED_PAIRS = 3
+
 Features = EmbeddedCorpus | TextCorpus
 """What a model trains on; `models.reads_text` says which of the two a configuration needs."""
 
@@ -79,6 +82,27 @@ def embed_corpus(
     evidence = evidence_mask(corpus, chunks) if corpus.evidence else None
     features = EmbeddedCorpus(embedded.vectors, chunks.offsets, criteria.vectors, corpus.labels, evidence)
     return features, embedded.computed + criteria.computed
+
+
+def merge_near_duplicates(corpus: Corpus, embedded: EmbeddedCorpus) -> Corpus:
+    """Return the corpus with one group in place of groups that share near-duplicate posts, and a note that says so.
+
+    Other notes stay as they are: they speak of the groups in the data.
+
+    Args:
+        corpus: posts and their groups.
+        embedded: the same posts, embedded.
+    """
+    pairs = near_duplicates(embedded.embeddings, embedded.offsets, corpus.groups)
+    groups = merge_groups(corpus.groups, pairs)
+    posts = len({post for pair in pairs for post in (pair.first, pair.second)})
+    named = [f"{corpus.post_ids[pair.first]} and {corpus.post_ids[pair.second]}" for pair in pairs[:_NAMED_PAIRS]]
+    example = f" ({', '.join(named)}{', …' if len(pairs) > len(named) else ''})" if named else ""
+    note = (
+        f"merge_near_duplicates: {posts} posts are near-duplicates of a post of another group{example}; "
+        f"{len(set(corpus.groups))} groups became {len(set(groups))}"
+    )
+    return replace(corpus, groups=groups, notes=(*corpus.notes, note))
 
 
 def text_corpus(corpus: Corpus, encoder: Encoder) -> TextCorpus:

@@ -66,9 +66,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Posts of different groups with almost the same text: they leak between folds."""
+    """Posts of different groups with almost the same text: they leak between folds.
+
+    With `[split] merge_near_duplicates` there are none: they share a group, and a note says how many did not.
+    """
 
     pairs: int
+    affected: int
+    """Posts that are in at least one pair."""
+    groups: int
+    """Groups that these posts are in."""
     posts: tuple[tuple[str, str], ...]
     """Post ids of the most similar pairs, at most `NAMED_DUPLICATES`."""
 
@@ -223,5 +230,11 @@ def _criteria(task: StudyTask) -> tuple[Criterion, ...]:
 def _near_duplicates(task: StudyTask) -> NearDuplicates:
     embedded = next(iter(task.embedded.values()))
     pairs = near_duplicates(embedded.embeddings, embedded.offsets, task.corpus.groups)
-    ids = task.corpus.post_ids
-    return NearDuplicates(len(pairs), tuple((ids[pair.first], ids[pair.second]) for pair in pairs[:NAMED_DUPLICATES]))
+    ids, groups = task.corpus.post_ids, task.corpus.groups
+    affected = {post for pair in pairs for post in (pair.first, pair.second)}
+    return NearDuplicates(
+        pairs=len(pairs),
+        affected=len(affected),
+        groups=len({groups[post] for post in affected}),
+        posts=tuple((ids[pair.first], ids[pair.second]) for pair in pairs[:NAMED_DUPLICATES]),
+    )

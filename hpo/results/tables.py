@@ -274,14 +274,14 @@ def plan_table(plan: Plan) -> RenderableType:
     head.add_column(style="bold", no_wrap=True)
     head.add_column(overflow="fold")
     for name, fact in [*_data_rows(plan), *_baseline_rows(plan), *_cost_rows(plan)]:
-        head.add_row(name, fact)
+        head.add_row(name, Text(fact))  # ids of posts may look like markup
     count = len(plan.parameters)
     parameters = _table(f"{count} parameter{'' if count == 1 else 's'} to search", show_header=False)
     parameters.add_column(style="bold", no_wrap=True)
     parameters.add_column(overflow="fold")
     for parameter in plan.parameters:
         parameters.add_row(parameter.name, str(parameter))
-    notes = [Text(f"note: {note}") for note in [*plan.notes, *_duplicates_note(plan.near_duplicates)]]
+    notes = [Text(f"note: {note}") for note in plan.notes]
     title = Text("Positive posts: count, then % of all posts, of each fold, of the hold-out", style="bold")
     prevalence = _prevalence(plan.criteria, holdout=plan.held_out > 0)
     return Group(head, "", title, prevalence, "", parameters, *notes)
@@ -293,6 +293,7 @@ def _data_rows(plan: Plan) -> list[tuple[str, str]]:
     return [
         ("study", f"{plan.study} ({plan.path})"),
         ("posts", f"{plan.posts:,} in {plan.groups:,} groups, {plan.held_out:,} of them held out"),
+        ("near-duplicates", _duplicates_text(plan.near_duplicates)),
         ("chunks", f"{plan.chunks:,}; {lengths.smallest} to {lengths.largest} per post, median {lengths.median}"),
         (
             "folds",
@@ -334,19 +335,19 @@ def _span(shortest: float, longest: float) -> str:
 
 
 NAMED_PAIRS = 3
-"""How many pairs of near-duplicates a note names."""
+"""How many pairs of near-duplicates are named."""
 
 
-def _duplicates_note(duplicates: NearDuplicates) -> list[str]:
+def _duplicates_text(duplicates: NearDuplicates) -> str:
     if not duplicates.pairs:
-        return []
+        return "none in different groups"
     named = ", ".join(f"{first} and {second}" for first, second in duplicates.posts[:NAMED_PAIRS])
     more = ", …" if duplicates.pairs > NAMED_PAIRS else ""
-    one = duplicates.pairs == 1
-    return [
-        f"{duplicates.pairs:,} pair{'' if one else 's'} of near-duplicate posts {'is' if one else 'are'} in different "
-        f"groups ({named}{more}): give them the same group, or folds may share their text"
-    ]
+    return (
+        f"{count_text(duplicates.pairs, 'pair')} in different groups, {count_text(duplicates.affected, 'post')} of "
+        f"{count_text(duplicates.groups, 'group')} ({named}{more}): folds may share their text; "
+        "merge_near_duplicates = true in [split] makes such groups one"
+    )
 
 
 MAX_FOLD_COLUMNS = 10

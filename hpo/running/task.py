@@ -17,7 +17,13 @@ from sparse_evidence.core.config import DEFAULT_ENCODER, CandidateConfig, Embedd
 from sparse_evidence.core.corpus.data import Corpus
 from sparse_evidence.core.features.chunks import Chunks, chunk, windows
 from sparse_evidence.core.features.encoders import Encoder, locate
-from sparse_evidence.core.features.views import EmbeddedCorpus, Features, embed_corpus, text_corpus
+from sparse_evidence.core.features.views import (
+    EmbeddedCorpus,
+    Features,
+    embed_corpus,
+    merge_near_duplicates,
+    text_corpus,
+)
 from sparse_evidence.core.models import REGISTRY, reads_text
 from sparse_evidence.core.seeding import stable_seed
 from sparse_evidence.core.splits import Folds, split
@@ -173,8 +179,7 @@ def load_task(definition: StudyDefinition, *, device: str = "cpu", progress: Pro
     encoders = {name: locate(name, folder) for name in encoder_names(definition)}
     corpus = definition.data.load(folder)
     chunks = chunk(corpus.posts, definition.chunks)
-    criteria = [criterion.name for criterion in corpus.criteria]
-    folds = split(corpus.groups, corpus.labels, definition.split, criteria=criteria)
+    folds = _split(corpus, definition)  # before the embedding, which may take long
     # the baselines need embeddings even if no model of the study does
     views = embedded_views(definition) or [(DEFAULT_ENCODER, 1)]
     embedders = {name: encoders.get(name) or locate(name, folder) for name, _ in views}
@@ -185,7 +190,15 @@ def load_task(definition: StudyDefinition, *, device: str = "cpu", progress: Pro
         embedded[name, window], count = _embed(corpus, windowed, embedders[name], window, device, progress)
         texts += len(windowed) + len(corpus.criteria)
         computed += count
+    if definition.split.merge_near_duplicates:
+        corpus = merge_near_duplicates(corpus, embedded[views[0]])
+        folds = _split(corpus, definition)
     return StudyTask(definition, corpus, chunks, folds, embedded, encoders, texts, computed)
+
+
+def _split(corpus: Corpus, definition: StudyDefinition) -> Folds:
+    criteria = [criterion.name for criterion in corpus.criteria]
+    return split(corpus.groups, corpus.labels, definition.split, criteria=criteria)
 
 
 def _embed(

@@ -61,9 +61,9 @@ class StudyDefinition:
         del search["trials"]
         return {
             "name": self.name,
-            "data": asdict(self.data),
+            "data": _used(asdict(self.data)),
             "chunks": asdict(self.chunks),
-            "split": {**asdict(self.split), "stages": list(self.split.stages)},
+            "split": {**_used(asdict(self.split)), "stages": list(self.split.stages)},
             "search": search,
             "model": [_alternative_json(alternative) for alternative in self.model],
             "training": _training_json(
@@ -139,6 +139,20 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 _UNSET = "not set"
+_ONLY_IF_USED = ("columns", "criteria", "evidence", "merge_near_duplicates")
+"""Settings that are part of the identity only where they are used: studies that do not know them keep their hash."""
+
+
+def _used(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table of the file without the settings that are not used; the tables in it become lists."""
+    used = {key: value for key, value in table.items() if value or key not in _ONLY_IF_USED}
+    return {key: _listed(key, value) if isinstance(value, Mapping) else value for key, value in used.items()}
+
+
+def _listed(key: str, texts: Mapping[str, str]) -> list[str]:
+    """Return a table of texts as a list: sorted, but for criteria, whose order is that of the corpus."""
+    listed = [f"{name} = {text}" for name, text in texts.items()]
+    return listed if key == "criteria" else sorted(listed)
 
 
 def _alternative_json(alternative: Alternative) -> dict[str, object]:

@@ -9,7 +9,7 @@ import json
 import math
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -124,12 +124,15 @@ def fields_of(cls: type) -> dict[str, Field]:
         adapter: TypeAdapter[Any] = TypeAdapter(hints[field.name], config=ConfigDict(strict=True, allow_inf_nan=False))
         schema = adapter.json_schema()
         schema = next((part for part in schema.get("anyOf", []) if part["type"] != "null"), schema)
-        by_key[field.name] = Field(field.name, adapter, schema, field.default)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        by_key[field.name] = Field(field.name, adapter, schema, default)
     return by_key
 
 
 def check_value(field: Field, value: object) -> Any:  # noqa: ANN401 - the field's type
     """Return the value, as the field's type. Raises `FieldError` if it is not allowed."""
+    if field.kind == "object" and isinstance(value, Mapping):
+        return _check_names(field, value)
     if isinstance(value, Mapping):
         searching = {"low", "high", "choices"} & set(value)
         raise FieldError(f"a {'range' if searching else 'table'} is not allowed here, give {field.allowed}")
@@ -139,6 +142,20 @@ def check_value(field: Field, value: object) -> Any:  # noqa: ANN401 - the field
         return field.adapter.validate_python(value)
     except ValidationError:
         raise FieldError(f"{_why_not(field, value)}, give {field.allowed}") from None
+
+
+def _check_names(field: Field, value: Mapping[str, Any]) -> dict[str, str]:
+    """Check a table of names and texts. Raises a `FieldError` with every mistake in it."""
+    known = field.schema.get("propertyNames", {}).get("enum")
+    problems = [f"{key} is unknown, {hint(key, known)}" for key in value if known is not None and key not in known]
+    problems += [
+        f"{key} = {shown(text)} is not text, give it in quotes"
+        for key, text in value.items()
+        if not isinstance(text, str)
+    ]
+    if problems:
+        raise FieldError(*problems)
+    return dict(value)
 
 
 def _why_not(field: Field, value: object) -> str:
@@ -293,6 +310,8 @@ def _allowed(schema: Mapping[str, Any]) -> str:
         return f"one of {quoted(schema.get('enum', [schema.get('const')]))}"
     if schema["type"] == "array":
         return f"a list, each item {_allowed(schema['items'])}"
+    if schema["type"] == "object":
+        return 'a table of texts, such as { name = "text" }'
     types = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
     return types[schema["type"]] + _bounds(schema)
 

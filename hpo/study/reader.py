@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields, replace
 from typing import Any
 
 from sparse_evidence.core.config import LOSSES, MODELS, SOLVED, ChunksConfig, SplitConfig, TrainingConfig
-from sparse_evidence.core.errors import nearest
+from sparse_evidence.core.errors import ConfigError, nearest
 
 from .config import ConfirmConfig, PrunerConfig, SearchConfig, ServiceConfig
 from .defaults import LOSS_SPACES, loss_space, model_space, training_space
@@ -157,7 +157,13 @@ def _read_data(document: Mapping[str, Any], problems: list[str]) -> Any:  # noqa
         return None
     before = len(problems)
     named = read_named(document["data"], "[data]", SOURCES, problems, tag="source")
-    return named[0](**named[1]) if named and len(problems) == before else None
+    if named is None or len(problems) > before:
+        return None
+    try:
+        return named[0](**named[1])
+    except ConfigError as error:
+        problems.append(f"[data] {error}")
+        return None
 
 
 def _read_split(document: Mapping[str, Any], problems: list[str]) -> SplitConfig | None:

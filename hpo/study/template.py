@@ -7,7 +7,7 @@ import os
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sparse_evidence.core.config import SplitConfig
 from sparse_evidence.core.errors import SplitError
@@ -15,7 +15,10 @@ from sparse_evidence.core.errors import SplitError
 from .fields import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sparse_evidence.core.corpus.data import Corpus
+    from sparse_evidence.core.corpus.recognise import Recognised
 
 _MAX_FOLDS = 5
 _CONTROL = r"[\x00-\x1f\x7f]"  # not allowed in a comment of TOML
@@ -31,6 +34,10 @@ _HEADER = """\
 #   num_queries = { choices = [2, 4, 8] }                   a few values
 # `default = ...` in a range or in choices sets the value that the first trial uses.
 """
+_CRITERIA = (
+    "# The columns of labels, each with a sentence that describes its criterion. Write these with care: the models and",
+    "# the baselines compare every sentence of a post with them.",
+)
 _SETTINGS = """\
 [search]
 space = "default"             # "file": only the ranges and choices in this file are searched
@@ -64,26 +71,31 @@ splits = 4
 """
 
 
-def study_template(data: Path | None, file: Path) -> str:
-    """Return the text of a study file at `file` for a table of pairs, or for the editorials if `data` is None.
+def study_template(data: Path | Recognised | None, file: Path) -> str:
+    """Return the text of a study file at `file` for a user's table, or for the editorials if `data` is None.
 
-    The table is read and checked as in a study. Counts, names of criteria and notes on the data become comments; no
-    text of a post does.
+    The table is read and checked as in a study. Counts, names of columns and criteria and notes on the data become
+    comments; no text of a post does.
+
+    Args:
+        data: the table, or what was recognised in it; then the path is that of its source.
+        file: where the study file will be, from where it refers to the table.
 
     Raises:
-        UserError: the table cannot be read.
+        UserError: the table cannot be read, or what its columns hold cannot be decided.
         DataError: with every mistake in the table.
         SplitError: the table has too few groups or labels for two folds.
     """
     subject, folds = "the public editorials", _MAX_FOLDS
     section = '[data]\nsource = "editorials"         # 498 newspaper editorials, four criteria; downloaded once\n'
     if data is not None:
-        from sparse_evidence.core.corpus.sources import SOURCES
+        from sparse_evidence.core.corpus.recognise import recognise
 
-        source: type[Any] = SOURCES["pairs"]
-        corpus = source(path=str(data)).load(Path())
-        subject, folds = f"the posts in {shown(data.name)}", _folds(corpus)
-        section = _pairs(corpus, _relative(data, file.parent))
+        recognised = recognise(data) if isinstance(data, Path) else data
+        table = Path(recognised.source.path)
+        corpus = recognised.source.load(Path())
+        subject, folds = f"the posts in {shown(table.name)}", _folds(corpus)
+        section = _pairs(corpus, recognised, _relative(table, file.parent))
     name = f"name = {_quoted(_name(file.stem))}\n"
     return "\n".join([_schema_line() + _HEADER.replace("{subject}", subject) + name, section, _split(folds), _SETTINGS])
 
@@ -108,15 +120,40 @@ def _folds(corpus: Corpus) -> int:
     return 2
 
 
-def _pairs(corpus: Corpus, path: str) -> str:
-    """Return the table `[data]` for a table of pairs, with counts as comments."""
+def _pairs(corpus: Corpus, recognised: Recognised, path: str) -> str:
+    """Return the table `[data]` for a user's table, with counts as comments."""
+    source = recognised.source
+    kind = "one row per post, one column per criterion" if source.criteria else "one row per post and criterion"
+    lines = [
+        "[data]",
+        _commented('source = "pairs"', kind),
+        _commented(f"path = {_quoted(path)}", "relative to this file"),
+    ]
+    if source.columns:
+        renamed = ", ".join(f"{name} = {_quoted(column)}" for name, column in source.columns.items())
+        lines.append(_commented(f"columns = {{ {renamed} }}", "columns that have another name in the file"))
     labelled = (corpus.labels >= 0).sum(axis=0)
     facts = [f"{len(corpus)} posts, {len(corpus.criteria)} {'criterion' if len(corpus.criteria) == 1 else 'criteria'}:"]
     for criterion, positives, total in zip(corpus.criteria, corpus.positives, labelled, strict=True):
         facts.append(f"  {shown(criterion.name)}: {positives} of {total} posts are positive")
-    comments = [f"# {re.sub(_CONTROL, ' ', fact)}" for fact in (*facts, *corpus.notes)]
-    source = 'source = "pairs"              # one row per post and criterion: post_id, post, criterion, label'
-    return "\n".join(["[data]", source, f"{f'path = {_quoted(path)}':<29} # relative to this file", *comments, ""])
+    if recognised.ignored:
+        facts.append(f"columns that are not read: {', '.join(recognised.ignored)}")
+    lines += [f"# {re.sub(_CONTROL, ' ', fact)}" for fact in (*facts, *corpus.notes)]
+    if source.criteria:
+        lines += ["", *_CRITERIA, *_table("data.criteria", source.criteria)]
+    if source.evidence:
+        lines += ["", "# The column with the passages of a post that show the criterion."]
+        lines += _table("data.evidence", source.evidence)
+    return "\n".join([*lines, ""])
+
+
+def _commented(setting: str, comment: str) -> str:
+    return f"{setting:<29} # {comment}"
+
+
+def _table(name: str, texts: Mapping[str, str]) -> list[str]:
+    keys = (key if re.fullmatch(r"[A-Za-z0-9_\-]+", key) else _quoted(key) for key in texts)
+    return [f"[{name}]", *(f"{key} = {_quoted(text)}" for key, text in zip(keys, texts.values(), strict=True))]
 
 
 def _split(folds: int) -> str:

@@ -8,7 +8,7 @@ from csv_files import SECRET, write_csv
 
 from sparse_evidence.core.corpus.data import UNLABELLED, Evidence
 from sparse_evidence.core.corpus.pairs import PairsSource
-from sparse_evidence.core.errors import DataError, UserError
+from sparse_evidence.core.errors import ConfigError, DataError, UserError
 
 HEADER = ("post_id", "post", "criterion", "label")
 
@@ -60,13 +60,79 @@ def test_texts_that_occur_in_two_groups_are_noted(tmp_path):
     assert corpus.notes[-1] == "2 posts share their text with a post of another group (for example p1 and p2)"
 
 
+def test_columns_may_have_other_names(tmp_path):
+    header = ("id", "symptom", "text", "present", "author", "quote", "what")
+    rows = [
+        ("p1", "a", "So so sad.", "yes", "u", "so sad", "is sad"),
+        ("p2", "a", "Fine.", "No", "u", "", ""),
+    ]
+    write_csv(tmp_path / "other.csv", header, *rows)
+    names = {"post_id": "id", "post": "text", "criterion": "symptom", "label": "present", "group": "author",
+             "evidence": "quote", "criterion_text": "what"}  # fmt: skip
+    corpus = PairsSource(path="other.csv", columns=names).load(tmp_path)
+    own = (*HEADER, "criterion_text", "group", "evidence")
+    order = [(row[0], row[2], row[1], row[3], row[6], row[4], row[5]) for row in rows]
+    expected = pairs(tmp_path, *order, header=own)
+    assert corpus.fingerprint(evidence=True) == expected.fingerprint(evidence=True)
+    assert corpus.labels.tolist() == [[1], [0]]
+
+
+def test_mistakes_name_the_columns_of_the_file(tmp_path):
+    write_csv(tmp_path / "t.csv", ("id", "text", "criterion", "present"), ("p1", "", "a", "1"), ("p2", "x", "a", "2"))
+    names = {"post_id": "id", "post": "text", "label": "present"}
+    with pytest.raises(DataError) as refused:
+        PairsSource(path="t.csv", columns=names).load(tmp_path)
+    assert refused.value.problems == (
+        "row 2: text is empty",
+        "row 3: present is '2'; allowed are 0 and 1, or no and yes",
+    )
+    with pytest.raises(DataError, match="column author is missing"):
+        PairsSource(path="t.csv", columns={**names, "group": "author"}).load(tmp_path)
+
+
+def test_a_column_that_is_given_to_one_field_is_not_another(tmp_path):
+    """The ids are in a column called group, so the table has no groups."""
+    write_csv(tmp_path / "t.csv", ("group", "post", "criterion", "label"), ("p1", "x", "a", "1"), ("p2", "y", "a", "0"))
+    corpus = PairsSource(path="t.csv", columns={"post_id": "group"}).load(tmp_path)
+    assert corpus.post_ids == corpus.groups == ("p1", "p2")
+    assert "there is no column group, so each post is its own group" in corpus.notes
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"evidence": {"a": "why"}}, "evidence is for wide tables: give criteria, too"),
+        ({"criteria": {"a": ""}, "evidence": {"b": "why"}}, "evidence names 'b', which is not among the criteria"),
+        ({"criteria": {"a": ""}, "columns": {"label": "x"}}, "columns names label, which a wide table"),
+        ({"columns": {"post": "x", "group": "x"}}, "column 'x' is given for post and for group; a column is one thing"),
+        ({"columns": {"group": "label"}}, "column 'label' is given for label and for group"),
+        ({"criteria": {"post": ""}}, "column 'post' is given for post and for criterion 'post'"),
+        (
+            {"criteria": {"a": "", "b": ""}, "evidence": {"a": "b"}},
+            "column 'b' is given for criterion 'b' and for the evidence of 'a'",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other(settings, expected):
+    with pytest.raises(ConfigError) as refused:
+        PairsSource(path="t.csv", **settings)
+    assert str(refused.value).startswith(expected)
+
+
+def test_a_source_with_settings_is_hashable():
+    one, other = (PairsSource(path="t.csv", columns={"post": "x"}) for _ in range(2))
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one != PairsSource(path="t.csv", columns={"post": "y"})
+
+
 GOOD = ("p1", SECRET, "a", "1")
 
 
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        ([GOOD, ("p2", SECRET, "a", "maybe")], ["row 3: label is 'maybe'; allowed are 0 and 1"]),
+        ([GOOD, ("p2", SECRET, "a", "maybe")], ["row 3: label is 'maybe'; allowed are 0 and 1, or no and yes"]),
         ([GOOD, ("p2", SECRET, "a", "")], ["row 3: label is empty; allowed"]),
         ([GOOD, ("p2", SECRET, "a", SECRET)], ["row 3: label is a text of 16 characters; allowed"]),
         ([GOOD, ("p2", SECRET, "a", "2")], ["row 3: label is '2'"]),
@@ -80,7 +146,7 @@ GOOD = ("p1", SECRET, "a", "1")
         ([("p1", SECRET)], ["1 mistake: row 2: it has 2 cells"]),
         ([], ["it has no rows below the header"]),
         (
-            [("p1", SECRET, "a", "no"), ("p1", "x", "a", "1"), ("", "y", "a", "1"), ("p3",)],
+            [("p1", SECRET, "a", "?"), ("p1", "x", "a", "1"), ("", "y", "a", "1"), ("p3",)],
             ["4 mistakes", "row 2: label", "row 3: the text", "row 4: post_id", "row 5: it has 1 cells"],
         ),
     ],
@@ -130,7 +196,7 @@ def test_problems_of_the_table_and_of_the_pairs_are_reported_together(tmp_path):
         pairs(tmp_path, ("p1", "x", "a"), ("p2", "y", "a", "maybe"))
     assert refused.value.problems == (
         "row 2: it has 3 cells, but the header has 4",
-        "row 3: label is 'maybe'; allowed are 0 and 1",
+        "row 3: label is 'maybe'; allowed are 0 and 1, or no and yes",
     )
 
 

@@ -67,7 +67,7 @@ def test_mistakes_in_both_files_are_reported_together_and_without_text(tmp_path)
         *ANNOTATIONS,
         ("s_7_1", "", SECRET, "SLEEP_ISSUE", "1", ""),
         ("s_0_0", "", SECRET, "FATIGUE", "1", ""),
-        ("s_7_1", "", SECRET, "FATIGUE", "yes", ""),
+        ("s_7_1", "", SECRET, "FATIGUE", "maybe", ""),
         ("s_7_1", "", SECRET, "zzz", "1", ""),
         ("s_7_1", ""),
     )
@@ -79,7 +79,7 @@ def test_mistakes_in_both_files_are_reported_together_and_without_text(tmp_path)
         "redsm5_posts.csv: row 7: post_id is empty",
         "redsm5_annotations.csv: row 5: symptom 'SLEEP_ISSUE' is unknown; did you mean SLEEP_ISSUES?",
         "redsm5_annotations.csv: row 6: post 's_0_0' is not among the posts",
-        "redsm5_annotations.csv: row 7: status is 'yes'; allowed are 0 and 1",
+        "redsm5_annotations.csv: row 7: status is 'maybe'; allowed are 0 and 1, or no and yes",
         "redsm5_annotations.csv: row 8: symptom 'zzz' is unknown; allowed: "
         + ", ".join(item.name.upper() for item in DEPRESSION),
         "redsm5_annotations.csv: row 9: it has 2 cells, but the header has 6",

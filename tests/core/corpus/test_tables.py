@@ -61,6 +61,21 @@ def test_only_requested_columns_are_read_in_the_requested_order(tmp_path):
     assert table.rows[0].cells == {"a": "1", "b": "2", "c": "3"}
 
 
+def test_every_column_with_a_name_of_its_own_can_be_read(tmp_path):
+    path = write_csv(tmp_path / "t.csv", ("c", "", "a", "twice", "twice"), ("3", "2", "1", "4", "5"))
+    assert read_table(path, ("a",), None).rows[0].cells == {"a": "1", "c": "3"}
+    columns = {"a": ["x"], "nested": [["x"]], "bytes": [b"x"], "kind": pa.array(["k"]).dictionary_encode()}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    table = read_table(tmp_path / "t.parquet", (), None)
+    assert table.rows[0].cells == {"a": "x", "kind": "k"}
+    assert table.problems == ()
+
+
+def test_another_separator_is_named_where_every_column_is_read(tmp_path):
+    (problem,) = refused(write_csv(tmp_path / "t.csv", ("id;text",), ("1;x",)), (), None).problems
+    assert problem == "its cells seem to be separated by ';', not by ','"
+
+
 def test_indexing_a_row_strips_the_cell_and_cells_does_not(tmp_path):
     (row,) = read_table(write_csv(tmp_path / "t.csv", (" a ", "b"), ("  x\n", "y")), ("a",)).rows
     assert row["a"] == "x"
@@ -240,7 +255,21 @@ def test_a_table_can_be_read_while_the_error_of_another_is_handled(tmp_path):
 
 @pytest.mark.parametrize(
     ("cell", "label"),
-    [("0", 0), ("1", 1), (" 1 ", 1), ("0.0", 0), ("1.0", 1), ("TRUE", 1), ("False", 0)],
+    [
+        ("0", 0),
+        ("1", 1),
+        (" 1 ", 1),
+        ("0.0", 0),
+        ("1.0", 1),
+        ("TRUE", 1),
+        ("False", 0),
+        ("Yes", 1),
+        ("NO", 0),
+        ("y", 1),
+        ("n", 0),
+        ("t", 1),
+        ("f", 0),
+    ],
 )
 def test_labels_are_parsed(cell, label):
     problems = []
@@ -255,7 +284,7 @@ def test_labels_are_parsed(cell, label):
 def test_cells_that_are_not_a_label_are_reported(cell, shown):
     problems = ["an earlier one"]
     assert parse_label(Row(7, {"label": cell}), "label", problems) is None
-    assert problems[1:] == [f"row 7: label is {shown}; allowed are 0 and 1"]
+    assert problems[1:] == [f"row 7: label is {shown}; allowed are 0 and 1, or no and yes"]
 
 
 @pytest.mark.parametrize(

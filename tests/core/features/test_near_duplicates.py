@@ -6,7 +6,7 @@ from corpora import planted, unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_evidence.core.features.retrieval import NOTHING, ChunkIndex, near_duplicates
+from sparse_evidence.core.features.retrieval import NOTHING, ChunkIndex, NearDuplicate, merge_groups, near_duplicates
 
 
 @st.composite
@@ -56,6 +56,33 @@ def test_a_post_whose_chunks_cancel_out_is_like_no_other():
     embeddings = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], dtype=np.float32)
     pairs = near_duplicates(embeddings, np.array([0, 2, 3, 4]), ["a", "b", "c"])
     assert [(pair.first, pair.second) for pair in pairs] == [(1, 2)]
+
+
+def test_groups_that_share_near_duplicates_become_one():
+    groups = ["d", "c", "b", "a", "e", "d"]
+    assert merge_groups(groups, []) == tuple(groups)
+    chain = [NearDuplicate(2, 3, 0.99), NearDuplicate(1, 2, 0.99)]
+    assert merge_groups(groups, chain) == ("d", "c", "c", "c", "e", "d")
+    assert merge_groups(groups, [*chain, NearDuplicate(3, 5, 1.0)]) == ("d", "d", "d", "d", "e", "d")
+
+
+@settings(deadline=None)
+@given(corpora(), st.randoms())
+def test_merged_groups_share_no_near_duplicates_and_stay_whole(corpus, order):
+    embeddings, offsets, groups = corpus
+    pairs = near_duplicates(embeddings, offsets, groups)
+    merged = merge_groups(groups, pairs)
+    assert near_duplicates(embeddings, offsets, merged) == []
+    assert len(set(zip(groups, merged, strict=True))) == len(set(groups))  # no group is split
+    assert set(merged) <= set(groups)
+    joined = [set(part) for part in {(groups[pair.first], groups[pair.second]) for pair in pairs}]
+    while any(a & b for a in joined for b in joined if a is not b):  # components, the slow way
+        a, b = next((a, b) for a in joined for b in joined if a is not b and a & b)
+        joined = [part for part in joined if part is not a and part is not b] + [a | b]
+    alone = set(groups) - set().union(*joined)
+    assert len(set(merged)) == len(joined) + len(alone)
+    shuffled = order.sample(pairs, len(pairs))
+    assert merge_groups(groups, shuffled) == merged
 
 
 @settings(deadline=None, max_examples=30)

@@ -8,10 +8,12 @@ from itertools import accumulate, chain
 from pathlib import Path
 
 import pytest
+from csv_files import write_csv
 from tiny import task
 
 from sparse_evidence.hpo.results import plan
 from sparse_evidence.hpo.results.plan import make_plan, plan_task, probe_epoch
+from sparse_evidence.hpo.running.task import load_task
 from sparse_evidence.hpo.study.definition import load
 
 
@@ -77,7 +79,7 @@ def test_the_estimate_reaches_from_every_trial_stopping_early_to_none(tmp_path):
 
 def test_near_duplicates_of_different_groups_are_named_by_their_ids(tmp_path):
     data = task(tmp_path)
-    assert plan_task(data).near_duplicates == plan.NearDuplicates(0, ())
+    assert plan_task(data).near_duplicates == plan.NearDuplicates(0, 0, 0, ())
     groups = data.corpus.groups
     other = next(post for post in range(60) if groups[post] != groups[0])
     same = next(post for post in range(1, 60) if groups[post] == groups[0])
@@ -89,8 +91,61 @@ def test_near_duplicates_of_different_groups_are_named_by_their_ids(tmp_path):
     duplicates = plan_task(copied).near_duplicates
     ids = data.corpus.post_ids
     expected = {tuple(sorted((0, other))), tuple(sorted((other, same)))}
-    assert duplicates.pairs == 2
+    assert (duplicates.pairs, duplicates.affected, duplicates.groups) == (2, 3, 2)
     assert set(duplicates.posts) == {(ids[first], ids[second]) for first, second in expected}
+
+
+MERGED = """
+[data]
+source = "pairs"
+path = "posts.csv"
+[data.criteria]
+noise = "Is bothered by noise."
+[split]
+folds = 2
+holdout = 0.0
+{merge}
+[model]
+name = "retrieval"
+"""
+
+
+@pytest.mark.slow
+def test_groups_that_share_near_duplicates_can_be_merged(tmp_path):
+    """Real text: the second author has copied a post of the first, and changed a word."""
+    places = (
+        "the river",
+        "the harbour",
+        "an old mill",
+        "the market",
+        "the town hall",
+        "a bakery",
+        "a school",
+        "a wood",
+    )
+    rows = [
+        [f"p{n}", f"u{n}", f"We live near {place}. The flat has {n} rooms and a stove. Drums wake us at night.", n % 2]
+        for n, place in enumerate(places)
+    ]
+    rows.append(["copy", "u8", rows[0][2].replace("a stove", "one stove"), 0])
+    write_csv(tmp_path / "posts.csv", ("post_id", "group", "post", "noise"), *rows)
+    for merge in ("", "merge_near_duplicates = true"):
+        (tmp_path / "study.toml").write_text(MERGED.format(merge=merge), encoding="utf-8")
+        task = load_task(load(tmp_path / "study.toml", environ={}))
+        planned = plan_task(task)
+        if not merge:
+            assert planned.near_duplicates == plan.NearDuplicates(1, 2, 2, (("p0", "copy"),))
+            assert planned.groups == 9
+            apart = task.identity()
+            continue
+        assert planned.near_duplicates == plan.NearDuplicates(0, 0, 0, ())
+        assert planned.groups == 8
+        assert planned.notes[-1] == (
+            "merge_near_duplicates: 2 posts are near-duplicates of a post of another group (p0 and copy); 9 groups "
+            "became 8"
+        )
+        assert task.folds.assignment[0] == task.folds.assignment[8]
+        assert {key for key, value in task.identity().items() if value != apart[key]} >= {"definition", "data_sha256"}
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def planned(folds: int = 5, **changed: object) -> Plan:
             Parameter("training.accumulation_steps", "training", "accumulation_steps", Choices((1, 2, 4), 1)),
             Parameter("loss.gamma", "loss", "gamma", Range(0.0, 4.0), {"loss": ("focal",)}),
         ),
-        "near_duplicates": NearDuplicates(0, ()), "notes": ("3 rows were repeated",),
+        "near_duplicates": NearDuplicates(0, 0, 0, ()), "notes": ("3 rows were repeated",),
     }  # fmt: skip
     return Plan(**{**values, **changed})
 
@@ -84,12 +84,16 @@ def test_a_plan_says_what_the_study_is_and_costs():
 
 
 def test_a_plan_names_near_duplicates_by_id():
-    assert "near-duplicate" not in drawn(tables.plan_table(planned()))
-    one = unwrapped(drawn(tables.plan_table(planned(near_duplicates=NearDuplicates(1, (("p3", "p9"),))))))
-    assert "note: 1 pair of near-duplicate posts is in different groups (p3 and p9): give" in one
+    assert "near-duplicates none in different groups" in unwrapped(drawn(tables.plan_table(planned())))
+    duplicates = NearDuplicates(1, 2, 2, (("p[3]", "p9"),))
+    one = unwrapped(drawn(tables.plan_table(planned(near_duplicates=duplicates))))
+    assert "near-duplicates 1 pair in different groups, 2 posts of 2 groups (p[3] and p9): folds may" in one
+    assert "merge_near_duplicates = true in [split] makes such groups one" in one
     pairs = tuple((f"p{number}", f"q{number}") for number in range(20))
-    many = unwrapped(drawn(tables.plan_table(planned(near_duplicates=NearDuplicates(1234, pairs)))))
-    assert "1,234 pairs of near-duplicate posts are in different groups (p0 and q0, p1 and q1, p2 and q2, …)" in many
+    many = unwrapped(drawn(tables.plan_table(planned(near_duplicates=NearDuplicates(1234, 1500, 7, pairs)))))
+    assert (
+        "1,234 pairs in different groups, 1,500 posts of 7 groups (p0 and q0, p1 and q1, p2 and q2, …): folds" in many
+    )
 
 
 def test_embeddings_that_were_computed_are_counted():

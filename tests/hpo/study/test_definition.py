@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "studies").glob("*.toml"))
 DATA = '[data]\nsource = "editorials"\n'
 MODEL = '[model]\nname = "iris"\n'
+PAIRS = '[data]\nsource = "pairs"\npath = "a.csv"\n'
 
 
 def written(folder: Path, text: str, name: str = "study.toml") -> Path:
@@ -239,6 +240,19 @@ FILES = [
         ["[service] grace_seconds: 20.0 seconds of grace must exceed the"],
     ),
     (DATA + MODEL + "[service]\nmax_attempts = 0", ["[service] max_attempts: 0 is not allowed"]),
+    (
+        PAIRS + 'columns = { psot = "body", post_id = 3 }\n' + MODEL,
+        ["[data] columns: psot is unknown, did you mean post?", "[data] columns: post_id = 3 is not text, give it in"],
+    ),
+    (PAIRS + 'columns = "body"\n' + MODEL, ['[data] columns: "body" is text, give a table of texts, such as { name =']),
+    (
+        PAIRS + "[data.criteria]\nlow = 3\n" + MODEL,
+        ["[data] criteria: low = 3 is not text, give it in quotes"],
+    ),
+    (
+        PAIRS + '[data.evidence]\nsad = "why"\n' + MODEL,
+        ["[data] evidence is for wide tables: give criteria, too, or name the column with columns = { evidence"],
+    ),
     ("loss = []\n" + DATA + MODEL, ["[[loss]]: the list is empty, give at least one table with a name"]),
     ('loss = "bce"\n' + DATA + MODEL, ['[loss]: "bce" is not a table, write [loss] on a line and its keys below']),
     (
@@ -445,6 +459,37 @@ def test_different_studies_have_different_hashes(tmp_path, text):
     assert differences(first.canonical(), second.canonical())
 
 
+WIDE = {
+    "merged groups": (DATA, "", "[split]\nmerge_near_duplicates = true\n"),
+    "columns": (PAIRS, 'columns = { post = "body" }\n', ""),
+    "criteria": (PAIRS, '[data.criteria]\nlow = "Feels low."\nchoices = "Has choices."\n', ""),
+    "evidence": (PAIRS, 'criteria = { low = "" }\nevidence = { low = "why" }\n', ""),
+}
+
+
+@pytest.mark.parametrize(("data", "line", "more"), WIDE.values(), ids=WIDE)
+def test_newer_settings_are_part_of_the_identity_only_where_they_are_used(tmp_path, data, line, more):
+    before, after = define(tmp_path, data + MODEL), define(tmp_path, data + line + MODEL + more)
+    assert before.canonical()["split"].keys() == {"folds", "stages", "holdout", "seed"}
+    if data == PAIRS:
+        assert before.canonical()["data"] == {"source": "pairs", "path": "a.csv"}
+    assert before.sha256() != after.sha256()
+    assert differences(after.canonical(), before.canonical())
+    off = data + ("columns = {}\ncriteria = {}\n" if data == PAIRS else "") + MODEL
+    assert define(tmp_path, off + "[split]\nmerge_near_duplicates = false\n").sha256() == before.sha256()
+    schema = jsonschema.Draft202012Validator(json_schema())
+    schema.validate(tomllib.loads(data + line + MODEL + more))
+
+
+def test_the_order_of_criteria_is_part_of_the_identity_and_that_of_columns_is_not(tmp_path):
+    def hashed(key: str, *pairs: str) -> str:
+        return define(tmp_path, f"{PAIRS}{key} = {{ {', '.join(pairs)} }}\n{MODEL}").sha256()
+
+    columns, criteria = ('post = "a"', 'group = "b"'), ('sad = "a"', 'angry = "b"')
+    assert hashed("columns", *columns) == hashed("columns", *columns[::-1])
+    assert hashed("criteria", *criteria) != hashed("criteria", *criteria[::-1])
+
+
 def test_the_hash_does_not_depend_on_the_folder(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     assert define(tmp_path, FULL).sha256() == define(tmp_path / "elsewhere", FULL).sha256()
@@ -503,6 +548,7 @@ RELATIONS = (
     "add up to",
     "must exceed",
     "given twice",
+    "is for wide tables",
 )
 """Mistakes in values that are valid, each alone: a schema cannot compare two values."""
 

@@ -57,6 +57,29 @@ def test_a_study_of_a_users_table(tmp_path):
     jsonschema.Draft202012Validator(json_schema()).validate(tomllib.loads(text))
 
 
+def test_a_study_of_a_wide_table(tmp_path):
+    path = tmp_path / "wide.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "body", "author", "low mood", "anger", "anger_evidence", "stars"])
+        for number in range(40):
+            shown = "Secret sentence" if number % 3 == 0 else ""
+            post = f"Secret sentence {number}. Another one follows."
+            writer.writerow(
+                [number, post, f"u{number // 2}", number % 4 == 0, ["no", "yes"][bool(shown)], shown, number % 5]
+            )
+    text, definition = written(path, tmp_path / "wide.toml")
+    assert definition.data.columns == {"post_id": "id", "post": "body", "group": "author"}
+    assert definition.data.criteria == {"low mood": "low mood", "anger": "anger"}
+    assert definition.data.evidence == {"anger": "anger_evidence"}
+    corpus = definition.data.load(tmp_path)
+    assert (len(corpus), len(set(corpus.groups)), corpus.positives.tolist()) == (40, 20, [10, 14])
+    assert len(corpus.evidence) == 14
+    assert "# columns that are not read: stars\n" in text
+    assert "Secret" not in text
+    jsonschema.Draft202012Validator(json_schema()).validate(tomllib.loads(text))
+
+
 def test_the_path_is_relative_to_the_study_file(tmp_path):
     (tmp_path / "studies").mkdir()
     _, definition = written(table(tmp_path / "posts.csv"), tmp_path / "studies" / "a.toml")
@@ -82,7 +105,7 @@ def test_too_few_positive_posts_are_an_error(tmp_path):
 
 def test_mistakes_in_the_table_are_reported(tmp_path):
     path = tmp_path / "posts.csv"
-    path.write_text("post_id,post,criterion,label\np1,Text.,anger,yes\np2,,anger,1\n", encoding="utf-8")
+    path.write_text("post_id,post,criterion,label\np1,Text.,anger,maybe\np2,,anger,1\n", encoding="utf-8")
     with pytest.raises(DataError) as caught:
         study_template(path, tmp_path / "a.toml")
     assert len(caught.value.problems) == 2

@@ -1,0 +1,50 @@
+"""What the columns of a user's table can hold, and the names under which they are recognised."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+Field = Literal["post_id", "post", "criterion", "label", "criterion_text", "group", "evidence"]
+"""What a column holds; also its name in the file, unless the setting `columns` says another."""
+
+REQUIRED: tuple[Field, ...] = ("post_id", "post", "criterion", "label")
+"""What a table with one row per post and criterion must have."""
+WIDE: tuple[Field, ...] = ("post_id", "post", "group")
+"""What a wide table, with one row per post, can have besides its criteria."""
+
+ALIASES: dict[Field, tuple[str, ...]] = {
+    "post_id": (
+        "id", "postid", "doc_id", "document_id", "text_id", "message_id", "comment_id", "tweet_id", "note_id",
+        "submission_id", "entry_id",
+    ),
+    "post": (
+        "text", "body", "content", "message", "document", "comment", "tweet", "note", "selftext", "review", "entry",
+        "post_text", "full_text",
+    ),
+    "criterion": ("criteria", "criterion_name", "symptom", "category", "aspect", "code"),
+    "label": ("labels", "target", "annotation", "answer", "gold", "status", "class", "y"),
+    "criterion_text": ("criterion_description", "description", "definition", "question"),
+    "group": (
+        "group_id", "author", "author_id", "user", "user_id", "username", "user_name", "writer", "patient",
+        "patient_id", "subject_id", "participant", "participant_id", "person", "person_id", "speaker",
+    ),
+    "evidence": ("evidence_text", "passage", "rationale", "highlight", "quote", "span_text", "sentence_text"),
+}  # fmt: skip
+"""Other names of each field, in the form that `normal` gives."""
+
+
+def normal(name: str) -> str:
+    """Return a column's name in lower case with underscores: `Author ID` and `authorId` become `author_id`."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
+    return re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")
+
+
+def candidates(names: Sequence[str], field: Field) -> list[str]:
+    """Return the columns that could hold a field, going by their names alone.
+
+    A column that has the field's own name is the only candidate.
+    """
+    same = [name for name in names if name == str(field)] or [name for name in names if normal(name) == field]
+    return same[:1] or [name for name in names if normal(name) in ALIASES[field]]
