@@ -142,8 +142,8 @@ def _result_rows(best: BestResult) -> list[tuple[str, str]]:
     confirmed, ensemble = best["confirmed"], best["ensemble"]
     rows = [("winner", best["reason"])]
     of = "" if confirmed is not None else ", the ensemble's"
-    for key in ("over_baseline", "over_default"):
-        gain = (confirmed or ensemble or {}).get(key)
+    found = confirmed or ensemble or {}
+    for gain in (found.get("over_baseline"), *found.get("over_others", ()), found.get("over_default")):
         if gain is not None:
             name = BASELINE_NAMES.get(gain["name"], gain["name"])
             rows.append((f"gain over {name}", f"{estimate_text(*better_by(best['metric'], gain))}{of}"))

@@ -230,6 +230,9 @@ def _confirmed(confirm: Confirming, task: StudyTask) -> dict[str, Any]:
         "reason": f"{reason}; {named}" if named else reason,
         "over_default": _gain(scores, winner, "default"),
         "over_baseline": _gain(scores, winner, baseline),
+        "over_others": [
+            gain for name in baselines if name != baseline and (gain := _gain(scores, winner, name)) is not None
+        ],
     }
 
 

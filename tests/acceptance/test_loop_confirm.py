@@ -87,6 +87,11 @@ def test_a_study_is_confirmed(undisturbed: tuple[Any, ...]) -> None:
     assert set(ensemble["members"]) == {0, 1, 2, 3}
     assert set(confirmed["scores"]) >= {"ensemble", "default", "linear"}
     assert confirmed["winner"] in confirmed["scores"]
+    winner = confirmed["scores"][confirmed["winner"]]["mean"]
+    gains = [gain for gain in (confirmed["over_baseline"], *confirmed["over_others"]) if gain is not None]
+    assert {gain["name"] for gain in gains} | {confirmed["winner"]} >= {"linear", "retrieval", "zero_shot"}
+    for gain in gains:
+        assert gain["value"] == pytest.approx(winner - confirmed["scores"][gain["name"]]["mean"])
     assert (confirmed["study"], confirmed["finished"], confirmed["splits"]) == (CHILD, 4, 2)
 
 

@@ -121,6 +121,7 @@ def confirmed(winner: str | None, **means: float) -> dict[str, Any]:
         "study": "tiny/confirm", "finished": 3, "splits": 1, "members": [2, 0, 2, 2], "winner": winner, "reason": "why",
         "scores": {name: {"mean": mean, "interval": None, "splits": [mean]} for name, mean in means.items()},
         "over_default": None, "over_baseline": {"name": "linear", "value": 0.1, "interval": None},
+        "over_others": [{"name": "zero_shot", "value": 0.2, "interval": None}],
     }  # fmt: skip
 
 

@@ -144,6 +144,7 @@ def confirmed(**changed: object) -> dict[str, object]:
         "scores": {name: {"mean": mean, "interval": [mean - 0.04, mean + 0.04]} for name, mean in means.items()},
         "over_default": {"name": "default", "value": 0.0757, "interval": [0.05, 0.1]},
         "over_baseline": {"name": "retrieval", "value": 0.0578, "interval": [0.02, 0.08]},
+        "over_others": [{"name": "linear", "value": 0.0659, "interval": [0.03, 0.1]}],
     } | changed  # fmt: skip
 
 
@@ -194,7 +195,11 @@ def test_a_confirmed_result_shows_both_values_of_everything():
     assert row(text, "default configuration") == "default configuration 0.443 0.443 0.403 to 0.483"
     assert row(text, "zero-shot baseline") == "zero-shot baseline 0.438"  # not scored on fresh splits
     assert row(text, "chance") == "chance 0.241 0.241"
-    for expected in ("trained again on 4 fresh splits", "gain over retrieval 0.058 (95 % interval 0.020 to 0.080)"):
+    for expected in (
+        "trained again on 4 fresh splits",
+        "gain over retrieval 0.058 (95 % interval 0.020 to 0.080)",
+        "gain over linear 0.066 (95 % interval 0.030 to 0.100)",
+    ):
         assert expected in unwrapped(text)
     assert "the ensemble's" not in text
 
