@@ -136,12 +136,13 @@ class Judge:
     Args:
         ground: the posts.
         seed: seed of the split, of weights, and of the parts of the test set.
+        folds: the split itself; default: a fresh one.
     """
 
-    def __init__(self, ground: Ground, seed: int) -> None:
+    def __init__(self, ground: Ground, seed: int, *, folds: Folds | None = None) -> None:
         self._ground, self._seed = ground, seed
         task, test = ground.task, ground.test
-        split = fresh_folds(task.corpus, task.folds, seed)
+        split = folds or fresh_folds(task.corpus, task.folds, seed)
         posts, extra = len(task.corpus), 0 if test is None else len(test.labels)
         self.folds = Folds(np.pad(split.assignment, (0, extra), constant_values=-1), split.count)
         self.sizes = [len(split.validation(fold)) for fold in range(split.count)]
@@ -151,8 +152,13 @@ class Judge:
         ]
         """The posts that judge each fold's model."""
 
-    def train(self, member: Member) -> Judged:
-        """Train the folds for exactly as many epochs as the member says, and predict the posts that judge them."""
+    def train(self, member: Member, *, seed: int | None = None) -> Judged:
+        """Train the folds for exactly as many epochs as the member says, and predict the posts that judge them.
+
+        Args:
+            member: the configuration.
+            seed: of its weights; default: one of this split and the member's number.
+        """
         cv = CrossValidation(
             self._ground.features(member.candidate.model),
             self.folds,
@@ -160,7 +166,7 @@ class Judge:
             stages=(self.folds.count,),
             metric=METRIC,
             criteria=self._ground.task.criteria,
-            seed=stable_seed(self._seed, "trial", member.number),
+            seed=stable_seed(self._seed, "trial", member.number) if seed is None else seed,
             fixed_epochs=member.epochs,
         )
         for _ in cv.epochs():

@@ -370,7 +370,8 @@ def measure() -> dict[str, float]:
         return summarise(read_lines([out]))
 
 
-def _range(text: str) -> range:
+def number_range(text: str) -> range:
+    """The numbers that `3` or `0..19` means."""
     first, _, last = text.partition("..")
     return range(int(first), int(last or first) + 1)
 
@@ -378,7 +379,7 @@ def _range(text: str) -> range:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.worth")
     parser.add_argument("corpora", nargs="*", metavar="CORPUS", help=f"of {', '.join(cases.CORPORA)}; default: all")
-    parser.add_argument("--repeats", type=_range, default=REPEATS, metavar="A..B", help="both included")
+    parser.add_argument("--repeats", type=number_range, default=REPEATS, metavar="A..B", help="both included")
     parser.add_argument("--jobs", type=int, default=1, help="repeats at a time")
     parser.add_argument("--workers", type=int, default=2, help="processes of each search")
     parser.add_argument("--trials", type=int, default=TRIALS)

@@ -141,30 +141,33 @@ def choose_best(scorer: Scorer, predictions: Sequence[Logits], folds: Sequence[i
     return [_ranking(scorer, predictions, folds)[0]]
 
 
-def choose_members(scorer: Scorer, predictions: Sequence[Logits], folds: Sequence[int]) -> list[int]:
-    """The members of the ensemble: `PICKS` times the trial that improves the mean logit most.
+def choose_members(
+    scorer: Scorer, predictions: Sequence[Logits], folds: Sequence[int], *, pool: int = POOL, picks: int = PICKS
+) -> list[int]:
+    """The members of the ensemble: `picks` times the trial that improves the mean logit most.
 
-    Greedy forward selection with replacement (Caruana, Niculescu-Mizil, Crew, Ksikes, ICML 2004) among the best `POOL`
-    trials. A trial that is picked more often weighs more. On four corpora with a thousand test posts each it was worth
-    more than the plain averages of the best 3 to 20 trials, and of the best of every model.
+    Greedy forward selection with replacement (Caruana, Niculescu-Mizil, Crew, Ksikes, ICML 2004) among the best `pool`
+    trials. A trial that is picked more often weighs more. `benchmarks.choices` compares it with other rules.
 
     Args:
         scorer: scores predictions.
         predictions: of each trial, `[posts, criteria]`; all predict the posts of `folds`.
         folds: the folds to choose by.
+        pool: how many of the best trials may be picked.
+        picks: how many are picked.
 
     Returns:
-        Indices of `predictions`, `PICKS` of them, in the order of the picks.
+        Indices of `predictions`, `picks` of them, in the order of the picks.
     """
-    pool = _ranking(scorer, predictions, folds)[:POOL]
-    logits = np.stack([np.asarray(predictions[index], dtype=np.float64) for index in pool])
+    best = _ranking(scorer, predictions, folds)[:pool]
+    logits = np.stack([np.asarray(predictions[index], dtype=np.float64) for index in best])
     total = np.zeros_like(logits[0])
     picked: list[int] = []
-    for count in range(1, PICKS + 1):
+    for count in range(1, picks + 1):
         values = scorer.values((total + logits) / count, folds)
         picked.append(int(np.argmax(scorer.signed(values))))
         total += logits[picked[-1]]
-    return [pool[place] for place in picked]
+    return [best[place] for place in picked]
 
 
 def _ranking(scorer: Scorer, predictions: Sequence[Logits], folds: Sequence[int]) -> list[int]:
