@@ -41,7 +41,7 @@ VERBS = {
     },
     "confirm": {"STUDY", "--workers", "--leaders", "--splits", "--storage"},
     "status": {"STUDY", "--storage", "--json"},
-    "export": {"STUDY", "--out", "-o", "--storage"},
+    "export": {"STUDY", "--out", "-o", "--mlflow", "--mlflow-trials", "--model", "--storage"},
     "dashboard": {"STUDY", "--host", "--port", "--allow-changes", "--storage"},
 }
 """Scripts depend on these: remove none, and document new ones in the README and the CHANGELOG."""
