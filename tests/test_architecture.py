@@ -132,6 +132,12 @@ def test_one_module_has_the_statements_on_each_of_our_tables(table, module):
     assert modules == [module]
 
 
+def test_one_module_decides_what_goes_to_mlflow():
+    imports = re.compile(r"^\s*(from|import) mlflow\b", re.MULTILINE)
+    modules = [path.name for path in FILES if imports.search(path.read_text(encoding="utf-8"))]
+    assert modules == ["tracking.py"]
+
+
 # --- the command line -------------------------------------------------------------------------------------------------
 
 

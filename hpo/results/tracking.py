@@ -10,6 +10,7 @@ handed to MLflow as its own environment variables.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from sparse_evidence.core.errors import UserError
+from sparse_evidence.core.fitted import load_model
 
 from .. import DISTRIBUTION
 from ..database import record
@@ -29,7 +31,6 @@ from ..database.connection import engine_of, try_export_lock
 from ..database.optuna_storage import study_id
 from ..errors import StorageError
 from . import tracked
-from .best import write_json
 from .tracked import milliseconds
 
 if TYPE_CHECKING:
@@ -154,8 +155,8 @@ def check(uri: str | None, model: Path | None = None) -> SplitResult:
             "the address of the MLflow server must be http://HOST:PORT or https://HOST:PORT; for files of your own, "
             "start `mlflow server` and name http://127.0.0.1:5000"
         )
-    if model is not None and not (model.is_dir() and any(model.iterdir())):
-        raise UserError(f"{model} is not a folder with a fitted model; name one with --model")
+    if model is not None:
+        load_model(model)
     return address
 
 
@@ -291,7 +292,8 @@ def _files_of(here: _Experiment, run: str, path: str) -> set[str]:
 
 def _write_artifacts(here: _Experiment, run: str, study: Study, best: BestResult, model: Path | None) -> None:
     with TemporaryDirectory() as folder:
-        write_json(best, Path(folder) / "best.json")
+        text = json.dumps(best, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+        (Path(folder) / "best.json").write_text(text + "\n", encoding="utf-8")
         packed = tracked.pack_predictions(study, best)
         if packed is not None:
             (Path(folder) / "predictions.safetensors").write_bytes(packed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,7 +25,22 @@ from safetensors.numpy import load_file
 from tiny import task
 from waiting import until
 
+from sparse_evidence.core.config import (
+    DEFAULT_ENCODER,
+    BCEConfig,
+    CandidateConfig,
+    ChunksConfig,
+    LinearConfig,
+    TrainingConfig,
+)
+from sparse_evidence.core.corpus.synthetic import SyntheticSource
 from sparse_evidence.core.errors import UserError
+from sparse_evidence.core.features.chunks import chunk
+from sparse_evidence.core.features.encoders import locate
+from sparse_evidence.core.features.views import embed_corpus
+from sparse_evidence.core.fitted import Recipe, fit, load_model, save_model
+from sparse_evidence.core.fitted.fitting import Ground
+from sparse_evidence.core.splits import kfold
 from sparse_evidence.hpo.cli import app
 from sparse_evidence.hpo.database import predictions, record
 from sparse_evidence.hpo.database.connection import engine_of, open_storage, try_export_lock
@@ -107,6 +123,20 @@ def study(trained: str, request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     engine_of(opened).dispose()
 
 
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a fitted model."""
+    corpus = SyntheticSource(posts=60, criteria=2, sentences_mean=3).load(tmp_path_factory.mktemp("data"))
+    encoder, chunks = locate(DEFAULT_ENCODER), ChunksConfig()
+    view = embed_corpus(corpus, chunk(corpus.posts, chunks), encoder)[0]
+    folds = kfold(corpus.groups, corpus.labels, 2, 0, criteria=[criterion.name for criterion in corpus.criteria])
+    ground = Ground(corpus, folds, chunks, lambda _: view, {DEFAULT_ENCODER: encoder}, METRIC)
+    recipe = Recipe(CandidateConfig(LinearConfig(), TrainingConfig(), BCEConfig()), 7, 1, 1.0, trial=0)
+    folder = tmp_path_factory.mktemp("fitted") / "model"
+    save_model(fit([recipe], ground).model, folder, "# A card\n")
+    return folder
+
+
 def runs(tracker: str, experiment: str, *, nested: bool = False) -> list[Any]:
     """The runs that are not deleted: those of studies, or those nested in them."""
     client = mlflow.MlflowClient(tracking_uri=tracker)
@@ -158,20 +188,16 @@ def test_a_study_is_one_run_with_its_value_baselines_gains_and_curves(tracker, s
     assert [point.value for point in history] == pytest.approx(curves.mean(0))
 
 
-def test_best_json_predictions_and_the_model_are_artifacts(tracker, study, tmp_path):
-    model = tmp_path / "model"
-    (model / "members").mkdir(parents=True)
-    (model / "model.json").write_text("{}")
-    (model / "members" / "0.safetensors").write_bytes(b"weights")
+def test_best_json_predictions_and_the_model_are_artifacts(tracker, study, fitted, tmp_path):
     best = best_result(study)
-    found = artifacts(tracker, tracking.export(study, best, tracker, model=model).run, tmp_path / "down")
+    found = artifacts(tracker, tracking.export(study, best, tracker, model=fitted).run, tmp_path / "down")
     files = {path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()}
-    expected = {"best.json", "predictions.safetensors", "model/model.json", "model/members/0.safetensors"}
+    expected = {"best.json", "predictions.safetensors", *(f"model/{path.name}" for path in fitted.iterdir())}
     assert files == expected
     content = json.loads((found / "best.json").read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator(json.loads((ROOT / "studies" / "best.schema.json").read_text())).validate(content)
     assert content == json.loads(json.dumps(best))
-    assert (found / "model" / "members" / "0.safetensors").read_bytes() == b"weights"
+    assert load_model(found / "model").threshold == load_model(fitted).threshold
     arrays, stored = load_file(found / "predictions.safetensors"), predictions.load(study)
     np.testing.assert_array_equal(arrays["trial"], stored[best["trial"]])
     assert best["ensemble"] is not None
@@ -239,15 +265,15 @@ def test_what_mlflow_cannot_change_replaces_the_run(tracker, study, request):
     }
 
 
-def test_a_model_with_fewer_files_leaves_none_behind(tracker, study, tmp_path):
+def test_a_model_with_fewer_files_leaves_none_behind(tracker, study, fitted, tmp_path):
     model = tmp_path / "model"
-    model.mkdir()
-    for name in ("a", "b"):
-        (model / name).write_text(name)
+    shutil.copytree(fitted, model)
+    (model / "plots").mkdir()
+    (model / "plots" / "a").write_text("a")
     tracking.export(study, best_result(study), tracker, model=model)
-    (model / "b").unlink()
+    shutil.rmtree(model / "plots")
     found = artifacts(tracker, tracking.export(study, best_result(study), tracker, model=model).run, tmp_path / "down")
-    assert [path.name for path in (found / "model").iterdir()] == ["a"]
+    assert {path.name for path in (found / "model").iterdir()} == {path.name for path in fitted.iterdir()}
 
 
 def test_two_processes_do_not_export_at_once(tracker, study, trained):
@@ -313,10 +339,14 @@ def test_an_address_that_is_no_server_is_refused_and_not_shown(address):
     assert "s3cret" not in str(raised.value)
 
 
-def test_a_model_must_be_a_folder_with_files(tmp_path):
-    for folder in (tmp_path / "missing", tmp_path):
-        with pytest.raises(UserError, match="is not a folder with a fitted model"):
-            tracking.check("http://127.0.0.1:5000", folder)
+def test_an_altered_model_is_refused(fitted, tmp_path):
+    with pytest.raises(UserError, match="is no fitted model"):
+        tracking.check("http://127.0.0.1:5000", tmp_path)
+    altered = tmp_path / "altered"
+    shutil.copytree(fitted, altered)
+    (altered / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="was altered"):
+        tracking.check("http://127.0.0.1:5000", altered)
 
 
 def test_without_an_address_it_is_asked_for(monkeypatch):
