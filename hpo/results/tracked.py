@@ -20,7 +20,7 @@ from sparse_evidence.core.selection import mean_logits
 
 from ..database import predictions, record
 from .tables import candidates, honest
-from .wording import better_by, metric_text
+from .wording import better_by, count_text, metric_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,7 +96,7 @@ def estimate_kind(best: BestResult) -> str:
     """How the winner's value was estimated, in words."""
     confirmed = best["confirmed"]
     if confirmed is not None:
-        return f"confirmed on {confirmed['splits']} fresh splits"
+        return f"confirmed on {count_text(confirmed['splits'], 'fresh split')}"
     return "corrected for selection, not confirmed" if _winners_value(best) is not None else "none"
 
 

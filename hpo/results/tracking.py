@@ -29,6 +29,7 @@ from .. import DISTRIBUTION
 from ..database import record
 from ..database.connection import engine_of, try_export_lock
 from ..database.optuna_storage import study_id
+from ..database.retry import is_transient
 from ..errors import StorageError
 from . import tracked
 from .tracked import milliseconds
@@ -123,12 +124,19 @@ def export(
 @contextmanager
 def _alone(study: Study) -> Iterator[None]:
     """Let no other process export the study meanwhile: two could each create a run."""
-    with engine_of(study).begin() as connection:
-        if not try_export_lock(connection, study_id(study)):
-            raise UserError(
-                f"another process is writing the study {study.study_name!r} to MLflow; try again when it ends"
-            )
-        yield
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        with engine_of(study).begin() as connection:
+            if not try_export_lock(connection, study_id(study)):
+                raise UserError(
+                    f"another process is writing the study {study.study_name!r} to MLflow; try again when it ends"
+                )
+            yield
+    except SQLAlchemyError as error:  # at the end, if the database went away meanwhile
+        if not is_transient(error):
+            raise
+        raise StorageError from error
 
 
 # --- the address ------------------------------------------------------------------------------------------------------

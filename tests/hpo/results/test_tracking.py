@@ -21,6 +21,7 @@ import jsonschema
 import numpy as np
 import optuna
 import pytest
+import sqlalchemy as sa
 from safetensors.numpy import load_file
 from tiny import task
 from waiting import until
@@ -249,7 +250,7 @@ def test_new_values_go_to_the_same_run(tracker, study, request):
     assert tracking.export(study, best_result(study), tracker).run == first.run
     (run,) = runs(tracker, request.node.name)
     assert (run.data.metrics[METRIC], run.data.metrics[f"{METRIC}.low"]) == (0.45, 0.4)
-    assert run.data.tags["hpo.estimate"] == "confirmed on 1 fresh splits"
+    assert run.data.tags["hpo.estimate"] == "confirmed on 1 fresh split"
 
 
 def test_what_mlflow_cannot_change_replaces_the_run(tracker, study, request):
@@ -283,6 +284,14 @@ def test_two_processes_do_not_export_at_once(tracker, study, trained):
         with pytest.raises(UserError, match="another process is writing"):
             tracking.export(study, best_result(study), tracker)
     engine_of(other).dispose()
+
+
+def test_a_database_that_goes_away_meanwhile_is_a_storage_error(study, trained):
+    other = sa.create_engine(trained, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    holders = "state = 'idle in transaction' AND datname = current_database()"
+    ended = sa.text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {holders}")
+    with pytest.raises(StorageError), tracking._alone(study), other.connect() as connection:
+        assert connection.execute(ended).all() == [(True,)]
 
 
 # ---- the command line, and mistakes ----------------------------------------------------------------------------------
