@@ -16,7 +16,7 @@ class Exit(IntEnum):
     USAGE = 2
     """Wrong usage, or an invalid file."""
     STORAGE = 3
-    """The database is unreachable."""
+    """The database is unreachable, or the MLflow server."""
     REFUSED = 4
     """Data, folds, definition or code differ from those that the study was started with."""
     MEMORY = 75

@@ -41,7 +41,7 @@ VERBS = {
     },
     "confirm": {"STUDY", "--workers", "--leaders", "--splits", "--storage"},
     "status": {"STUDY", "--storage", "--json"},
-    "export": {"STUDY", "--out", "-o", "--storage"},
+    "export": {"STUDY", "--out", "-o", "--mlflow", "--mlflow-trials", "--model", "--storage"},
     "dashboard": {"STUDY", "--host", "--port", "--allow-changes", "--storage"},
 }
 """Scripts depend on these: remove none, and document new ones in the README and the CHANGELOG."""
@@ -130,6 +130,12 @@ def test_one_module_has_the_statements_on_each_of_our_tables(table, module):
     statements = re.compile(rf"\b(FROM|INTO|UPDATE|JOIN|TABLE|EXISTS)\s+{table}\b|to_regclass\('{table}'\)")
     modules = [path.name for path in ROOT.glob("hpo/**/*.py") if statements.search(path.read_text(encoding="utf-8"))]
     assert modules == [module]
+
+
+def test_one_module_decides_what_goes_to_mlflow():
+    imports = re.compile(r"^\s*(from|import) mlflow\b", re.MULTILINE)
+    modules = [path.name for path in FILES if imports.search(path.read_text(encoding="utf-8"))]
+    assert modules == ["tracking.py"]
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

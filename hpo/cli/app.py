@@ -22,12 +22,12 @@ from .. import DISTRIBUTION
 from ..errors import Exit, RefusedError, StorageError, exit_code_of
 from ..running import process
 from . import confirm, dashboard, export, fit, init, run, status, validate, worker
-from .shared import print_error
+from .shared import OptionalAddress, print_error
 
 EXIT_CODES = (
-    "Exit codes: 0 done, 1 failed, 2 wrong usage or an invalid file, 3 database unreachable, 4 refused (data, folds, "
-    "configuration or code differ from what the study was started with), 75 out of memory, 76 stalled (after either, "
-    "start the worker again, as --slots does), 130 interrupted."
+    "Exit codes: 0 done, 1 failed, 2 wrong usage or an invalid file, 3 database (or MLflow server) unreachable, "
+    "4 refused (data, folds, configuration or code differ from what the study was started with), 75 out of memory, "
+    "76 stalled (after either, start the worker again, as --slots does), 130 interrupted."
 )
 
 MAX_LISTED = 20
@@ -46,7 +46,7 @@ app.command(name="run")(run.command)
 app.command(name="worker")(worker.command)
 app.command(name="confirm")(confirm.command)
 app.command(name="status")(status.command)
-app.command(name="export")(export.command)
+app.command(name="export", cls=OptionalAddress)(export.command)
 app.command(name="fit")(fit.command)
 app.command(name="dashboard")(dashboard.command)
 

@@ -1,4 +1,4 @@
-"""`hpo export`: the best parameters as JSON."""
+"""`hpo export`: the best parameters as JSON, and the study as a run of an MLflow server."""
 
 from __future__ import annotations
 
@@ -7,12 +7,29 @@ from typing import Annotated
 
 import typer
 
+from sparse_evidence.core.errors import UserError
+
 from .shared import OUT_HELP, Storage, StudyFile, fast_imports, load_definition, make_console, show
 
 
 def command(
     study: StudyFile,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help=OUT_HELP)] = Path("best.json"),
+    mlflow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[URI]",
+            help="Also write the study to this MLflow server, as one run. Default: env MLFLOW_TRACKING_URI.",
+            show_default=False,
+        ),
+    ] = None,
+    mlflow_trials: Annotated[
+        bool, typer.Option("--mlflow-trials", help="With --mlflow: write every trial too, as a nested run.")
+    ] = False,
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="With --mlflow: store this fitted model with the run.", show_default=False),
+    ] = None,
     storage: Storage = None,
 ) -> None:
     """Write the best parameters as JSON."""
@@ -20,12 +37,21 @@ def command(
 
     definition = load_definition(study)
     best.check_writable(out)
+    if mlflow is None and (mlflow_trials or model is not None):
+        raise UserError("--mlflow-trials and --model say what goes to an MLflow server; name it with --mlflow")
     with fast_imports():
         from ..database.address import storage_url
         from ..database.connection import open_storage
         from ..database.studies import load_study
-        from ..results import tables
+        from ..results import tables, tracking
+    if mlflow is not None:
+        tracking.check(mlflow, model)
     with storage_url(storage, create=False) as url:
-        result = best.best_result(load_study(open_storage(url), definition.name), definition.path, out)
-    best.write_json(result, out)
-    show(make_console(), tables.result_table(result, str(out)))
+        opened = load_study(open_storage(url), definition.name)
+        result = best.best_result(opened, definition.path, out)
+        best.write_json(result, out)
+        console = make_console()
+        show(console, tables.result_table(result, str(out)))
+        if mlflow is not None:
+            written = tracking.export(opened, result, mlflow, trials=mlflow_trials, model=model)
+            console.print(f"MLflow: {written.url}", soft_wrap=True)

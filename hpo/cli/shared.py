@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+import typer.core
 
 from ..running import process
 
@@ -55,6 +56,22 @@ Artifacts = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 OUT_HELP = "File to write the best parameters to."
+
+
+class OptionalAddress(typer.core.TyperCommand):
+    """A command whose option `--mlflow` may stand without an address, which typer has no way to say.
+
+    Only a text with `://` after it is taken for the address: a study file is not.
+    """
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # its own Context
+        """Insert an empty address where there is none."""
+        given: list[str] = []
+        for position, word in enumerate(args):
+            given.append(word)
+            if word == "--mlflow" and "://" not in "".join(args[position + 1 : position + 2]):
+                given.append("")
+        return super().parse_args(ctx, given)
 
 
 def make_console(*, stderr: bool = False) -> Console:

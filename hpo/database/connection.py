@@ -35,6 +35,8 @@ _BASELINE_LOCKS = _LOCKS + 1
 """The same for measuring a study's baselines, which takes seconds and must not block anything else."""
 _CONCLUSION_LOCKS = _LOCKS + 2
 """The same for concluding from a study's trials."""
+_EXPORT_LOCKS = _LOCKS + 3
+"""The same for writing a study to a tracking server."""
 _BUSY_PAUSES = Backoff(shortest=1.0, longest=2.0)
 _POOLER = "unsupported startup parameter"
 _BUSY = ("too many clients", "remaining connection slots", "starting up", "shutting down", "not yet accepting")
@@ -104,6 +106,11 @@ def try_baselines_lock(connection: Connection, study_id: int) -> bool:
 def try_conclusion_lock(connection: Connection, study_id: int) -> bool:
     """Take the lock for concluding from a study until the transaction ends; False if another process has it."""
     return _try_lock(connection, _CONCLUSION_LOCKS, study_id)
+
+
+def try_export_lock(connection: Connection, study_id: int) -> bool:
+    """Take the lock for writing a study to a tracking server until the transaction ends; False if it is taken."""
+    return _try_lock(connection, _EXPORT_LOCKS, study_id)
 
 
 def _try_lock(connection: Connection, purpose: int, study_id: int) -> bool:

@@ -65,12 +65,12 @@ def _values(best: BestResult) -> Table:
     if confirmed is not None or best["ensemble"] is not None:
         table.add_column("corrected" if confirmed is None else "confirmed", justify="right", no_wrap=True)
         table.add_column("95 % interval", no_wrap=True)
-    for name, label, value in _candidates(best):
+    for name, label, value in candidates(best):
         flattered = name == "ensemble" or name.isdecimal()
-        honest = _honest(best, name)
+        true = honest(best, name)
         cells = [f"{short(value)}{FLATTERED if flattered and value is not None else ' '}"]
         if len(table.columns) > 2:
-            cells += ["", ""] if honest is None else [short(honest["value"]), _interval_cell(name, honest)]
+            cells += ["", ""] if true is None else [short(true["value"]), _interval_cell(name, true)]
         winner = name == best["winner"] or (best["winner"] == "trial" and name == str(best["trial"]))
         table.add_row(label, *cells, style="bold green" if winner else None)
     return table
@@ -80,7 +80,7 @@ def _interval_cell(name: str, honest: Mapping[str, Any]) -> str:
     return "" if name == "chance" else interval_text(honest["interval"])  # chance is not estimated
 
 
-def _candidates(best: BestResult) -> list[tuple[str, str, float | None]]:
+def candidates(best: BestResult) -> list[tuple[str, str, float | None]]:
     """(name, label, value on the folds of the search) of everything that was compared."""
     ensemble, default, single = best["ensemble"], best["default"], best["trial"]
     rows: list[tuple[str, str, float | None]] = []
@@ -101,7 +101,7 @@ def _candidates(best: BestResult) -> list[tuple[str, str, float | None]]:
     return [*rows, *measured]
 
 
-def _honest(best: BestResult, name: str) -> Mapping[str, Any] | None:
+def honest(best: BestResult, name: str) -> Mapping[str, Any] | None:
     """A candidate's value on fresh splits, or else its value corrected for selection."""
     confirmed, ensemble = best["confirmed"], best["ensemble"]
     if confirmed is not None:
