@@ -74,7 +74,7 @@ def study_metrics(best: BestResult) -> dict[str, float]:
         found |= _with_interval(f"{searched}/{key}", honest(best, name), intervals=name != "chance")
     found |= _with_interval(metric, _winners_value(best))
     source = best["confirmed"] or best["ensemble"] or {}
-    for gain in (source.get("over_baseline"), source.get("over_default")):
+    for gain in (source.get("over_baseline"), *source.get("over_others", ()), source.get("over_default")):
         if gain is not None:
             value, interval = better_by(metric, gain)
             found |= _with_interval(f"gain/{gain['name']}", {"value": value, "interval": interval})
