@@ -9,7 +9,8 @@ import typer
 
 from .fit import fit_and_tell
 from .shared import (
-    OUT_HELP,
+    Force,
+    Out,
     Storage,
     StudyFile,
     Trials,
@@ -31,7 +32,8 @@ def command(
     study: StudyFile,
     workers: Workers = None,
     trials: Trials = None,
-    out: Annotated[Path, typer.Option(metavar="FILE", help=OUT_HELP)] = Path("best.json"),
+    out: Out = None,
+    force: Force = False,
     fit: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Also fit the winner, as `hpo fit` does.", show_default=False),
@@ -40,9 +42,11 @@ def command(
 ) -> None:
     """Create or resume the study on this machine, watch it, confirm its result, and export the best parameters."""
     from ..results import best
+    from ..results.output import Output
 
     definition = load_definition(study)
-    best.check_writable(out)
+    output = Output.named(out, definition.name, force=force)
+    output.check()
     if fit is not None:
         from sparse_evidence.core.fitted.folder import check_free
 
@@ -52,7 +56,7 @@ def command(
         from ..results import live, tables, wording
         from ..running import launcher, worker  # noqa: F401 (the launcher imports it later)
         from ..study import space
-    console = make_console()
+    console = make_console(stderr=output.is_stdout)
     with storage_url(storage) as url:
         with live.EmbeddingProgress(console) as progress:
             started = launcher.start_study(definition, url, trials=trials, progress=progress)
@@ -62,9 +66,9 @@ def command(
         console.print(f"{definition.name}: {len(task.corpus)} posts, {wording.texts_text(task.texts, task.computed)}")
         outcome = watch(started, console, workers)
         if outcome.code == 0 or best.best_trial(started.study) is not None:
-            result = best.best_result(started.study, definition.path, out)
-            best.write_json(result, out)
-            show(console, tables.result_table(result, str(out)))
+            result = best.best_result(started.study, definition.path, output.file)
+            output.write(result)
+            show(console, tables.result_table(result, str(output)))
             if fit is not None and not outcome.code:
                 fit_and_tell(console, dict(result), task, fit)
     if outcome.code:

@@ -54,8 +54,17 @@ Artifacts = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-
-OUT_HELP = "File to write the best parameters to."
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FILE",
+        help="Where to write the result; - is standard output. Default: NAME.best.json, with the study's name.",
+        show_default=False,
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite a file that is not this study's result.")]
 
 
 class OptionalAddress(typer.core.TyperCommand):

@@ -44,7 +44,7 @@ def result_table(best: BestResult, where: str | None) -> RenderableType:
 
     Args:
         best: from `best_result`.
-        where: the file that it was written to, None if it was not.
+        where: what it was written to, None if it was not.
     """
     claim = Text(best["claim"], style="bold")
     details = Table.grid(padding=(0, 2))
@@ -52,7 +52,7 @@ def result_table(best: BestResult, where: str | None) -> RenderableType:
     details.add_column(overflow="fold")
     for name, fact in [*_result_rows(best), *_single_rows(best), ("trials", _trials_text(best["trials"]))]:
         details.add_row(name, fact)
-    details.add_row("written to", where or "no file; `hpo export` writes best.json")
+    details.add_row("written to", where or f"no file; `hpo export` writes {best['study']}.best.json")
     return Group(_values(best), *_values_notes(best), "", claim, "", details)
 
 

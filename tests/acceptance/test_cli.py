@@ -79,7 +79,7 @@ def test_a_study_from_its_first_run_to_its_export(call, start, tmp_path):
     # run
     done = call("run", SMOKE, "--workers", "2")
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    first = best(tmp_path / "best.json")
+    first = best(tmp_path / "smoke.best.json")
     assert finished(first) == TRIALS
     assert len(re.findall(r"^\d/6 trial \d ", done.stdout, flags=re.MULTILINE)) == TRIALS
     assert re.search(
@@ -90,21 +90,25 @@ def test_a_study_from_its_first_run_to_its_export(call, start, tmp_path):
     assert first["winner"] in {"ensemble", "trial", "default", *first["cv"]["floors"]}
     assert not re.search(r" $", done.stdout, re.MULTILINE)
     assert first["value"] == first["cv"]["mean"]
-    assert (tmp_path / "best.json").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "smoke.best.json").stat().st_mode & 0o077 == 0
 
     # again: nothing is trained, nothing is embedded, the same best
     again = call("run", SMOKE, "--workers", "2")
     assert (again.returncode, again.stderr) == (0, "")
     assert "nothing to do: 6 trials were requested and 6 are finished" in again.stdout
     assert "(all embeddings cached)" in again.stdout
-    second = best(tmp_path / "best.json")
+    second = best(tmp_path / "smoke.best.json")
     assert {**second["provenance"], "exported_at": ""} == {**first["provenance"], "exported_at": ""}
     assert {**second, "provenance": {}} == {**first, "provenance": {}}
 
     # two more trials
-    more = call("run", SMOKE, "--workers", "1", "--trials", "8", "--out", "more.json")
-    assert (more.returncode, more.stderr) == (0, "")
+    more = call("run", SMOKE, "--workers", "1", "--trials", "8", "-o", "-")
+    assert more.returncode == 0, more.stderr
+    (tmp_path / "more.json").write_text(more.stdout, encoding="utf-8")  # nothing else is on standard output
     third = best(tmp_path / "more.json")
+    assert re.search(r"^8/8 trial \d ", more.stderr, re.MULTILINE)
+    assert "written to standard output" in " ".join(more.stderr.split())
+    assert best(tmp_path / "smoke.best.json") == second
     assert (finished(third), third["trials"]["requested"]) == (8, 8)
     assert third["ensemble"]["best"]["value"] >= first["ensemble"]["best"]["value"]
 
@@ -116,6 +120,7 @@ def test_a_study_from_its_first_run_to_its_export(call, start, tmp_path):
     exported = call("export", SMOKE, "-o", "exported.json")
     assert (exported.returncode, exported.stderr) == (0, "")
     assert best(tmp_path / "exported.json")["params"] == third["params"]
+    assert not list(tmp_path.glob("best.json"))
 
     # a changed study file is refused
     changed = variant(tmp_path, "smoke", patience="3")
@@ -165,7 +170,7 @@ def test_two_workers_that_start_together_on_an_empty_database(start, call, tmp_p
         _, err = worker.communicate(timeout=600)
         assert (worker.returncode, err) == (0, "")
     assert call("export", SMOKE, HPO_STORAGE=empty_database).returncode == 0
-    assert finished(best(tmp_path / "best.json")) == TRIALS
+    assert finished(best(tmp_path / "smoke.best.json")) == TRIALS
     # a worker that joins a finished study runs nothing
     late = call("worker", SMOKE, "--threads", "1", HPO_STORAGE=empty_database)
     assert (late.returncode, late.stderr) == (0, "")

@@ -212,6 +212,19 @@ def test_a_result_that_cannot_be_written(hpo, tmp_path, verb, out, expected):
     assert "--out" in err
 
 
+@pytest.mark.parametrize("verb", ["run", "export"])
+def test_a_result_that_would_overwrite_another_study(hpo, tmp_path, verb):
+    study = str(wrong(tmp_path, SYNTHETIC + IRIS))
+    code, err = hpo(verb, study, "-o", "best.json")
+    assert (code, "best.json is no result of a study" in one_sentence(err)) == (2, True)
+    other = tmp_path / "study.best.json"  # the default
+    other.write_text('{"study": "theirs"}')
+    code, err = hpo(verb, study)
+    assert (code, "study.best.json is the result of the study 'theirs'" in one_sentence(err)) == (2, True)
+    assert other.read_text() == '{"study": "theirs"}'
+    assert not (tmp_path / ".hpo").exists(), "it is said before anything is started"
+
+
 def test_a_cache_that_cannot_be_written(hpo, tmp_path, monkeypatch):
     monkeypatch.setenv("HPO_CACHE", str(tmp_path / "best.json" / "cache"))
     code, err = hpo("validate", str(wrong(tmp_path, SYNTHETIC + IRIS)))
