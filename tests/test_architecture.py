@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 VERBS = {
     "init": {"DATA", "--column", "--out", "-o"},
     "validate": {"STUDY", "--json"},
-    "run": {"STUDY", "--workers", "--trials", "--out", "-o", "--force", "--storage"},
+    "run": {"STUDY", "--workers", "--trials", "--out", "-o", "--force", "--from", "--fit", "--storage"},
     "fit": {"BEST", "--out", "-o", "--study", "--what", "--single"},
     "worker": {
         "STUDY",

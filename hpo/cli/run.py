@@ -34,6 +34,16 @@ def command(
     trials: Trials = None,
     out: Out = None,
     force: Force = False,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Try the best parameters of another study first: its result (.json), or its study file (.toml) if it "
+            "is in the same database.",
+            show_default=False,
+        ),
+    ] = None,
     fit: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Also fit the winner, as `hpo fit` does.", show_default=False),
@@ -54,14 +64,16 @@ def command(
     with fast_imports():
         from ..database.address import storage_url
         from ..results import live, tables, wording
-        from ..running import launcher, worker  # noqa: F401 (the launcher imports it later)
+        from ..running import launcher, warm_start, worker  # noqa: F401 (the launcher imports it later)
         from ..study import space
     console = make_console(stderr=output.is_stdout)
     with storage_url(storage) as url:
+        warm = None if start_from is None else warm_start.read_warm_start(start_from, definition, url)
+        try_first = () if warm is None else warm.parameters
         with live.EmbeddingProgress(console) as progress:
-            started = launcher.start_study(definition, url, trials=trials, progress=progress)
+            started = launcher.start_study(definition, url, trials=trials, try_first=try_first, progress=progress)
         task = started.task
-        for note in space.notes(definition):
+        for note in [*space.notes(definition), *([] if warm is None else [warm.sentence])]:
             console.print(f"note: {note}", markup=False)  # [search] is no style
         console.print(f"{definition.name}: {len(task.corpus)} posts, {wording.texts_text(task.texts, task.computed)}")
         outcome = watch(started, console, workers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import optuna
 
 from sparse_evidence.core.metrics import METRICS
@@ -14,14 +16,29 @@ from ..database.retry import retry
 from ..database.studies import Direction, open_study
 from ..study import space
 from ..study.definition import StudyDefinition, differences
+from ..study.fields import Scalar
 from .sampler import make_sampler
 from .task import StudyTask
 
 
-def join_study(definition: StudyDefinition, task: StudyTask, url: str, *, trials: int) -> optuna.Study:
+def join_study(
+    definition: StudyDefinition,
+    task: StudyTask,
+    url: str,
+    *,
+    trials: int,
+    try_first: Sequence[Mapping[str, Scalar]] = (),
+) -> optuna.Study:
     """Create the study, or open it if it exists, and raise its recorded budget to `trials`.
 
     The returned study is meant for working on trials: it reads them without their curves, which are most of the data.
+
+    Args:
+        definition: the study.
+        task: its data.
+        url: from `storage_url`.
+        trials: trials to finish in total.
+        try_first: parameters from `warm_start`, which are queued unless they were queued or tried before.
 
     Raises:
         RefusedError: the study was created from other data, folds, definition or code.
@@ -37,6 +54,7 @@ def join_study(definition: StudyDefinition, task: StudyTask, url: str, *, trials
         default_parameters=space.default_parameters(definition),
         sampler=make_sampler(definition.search.sampler, definition.search.seed),
         differences=differences,
+        once=try_first,
     )
     if trials > (record.requested(study) or 0):
         study.set_user_attr(REQUESTED, trials)

@@ -191,8 +191,12 @@ def test_two_runs_with_one_worker_give_the_same_best(call, tmp_path, fresh_datab
 
 def test_another_study_with_the_same_encoder_and_chunks_embeds_nothing(call, tmp_path, database):
     assert call("run", SMOKE, "--workers", "1", "--trials", "1", "--storage", database).returncode == 0
-    other = call("run", variant(tmp_path, "other", folds="3", stages="[1, 2]"), "--trials", "1", "--storage", database)
+    rates = "{ low = 1e-3, high = 3e-2, log = true, default = 0.01 }"
+    study = variant(tmp_path, "other", folds="3", stages="[1, 2]", learning_rate=rates)
+    other = call("run", study, "--trials", "2", "--storage", database, "--from", "smoke.best.json")
     assert (other.returncode, other.stderr) == (0, "")
+    assert "note: trial 0 of smoke.best.json is tried first, once" in " ".join(other.stdout.split())
+    assert finished(best(tmp_path / "other.best.json")) == 2
     assert re.search(r"^other: 60 posts, \d+ texts \(all embeddings cached\)$", other.stdout, re.MULTILINE)
 
 
