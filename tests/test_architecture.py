@@ -41,6 +41,7 @@ VERBS = {
     },
     "confirm": {"STUDY", "--workers", "--leaders", "--splits", "--storage"},
     "status": {"STUDY", "--storage", "--json"},
+    "leaderboard": {"STUDY", "--top", "--csv", "--json", "--storage"},
     "export": {"STUDY", "--out", "-o", "--force", "--mlflow", "--mlflow-trials", "--model", "--storage"},
     "dashboard": {"STUDY", "--host", "--port", "--allow-changes", "--storage"},
 }

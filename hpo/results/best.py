@@ -68,9 +68,7 @@ def best_result(study: Study, study_file: Path | None = None, out: Path | None =
     """
     searched = best_trial(study)
     if searched is None:
-        raise UserError(
-            f"the study {study.study_name!r} has no complete trial yet; run `hpo run` until one is complete"
-        )
+        raise nothing_complete(study)
     metric, ensemble, confirmed = record.metric(study), record.ensemble(study), winner.current_confirmed(study)
     trials = study.get_trials(deepcopy=False)
     single = winner.confirmed_single(metric, confirmed) if confirmed is not None else None
@@ -98,6 +96,11 @@ def best_result(study: Study, study_file: Path | None = None, out: Path | None =
             "study_file": None if study_file is None else relative_to(study_file, (out or Path("-")).parent),
         },
     }
+
+
+def nothing_complete(study: Study) -> UserError:
+    """The error of commands that need a complete trial."""
+    return UserError(f"the study {study.study_name!r} has no complete trial yet; run `hpo run` until one is complete")
 
 
 def _trained(study: Study, trial: FrozenTrial) -> dict[str, Any]:

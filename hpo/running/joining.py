@@ -13,12 +13,12 @@ from ..database.connection import engine_of, open_storage, try_baselines_lock
 from ..database.optuna_storage import study_id, unwrap
 from ..database.record import BASELINES, CURVES, REQUESTED
 from ..database.retry import retry
-from ..database.studies import Direction, open_study
+from ..database.studies import Direction, load_study, open_study
 from ..study import space
 from ..study.definition import StudyDefinition, differences
 from ..study.fields import Scalar
 from .sampler import make_sampler
-from .task import StudyTask
+from .task import Progress, StudyTask, load_task
 
 
 def join_study(
@@ -59,6 +59,28 @@ def join_study(
     if trials > (record.requested(study) or 0):
         study.set_user_attr(REQUESTED, trials)
     return study
+
+
+def load_joined(
+    definition: StudyDefinition, url: str, *, progress: Progress | None = None
+) -> tuple[optuna.Study, StudyTask]:
+    """A study that exists and its data, for reading what needs both.
+
+    Args:
+        definition: the study.
+        url: from `storage_url`.
+        progress: called while texts are embedded.
+
+    Raises:
+        UserError: there is no such study, or its data, its folds or its encoder cannot be used.
+        RefusedError: the study was created from other data, folds, definition or code.
+        StorageError: the database is unreachable.
+    """
+    storage = open_storage(url)
+    load_study(storage, definition.name)  # said before minutes of embedding
+    engine_of(storage).dispose()
+    task = load_task(definition, progress=progress)
+    return join_study(definition, task, url, trials=0), task
 
 
 def measure_baselines(study: optuna.Study, task: StudyTask) -> None:

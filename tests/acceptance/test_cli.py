@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
@@ -20,6 +22,7 @@ import waiting
 from sparse_evidence.core.errors import UserError
 from sparse_evidence.hpo.database import connection, studies
 from sparse_evidence.hpo.database.claims_sql import list_claims
+from sparse_evidence.hpo.database.record import BASELINE_NAMES
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "studies" / "smoke.toml"
@@ -117,6 +120,11 @@ def test_a_study_from_its_first_run_to_its_export(call, start, tmp_path):
     assert (status["trials"]["finished"], status["workers"], status["claim"]) == (8, [], third["claim"])
     assert status["best"]["value"] == third["ensemble"]["best"]["value"]
     assert status["baselines"] == third["cv"]["floors"]
+    listed = call("leaderboard", SMOKE, "--csv", "--top", "1")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    rows = {row["name"]: row for row in csv.DictReader(io.StringIO(listed.stdout))}
+    assert set(rows) - {"default", str(status["best"]["trial"])} == {"ensemble", *BASELINE_NAMES}
+    assert float(rows["ensemble"]["confirmed"]) == third["confirmed"]["scores"]["ensemble"]["mean"]
     exported = call("export", SMOKE, "-o", "exported.json")
     assert (exported.returncode, exported.stderr) == (0, "")
     assert best(tmp_path / "exported.json")["params"] == third["params"]
