@@ -18,7 +18,7 @@ import typer
 
 from sparse_evidence.core.errors import UserError
 
-from .. import DISTRIBUTION
+from ..distribution import DISTRIBUTION
 from ..errors import Exit, RefusedError, StorageError, exit_code_of
 from ..running import process
 from . import confirm, dashboard, export, fit, init, leaderboard, run, status, validate, worker

@@ -88,23 +88,10 @@ def command(
 
 
 def watch(started: StartedStudy, console: Console, workers: int | None) -> Outcome:
-    """Run the study in a live view; if it ends early, print how many trials are finished and how to resume."""
-    from ..results import live, status, tables
-    from ..running import launcher
+    """Run the study in a live view; if it fails, print why, and how to resume."""
+    from ..results import live
 
-    try:
-        with live.LiveView(console, started) as view:
-            outcome = launcher.run_study(started, view, workers=workers)
-    except KeyboardInterrupt:
-        show(console, tables.status_table(status.study_status(started.study)))
-        raise
-    progress = f"{outcome.finished} of {outcome.trials} trials are finished"
-    if outcome.confirming is not None:
-        progress += f", {outcome.confirming.finished} of {outcome.confirming.planned} of confirming"
+    outcome = live.watch(started, console, workers)
     if outcome.code:
-        print_error(f"no worker is left, and {progress}: {outcome.reason}; run the same command to resume")
-    elif not outcome.workers and started.confirm_only:
-        console.print(f"nothing to do: {outcome.finished} trials are finished, and their result is confirmed")
-    elif not outcome.workers:
-        console.print(f"nothing to do: {outcome.trials} trials were requested and {outcome.finished} are finished")
+        print_error(f"{live.failure_text(outcome)}; run the same command to resume")
     return outcome

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import typer.core
 
+from ..results.console import make_console, show
 from ..running import process
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-
     from ..study.definition import StudyDefinition
+
+__all__ = ["make_console", "show"]
 
 StudyFile = Annotated[
     Path,
@@ -81,23 +82,6 @@ class OptionalAddress(typer.core.TyperCommand):
             if word == "--mlflow" and "://" not in "".join(args[position + 1 : position + 2]):
                 given.append("")
         return super().parse_args(ctx, given)
-
-
-def make_console(*, stderr: bool = False) -> Console:
-    """A console without syntax highlighting, on standard output or standard error."""
-    from rich.console import Console
-
-    return Console(highlight=False, stderr=stderr)
-
-
-def show(console: Console, table: RenderableType) -> None:
-    """Print a table; outside a terminal, without trailing blanks."""
-    if console.is_terminal:
-        console.print(table)
-        return
-    with console.capture() as captured:
-        console.print(table)
-    console.out("\n".join(line.rstrip() for line in captured.get().splitlines()), highlight=False)
 
 
 def print_error(message: str) -> None:

@@ -249,3 +249,31 @@ def _flat(row: Row) -> dict[str, Any]:
     flat |= {"fresh_splits": len(confirmed["splits"]), "folds": len(row["folds"] or ()), "seconds": row["seconds"]}
     flat |= {f"fold_{number}": value for number, value in enumerate(row["folds"] or ())}
     return flat | {f"params.{name}": value for name, value in row["params"].items()}
+
+
+def trial_rows(study: Study) -> list[dict[str, Any]]:
+    """Every trial as one row by number, for a data frame; parameters get the prefix `params.`."""
+    return [_trial_row(trial) for trial in study.get_trials(deepcopy=False)]
+
+
+def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
+    from optuna.trial import TrialState
+
+    summary = record.cv(trial)
+    infeasible = trial.state == TrialState.FAIL and record.OUTCOME in trial.user_attrs
+    state = (
+        record.INFEASIBLE if infeasible else "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
+    )
+    reported = trial.intermediate_values.get(trial.last_step) if trial.last_step is not None else None
+    return {
+        "number": trial.number,
+        "state": state,
+        "value": trial.value if summary is not None else None,
+        "folds": (trial.last_step or 0) if summary is None else len(summary["folds"]),
+        "reported": reported if summary is None else trial.value,
+        "best_epoch": None if summary is None else summary["best_epoch"],
+        "seconds": _seconds(trial),
+        "attempts": record.attempts(trial),
+        "reason": record.reason(trial),
+        **{f"params.{name}": value for name, value in trial.params.items()},
+    }
