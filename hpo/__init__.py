@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from sparse_evidence.core.fitted import load_model as load_model
 
     from .api import Study as Study
+    from .api import fit as fit
     from .api import open as open  # noqa: A004 (people write hpo.open)
     from .api import rebuild as rebuild
     from .api import run as run
 
 _EXPORTED = {
     "Study": "sparse_evidence.hpo.api",
+    "fit": "sparse_evidence.hpo.api",
     "load_model": "sparse_evidence.core.fitted",
     "open": "sparse_evidence.hpo.api",
     "rebuild": "sparse_evidence.hpo.api",

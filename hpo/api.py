@@ -1,12 +1,12 @@
-"""The Python API: open a study, run it, read its result, and compute its value again.
+"""The Python API: open a study, run it, read its result, fit a model to it, and compute its value again.
 
-`import sparse_evidence.hpo as hpo` gives `hpo.open`, `hpo.run` and `hpo.rebuild`; `docs/python.md` describes them.
+`import sparse_evidence.hpo as hpo` gives `hpo.open`, `hpo.run`, `hpo.fit` and `hpo.rebuild`; `docs/python.md` describes
+them.
 Heavy packages are imported when they are needed.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import threading
@@ -16,11 +16,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from sparse_evidence.core.errors import UserError
 
-from .errors import RefusedError, RunError
+from .errors import RunError
 from .study.definition import StudyDefinition, from_document, load
 from .study.document import to_toml
 
@@ -28,11 +28,15 @@ if TYPE_CHECKING:
     import optuna
     import pandas as pd
 
+    from sparse_evidence.core.fitted import FittedModel
+
     from .results.best import BestResult
     from .running.task import StudyTask
 
 StudyLike = str | os.PathLike[str] | Mapping[str, Any]
 """A study file, or its content as a dict."""
+ResultLike = str | os.PathLike[str] | Mapping[str, Any]
+"""The file that `hpo run` or `hpo export` wrote, or its content."""
 
 
 def define(study: StudyLike) -> StudyDefinition:
@@ -58,7 +62,7 @@ def open(study: StudyLike, *, storage: str | None = None) -> Study:  # noqa: A00
         UserError: the study has mistakes, or was not started in this database.
         StorageError: the database is unreachable.
     """
-    return Study(define(study), storage)
+    return Study(study, storage)
 
 
 def run(
@@ -119,7 +123,7 @@ def run(
         outcome = live.watch(started, console, workers)
         if outcome.code:
             raise RunError(f"{live.failure_text(outcome)}; run the study again to resume it")
-        opened = Study(definition, storage)
+        opened = Study(study, storage)
         show(console, tables.result_table(opened.best(), None))
     return opened
 
@@ -130,16 +134,17 @@ class Study(AbstractContextManager["Study"]):
     It is closed by `close`, at the end of a `with` block, and when Python ends.
 
     Args:
-        definition: from `define`.
+        study: its file, or its content as a dict.
         storage: the database, as in `open`.
     """
 
-    def __init__(self, definition: StudyDefinition, storage: str | None = None) -> None:
+    def __init__(self, study: StudyLike, storage: str | None = None) -> None:
         from .database.address import storage_url
         from .database.connection import open_storage
         from .database.studies import load_study
 
-        self.definition = definition
+        self.definition = definition = define(study)
+        self._file = None if isinstance(study, Mapping) else definition.path
         self._task: StudyTask | None = None
         with ExitStack() as stack:
             self._url = stack.enter_context(storage_url(storage, create=False))
@@ -178,7 +183,25 @@ class Study(AbstractContextManager["Study"]):
         """
         from .results.best import best_result
 
-        return best_result(self.optuna())
+        return best_result(self.optuna(), self._file)
+
+    def export(self, path: str | os.PathLike[str] | None = None, *, force: bool = False) -> Path:
+        """Write the result to a file, as `hpo export`, and return the file.
+
+        Args:
+            path: where; default: `NAME.best.json` in the current folder.
+            force: overwrite a file that is not this study's result.
+
+        Raises:
+            UserError: no trial is complete yet, or the file cannot be written or is not this study's result.
+        """
+        from .results.best import best_result
+        from .results.output import Output
+
+        output = Output.named(None if path is None else Path(path), self.name, force=force)
+        output.check()
+        output.write(best_result(self.optuna(), self._file, output.file))
+        return output.path
 
     def trials(self) -> pd.DataFrame:
         """Every trial, a row each, by number; a parameter is a column `params.NAME`.
@@ -218,6 +241,10 @@ class Study(AbstractContextManager["Study"]):
         """
         return _cross_validated(self._data(), self.best())
 
+    def fit(self, folder: str | os.PathLike[str], *, what: str = "winner", single: bool = False) -> FittedModel:
+        """Train the winner on all posts of the search, and save it in a folder, as `hpo.fit`."""
+        return _fitted(self._data(), self.best(), folder, what=what, single=single)
+
     def _data(self) -> StudyTask:
         """The study's data, which are checked and loaded once."""
         from .running.joining import load_joined
@@ -228,34 +255,85 @@ class Study(AbstractContextManager["Study"]):
         return self._task
 
 
-def rebuild(best: str | os.PathLike[str] | Mapping[str, Any], study: StudyLike) -> float:
-    """Compute the `value` of an exported result again, from the data alone and without a database.
+def fit(
+    best: ResultLike,
+    folder: str | os.PathLike[str],
+    *,
+    study: StudyLike | None = None,
+    what: str = "winner",
+    single: bool = False,
+) -> FittedModel:
+    """Train the winner of a result on all posts of the search, and save it in a folder, as `hpo fit`.
+
+    Args:
+        best: a result.
+        folder: where the model is saved: a new or empty folder, or one with a fitted model, which is replaced.
+        study: the study; default: the file that the result names, from the folder of its own file (of a result given as
+            a dict, from the current folder).
+        what: `winner`, `ensemble`, `trial` (the best single one), `default`, `retrieval` or `linear`.
+        single: one model on all posts instead of one for each fold: smaller, less exact.
+
+    Returns:
+        The model, as `hpo.load_model(folder)` returns it.
+
+    Raises:
+        UserError: a file or the folder cannot be used, or there is nothing to fit.
+        RefusedError: study, data or folds are not those of the result.
+    """
+    content, task = _with_data(best, study)
+    return _fitted(task, content, folder, what=what, single=single)
+
+
+def rebuild(best: ResultLike, study: StudyLike | None = None) -> float:
+    """Compute the `value` of a result again, from the data alone and without a database.
 
     The best single trial is cross-validated on the study's folds. The result equals `value` to the last bit, on the
     same version of torch and the same kind of device.
 
     Args:
-        best: the file that `hpo run` or `hpo export` wrote, or its content.
-        study: the file of its study, or its content as a dict.
+        best: a result.
+        study: the study; default: as in `fit`.
 
     Raises:
         UserError: a file cannot be used.
         RefusedError: study, data or folds are not those of the result.
     """
+    from .fitting.fit import check_same
+
+    content, task = _with_data(best, study)
+    check_same(content, task)
+    return _cross_validated(task, content)
+
+
+def _fitted(
+    task: StudyTask, best: Mapping[str, Any], folder: str | os.PathLike[str], *, what: str, single: bool
+) -> FittedModel:
+    from sparse_evidence.core.fitted.folder import check_free
+
+    from .fitting.fit import fit_result
+    from .fitting.recipes import CHOICES
+
+    if what not in CHOICES:
+        raise UserError(f"what = {what!r} is unknown; it may be {', '.join(CHOICES)}")
+    check_free(Path(folder))
+    return fit_result(best, task, Path(folder), what=what, single=single)[0]
+
+
+def _with_data(best: ResultLike, study: StudyLike | None) -> tuple[Mapping[str, Any], StudyTask]:
+    """A result and the data of its study."""
+    from .fitting.recipes import check_best, read_best
     from .running.task import load_task
 
-    content = _read_result(best)
-    definition = define(study)
-    task = load_task(definition)
-    identity, provenance = task.identity(), content["provenance"]
-    names = {"definition_sha256": "the study", "data_sha256": "the data", "folds_sha256": "the folds"}
-    differing = [name for key, name in names.items() if identity[key] != provenance[key]]
-    if differing:
-        raise RefusedError(
-            f"the result of the study {content['study']!r} cannot be computed again with {definition.name!r}: "
-            f"{' and '.join(differing)} differ; use the study and the data that it was searched with"
-        )
-    return _cross_validated(task, content)
+    if isinstance(best, Mapping):
+        content, folder = check_best(best, "the result"), Path()
+    else:
+        content, folder = read_best(Path(best)), Path(best).parent
+    if study is None:
+        named = content["provenance"].get("study_file")
+        if named is None:
+            raise UserError("the result does not name its study file; give the study, too")
+        study = folder / named
+    return content, load_task(define(study))
 
 
 def _cross_validated(task: StudyTask, best: Mapping[str, Any]) -> float:
@@ -268,22 +346,6 @@ def _cross_validated(task: StudyTask, best: Mapping[str, Any]) -> float:
     for _ in cv.epochs():
         pass
     return cv.summary().value
-
-
-def _read_result(best: str | os.PathLike[str] | Mapping[str, Any]) -> BestResult:
-    if not isinstance(best, (str, os.PathLike)):
-        content: object = best
-    else:
-        try:
-            content = json.loads(Path(best).read_bytes())
-        except OSError as error:
-            raise UserError(f"{best} cannot be read ({error.strerror}); check its name and permissions") from error
-        except (ValueError, RecursionError):
-            content = None
-    if isinstance(content, Mapping) and {"config", "trial", "provenance", "study"} <= content.keys():
-        return cast("BestResult", content)
-    named = best if isinstance(best, (str, os.PathLike)) else "this"
-    raise UserError(f"{named} is no result of a study; give the .json file that `hpo run` or `hpo export` wrote")
 
 
 @contextmanager

@@ -43,13 +43,14 @@ STOPPING = "Stopping: workers finish their epoch and release their trials. Press
 
 
 class EmbeddingProgress(AbstractContextManager["EmbeddingProgress"]):
-    """A progress bar on a terminal, elsewhere a line per tenth; nothing if no text has to be embedded."""
+    """A bar on a terminal, a line in a notebook, elsewhere a line per tenth; nothing if no text has to be embedded."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._tenth = -1
         self._started = time.monotonic()
         self._progress: Progress | None = None
+        self._notebook = _NotebookView() if console.is_jupyter else None
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show that `done` of `total` texts are embedded."""
@@ -57,8 +58,11 @@ class EmbeddingProgress(AbstractContextManager["EmbeddingProgress"]):
             self._draw(what, done, total)
         elif done * 10 // total > self._tenth:
             self._tenth = done * 10 // total
-            spent = duration(time.monotonic() - self._started)
-            self._console.print(f"{what}: {done} of {total} texts, {spent}", soft_wrap=True)
+            line = f"{what}: {done} of {total} texts, {duration(time.monotonic() - self._started)}"
+            if self._notebook is None:
+                self._console.print(line, soft_wrap=True)
+            else:
+                self._notebook.update(Text(line))
 
     def _draw(self, what: str, done: int, total: int) -> None:
         if self._progress is None:

@@ -79,18 +79,43 @@ def test_the_result_and_its_value_computed_again(study, document, folder, monkey
     assert (best["study"], best["trials"]["complete"], best["confirmed"]["splits"]) == ("tiny", 3, 2)
     assert study.rebuild() == best["value"]
     # and from the exported file alone, without a database
-    path = folder / "best.json"
-    path.write_text(json.dumps(best))
+    path = study.export(folder / "best.json")
+    assert study.export() == Path("tiny.best.json")
+    assert {**json.loads(path.read_text()), "provenance": 0} == {**best, "provenance": 0}
+    with pytest.raises(UserError, match=r"tiny\.toml is no result of a study"):
+        study.export("tiny.toml")
     for named in (folder / "tiny.toml", str(folder / "tiny.toml"), document):
         assert hpo.rebuild(path, named) == best["value"]
     other = document | {"split": document["split"] | {"seed": 1}}
-    with pytest.raises(RefusedError, match="the study and the folds differ; use the study and the data"):
+    with pytest.raises(RefusedError, match=r"is not of .* as it is now"):
         hpo.rebuild(best, other)
-    for wrong in (folder / "tiny.toml", {"study": "x"}):
-        with pytest.raises(UserError, match="is no result of a study"):
-            hpo.rebuild(wrong, document)
+    with pytest.raises(UserError, match=r"tiny\.toml is not JSON"):
+        hpo.rebuild(folder / "tiny.toml", document)
+    with pytest.raises(UserError, match="the result is not the result of a study"):
+        hpo.rebuild({"study": "x"}, document)
+    with pytest.raises(UserError, match="does not name its study file; give the study, too"):
+        hpo.rebuild(best)
     with pytest.raises(UserError, match="cannot be read"):
         hpo.rebuild("nowhere.json", document)
+
+
+@pytest.mark.slow
+def test_a_model_is_fitted_to_the_result(study, folder, database_of_module, monkeypatch):
+    monkeypatch.chdir(folder)
+    model = study.fit("model", what="trial")
+    posts = ["The first post. It has two sentences."]
+    expected = model.probabilities(posts)
+    assert expected.shape == (1, 2)
+    with hpo.open("tiny.toml", storage=database_of_module) as opened:
+        best = opened.best()
+    assert best["provenance"]["study_file"] == "tiny.toml"
+    hpo.fit(best, folder / "again", what="trial", single=False)
+    for name in ("model", "again"):
+        assert (hpo.load_model(name).probabilities(posts) == expected).all()
+    with pytest.raises(UserError, match="what = 'best' is unknown; it may be winner, ensemble"):
+        study.fit("other", what="best")
+    with pytest.raises(UserError, match="is a file; name a new folder"):
+        study.fit("tiny.toml")
 
 
 @pytest.mark.slow
