@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -13,10 +14,12 @@ from typing import Any
 import optuna
 import pandas as pd
 import pytest
-from loop_tools import tiny
+from loop_tools import at_work, tiny
 
 import sparse_evidence.hpo as hpo
 from sparse_evidence.core.errors import UserError
+from sparse_evidence.hpo.database.claims_sql import list_claims
+from sparse_evidence.hpo.database.connection import engine_of
 from sparse_evidence.hpo.errors import RefusedError, RunError
 
 
@@ -183,6 +186,32 @@ def test_workers_that_fail_are_an_error(document, folder, database, monkeypatch)
     with pytest.raises(RunError, match=r"^no worker is left, and 0 of 3 trials are finished: a worker ended with exit"):
         hpo.run(document, workers=1, storage=database, progress=False)
     assert not list(folder.glob(".tiny*"))
+
+
+@pytest.mark.slow
+def test_an_interrupt_hands_the_trials_back(document, tmp_path, database):
+    long = document | {"training": document["training"] | {"epochs": 10_000, "patience": 10_000}}
+    code = (
+        "import json, sys, sparse_evidence.hpo as hpo\n"
+        "try: hpo.run(json.loads(sys.argv[1]), workers=1, storage=sys.argv[2])\n"
+        "except KeyboardInterrupt: print('interrupted')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(long), database], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        running = at_work(database, lambda claims: len(claims) == 1)
+        assert len(list(tmp_path.glob(".tiny.*.toml"))) == 1
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
+    assert out.splitlines()[-1] == "interrupted"
+    assert "0 of 3 trials finished" in out
+    assert [claim["released"] for claim in list_claims(engine_of(running), running)] == [True]
+    assert not list(tmp_path.glob(".tiny*"))
+    engine_of(running).dispose()
 
 
 # --- what cannot be opened --------------------------------------------------------------------------------------------
