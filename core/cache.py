@@ -39,7 +39,11 @@ def cache_dir() -> Path:
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that readers see either the old or the complete new content; only its owner may read it."""
+    """Write a file so that readers see either the old or the complete new content; only its owner may read it.
+
+    A symbolic link stays: the file that it points to is written.
+    """
+    path = Path(os.path.realpath(path))
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -57,6 +57,10 @@ class RefusedError(Exception):
         super().__init__(message or self.__doc__)
 
 
+class RunError(Exception):
+    """No worker is left, but the study is not finished: run it again to resume."""
+
+
 class PredictionsError(UserError):
     """Stored predictions cannot be read."""
 

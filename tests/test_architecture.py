@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 VERBS = {
     "init": {"DATA", "--column", "--out", "-o"},
     "validate": {"STUDY", "--json"},
-    "run": {"STUDY", "--workers", "--trials", "--out", "--fit", "--storage"},
+    "run": {"STUDY", "--workers", "--trials", "--out", "-o", "--force", "--from", "--fit", "--storage"},
     "fit": {"BEST", "--out", "-o", "--study", "--what", "--single"},
     "worker": {
         "STUDY",
@@ -41,7 +41,8 @@ VERBS = {
     },
     "confirm": {"STUDY", "--workers", "--leaders", "--splits", "--storage"},
     "status": {"STUDY", "--storage", "--json"},
-    "export": {"STUDY", "--out", "-o", "--mlflow", "--mlflow-trials", "--model", "--storage"},
+    "leaderboard": {"STUDY", "--top", "--csv", "--json", "--storage"},
+    "export": {"STUDY", "--out", "-o", "--force", "--mlflow", "--mlflow-trials", "--model", "--storage"},
     "dashboard": {"STUDY", "--host", "--port", "--allow-changes", "--storage"},
 }
 """Scripts depend on these: remove none, and document new ones in the README and the CHANGELOG."""

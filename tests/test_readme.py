@@ -7,18 +7,22 @@ import json
 import os
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 import typer
+from loop_tools import tiny
 
 from sparse_evidence.core.corpus.recognise import recognise
 from sparse_evidence.core.corpus.sources import SOURCES
 from sparse_evidence.hpo.cli.app import app
+from sparse_evidence.hpo.database import embedded
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -62,6 +66,63 @@ def test_training_by_hand_runs_and_finds_the_planted_evidence(tmp_path):
     value, low, high = map(float, re.findall(r"[\d.]+", printed.splitlines()[-1]))
     assert low < value < high
     assert value > 0.5, "the planted evidence is not found"
+
+
+@pytest.mark.slow
+def test_the_python_api_works_as_described(tmp_path):
+    """All blocks of docs/python.md in order, in one process and on one study."""
+    tiny(tmp_path, name="study", leaders=2).rename(tmp_path / "study.toml")
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = [block.removeprefix("python\n") for block in page.split("```")[1::2] if block.startswith("python\n")]
+    assert len(blocks) == 5
+    try:
+        printed = run_python("\n".join(blocks), tmp_path)
+    finally:
+        remove_database(tmp_path)
+    assert "NaN" in printed, "the leaderboard: a baseline is not compared with itself"
+    assert "params.model.C" in printed
+    assert "probability" in printed
+    assert "'training.learning_rate': 1.0" in printed, "the importances of plain Optuna"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        ".hpo", "study.toml", "script.py", "study.best.json", "model"
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path):
+    notebook = tmp_path / "search.ipynb"
+    shutil.copy(ROOT / "docs" / "search.ipynb", notebook)
+    assert not any(cell.get("outputs") for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"])
+    code = (
+        "import nbclient, nbformat\n"
+        "notebook = nbformat.read('search.ipynb', 4)\n"
+        "nbclient.NotebookClient(notebook, timeout=240, kernel_name='python3').execute()\n"
+        "nbformat.write(notebook, 'search.ipynb')"
+    )
+    try:
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=300, check=True)
+        assert embedded.Server(embedded.home(tmp_path / ".hpo")).pid() is None, "closing it stops its database"
+    finally:
+        remove_database(tmp_path)
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    shown = ["".join(map(text_of, cell.get("outputs", []))) for cell in cells]
+    run, leaderboard, predictions = shown[3], shown[7], shown[14]
+    assert re.search(r"\d complete · \d pruned · 0 running", run), run
+    assert "notebook: average precision" in run
+    assert run.count("running") == 1, "the progress is redrawn in place"
+    assert {"ensemble", "default", "retrieval", "confirmed"} <= set(re.findall(r"\w+", leaderboard))
+    assert "probability" in predictions
+    assert "Then we walked home." in predictions or "We met at the station." in predictions
+
+
+def text_of(output: dict[str, Any]) -> str:
+    """What a notebook's output shows as text."""
+    return "".join(output.get("text") or output.get("data", {}).get("text/plain") or ())
+
+
+def remove_database(folder: Path) -> None:
+    if (folder / ".hpo").is_dir():  # as root the database lies elsewhere
+        shutil.rmtree(embedded.home(folder / ".hpo"), ignore_errors=True)
 
 
 def test_plain_optuna_opens_a_study(database, tmp_path):

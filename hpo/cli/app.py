@@ -18,10 +18,10 @@ import typer
 
 from sparse_evidence.core.errors import UserError
 
-from .. import DISTRIBUTION
+from ..distribution import DISTRIBUTION
 from ..errors import Exit, RefusedError, StorageError, exit_code_of
 from ..running import process
-from . import confirm, dashboard, export, fit, init, run, status, validate, worker
+from . import confirm, dashboard, export, fit, init, leaderboard, run, status, validate, worker
 from .shared import OptionalAddress, print_error
 
 EXIT_CODES = (
@@ -46,6 +46,7 @@ app.command(name="run")(run.command)
 app.command(name="worker")(worker.command)
 app.command(name="confirm")(confirm.command)
 app.command(name="status")(status.command)
+app.command(name="leaderboard")(leaderboard.command)
 app.command(name="export", cls=OptionalAddress)(export.command)
 app.command(name="fit")(fit.command)
 app.command(name="dashboard")(dashboard.command)

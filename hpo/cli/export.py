@@ -9,12 +9,13 @@ import typer
 
 from sparse_evidence.core.errors import UserError
 
-from .shared import OUT_HELP, Storage, StudyFile, fast_imports, load_definition, make_console, show
+from .shared import Force, Out, Storage, StudyFile, fast_imports, load_definition, make_console, show
 
 
 def command(
     study: StudyFile,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help=OUT_HELP)] = Path("best.json"),
+    out: Out = None,
+    force: Force = False,
     mlflow: Annotated[
         str | None,
         typer.Option(
@@ -34,9 +35,11 @@ def command(
 ) -> None:
     """Write the best parameters as JSON."""
     from ..results import best
+    from ..results.output import Output
 
     definition = load_definition(study)
-    best.check_writable(out)
+    output = Output.named(out, definition.name, force=force)
+    output.check()
     if mlflow is None and (mlflow_trials or model is not None):
         raise UserError("--mlflow-trials and --model say what goes to an MLflow server; name it with --mlflow")
     with fast_imports():
@@ -48,10 +51,10 @@ def command(
         tracking.check(mlflow, model)
     with storage_url(storage, create=False) as url:
         opened = load_study(open_storage(url), definition.name)
-        result = best.best_result(opened, definition.path, out)
-        best.write_json(result, out)
-        console = make_console()
-        show(console, tables.result_table(result, str(out)))
+        result = best.best_result(opened, definition.path, output.file)
+        output.write(result)
+        console = make_console(stderr=output.is_stdout)
+        show(console, tables.result_table(result, str(output)))
         if mlflow is not None:
             written = tracking.export(opened, result, mlflow, trials=mlflow_trials, model=model)
             console.print(f"MLflow: {written.url}", soft_wrap=True)

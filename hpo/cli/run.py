@@ -9,7 +9,8 @@ import typer
 
 from .fit import fit_and_tell
 from .shared import (
-    OUT_HELP,
+    Force,
+    Out,
     Storage,
     StudyFile,
     Trials,
@@ -31,7 +32,18 @@ def command(
     study: StudyFile,
     workers: Workers = None,
     trials: Trials = None,
-    out: Annotated[Path, typer.Option(metavar="FILE", help=OUT_HELP)] = Path("best.json"),
+    out: Out = None,
+    force: Force = False,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Try the best parameters of another study first: its result (.json), or its study file (.toml) if it "
+            "is in the same database.",
+            show_default=False,
+        ),
+    ] = None,
     fit: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Also fit the winner, as `hpo fit` does.", show_default=False),
@@ -40,9 +52,11 @@ def command(
 ) -> None:
     """Create or resume the study on this machine, watch it, confirm its result, and export the best parameters."""
     from ..results import best
+    from ..results.output import Output
 
     definition = load_definition(study)
-    best.check_writable(out)
+    output = Output.named(out, definition.name, force=force)
+    output.check()
     if fit is not None:
         from sparse_evidence.core.fitted.folder import check_free
 
@@ -50,21 +64,23 @@ def command(
     with fast_imports():
         from ..database.address import storage_url
         from ..results import live, tables, wording
-        from ..running import launcher, worker  # noqa: F401 (the launcher imports it later)
+        from ..running import launcher, warm_start, worker  # noqa: F401 (the launcher imports it later)
         from ..study import space
-    console = make_console()
+    console = make_console(stderr=output.is_stdout)
     with storage_url(storage) as url:
+        warm = None if start_from is None else warm_start.read_warm_start(start_from, definition, url)
+        try_first = () if warm is None else warm.parameters
         with live.EmbeddingProgress(console) as progress:
-            started = launcher.start_study(definition, url, trials=trials, progress=progress)
+            started = launcher.start_study(definition, url, trials=trials, try_first=try_first, progress=progress)
         task = started.task
-        for note in space.notes(definition):
+        for note in [*space.notes(definition), *([] if warm is None else [warm.sentence])]:
             console.print(f"note: {note}", markup=False)  # [search] is no style
         console.print(f"{definition.name}: {len(task.corpus)} posts, {wording.texts_text(task.texts, task.computed)}")
         outcome = watch(started, console, workers)
         if outcome.code == 0 or best.best_trial(started.study) is not None:
-            result = best.best_result(started.study, definition.path, out)
-            best.write_json(result, out)
-            show(console, tables.result_table(result, str(out)))
+            result = best.best_result(started.study, definition.path, output.file)
+            output.write(result)
+            show(console, tables.result_table(result, str(output)))
             if fit is not None and not outcome.code:
                 fit_and_tell(console, dict(result), task, fit)
     if outcome.code:
@@ -72,23 +88,10 @@ def command(
 
 
 def watch(started: StartedStudy, console: Console, workers: int | None) -> Outcome:
-    """Run the study in a live view; if it ends early, print how many trials are finished and how to resume."""
-    from ..results import live, status, tables
-    from ..running import launcher
+    """Run the study in a live view; if it fails, print why, and how to resume."""
+    from ..results import live
 
-    try:
-        with live.LiveView(console, started) as view:
-            outcome = launcher.run_study(started, view, workers=workers)
-    except KeyboardInterrupt:
-        show(console, tables.status_table(status.study_status(started.study)))
-        raise
-    progress = f"{outcome.finished} of {outcome.trials} trials are finished"
-    if outcome.confirming is not None:
-        progress += f", {outcome.confirming.finished} of {outcome.confirming.planned} of confirming"
+    outcome = live.watch(started, console, workers)
     if outcome.code:
-        print_error(f"no worker is left, and {progress}: {outcome.reason}; run the same command to resume")
-    elif not outcome.workers and started.confirm_only:
-        console.print(f"nothing to do: {outcome.finished} trials are finished, and their result is confirmed")
-    elif not outcome.workers:
-        console.print(f"nothing to do: {outcome.trials} trials were requested and {outcome.finished} are finished")
+        print_error(f"{live.failure_text(outcome)}; run the same command to resume")
     return outcome

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import typer.core
 
+from ..results.console import make_console, show
 from ..running import process
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-
     from ..study.definition import StudyDefinition
+
+__all__ = ["make_console", "show"]
 
 StudyFile = Annotated[
     Path,
@@ -54,8 +55,17 @@ Artifacts = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-
-OUT_HELP = "File to write the best parameters to."
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FILE",
+        help="Where to write the result; - is standard output. Default: NAME.best.json, with the study's name.",
+        show_default=False,
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite a file that is not this study's result.")]
 
 
 class OptionalAddress(typer.core.TyperCommand):
@@ -72,23 +82,6 @@ class OptionalAddress(typer.core.TyperCommand):
             if word == "--mlflow" and "://" not in "".join(args[position + 1 : position + 2]):
                 given.append("")
         return super().parse_args(ctx, given)
-
-
-def make_console(*, stderr: bool = False) -> Console:
-    """A console without syntax highlighting, on standard output or standard error."""
-    from rich.console import Console
-
-    return Console(highlight=False, stderr=stderr)
-
-
-def show(console: Console, table: RenderableType) -> None:
-    """Print a table; outside a terminal, without trailing blanks."""
-    if console.is_terminal:
-        console.print(table)
-        return
-    with console.capture() as captured:
-        console.print(table)
-    console.out("\n".join(line.rstrip() for line in captured.get().splitlines()), highlight=False)
 
 
 def print_error(message: str) -> None:

@@ -47,6 +47,8 @@ REASON = "hpo:reason"
 ATTEMPTS = "hpo:attempts"
 """How many workers started the trial, if more than one."""
 
+FIXED = "fixed_params"
+"""Optuna's own name, among the system attributes: the parameters that a queued trial is started with."""
 CONFIRM = "hpo:confirm"
 """In a study that confirms another one: which of its trials (or the baselines), split, round, number of epochs."""
 

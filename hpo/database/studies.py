@@ -11,7 +11,7 @@ from ..errors import RefusedError
 from . import record
 from .address import describe
 from .connection import engine_of, lock_study
-from .record import IDENTITY
+from .record import FIXED, IDENTITY
 from .retry import retry
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def open_study(
     pruner: BasePruner | None = None,
     differences: Differences | None = None,
     queue: Sequence[QueuedTrial] = (),
+    once: Sequence[Mapping[str, Any]] = (),
     attributes: Mapping[str, Any] | None = None,
 ) -> optuna.Study:
     """Create the study, or join it if it was started with the same `identity`; else `RefusedError` says what differs.
@@ -52,12 +53,13 @@ def open_study(
     `folds_sha256`, `encoders_sha256` and `code`. `default_parameters` are queued when the study is created and so
     become trial 0. `differences(ours, theirs)` describes how two definitions differ, a clause per difference. Default
     of `pruner`: Optuna prunes nothing. When the study is created, it also gets the trials in `queue` and the user
-    attributes in `attributes`.
+    attributes in `attributes`. The parameters in `once` are queued as well, also if the study exists, but never again.
     """
     from .optuna_storage import unwrap
     from .trial_rows import QueuedTrial
 
-    first = [*([] if default_parameters is None else [QueuedTrial(default_parameters)]), *queue]
+    first = [QueuedTrial(parameters) for parameters in ([] if default_parameters is None else [default_parameters])]
+    first += [*map(QueuedTrial, once), *queue]
     started_with = {**(attributes or {}), IDENTITY: identity}
     study = retry(lambda: _create(storage, name, direction, started_with, first), unwrap(storage).retry_seconds)
     stored = record.identity(study)
@@ -75,6 +77,8 @@ def open_study(
             f"The study {name!r} in {_database(storage)} was started with different inputs: "
             f"{'; '.join(differing)}; restore them, or give this study another name."
         )
+    if once:
+        retry(lambda: _queue_untried(study, once), unwrap(storage).retry_seconds)
     return _study(storage, name, sampler, pruner)
 
 
@@ -117,6 +121,20 @@ def _create(
         for key, value in attributes.items():
             insert_study_attribute(connection, study_id(study), key, value)
     return study
+
+
+def _queue_untried(study: optuna.Study, once: Sequence[Mapping[str, Any]]) -> None:
+    """Queue the parameters that no trial of the study has or waits with; what was queued before is still known."""
+    from .optuna_storage import study_id
+    from .record import CURVES
+    from .trial_rows import QueuedTrial, enqueue, select_trials
+
+    with engine_of(study).begin() as connection:
+        lock_study(connection, study_id(study))
+        trials = select_trials(connection, study_id(study), (), 0, without=(CURVES,))
+        known = [parameters for trial in trials for parameters in (trial.params, trial.system_attrs.get(FIXED))]
+        untried = [QueuedTrial(parameters) for parameters in once if dict(parameters) not in known]
+        enqueue(connection, study_id(study), untried)
 
 
 def _database(storage: BaseStorage) -> str:

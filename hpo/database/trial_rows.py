@@ -22,6 +22,8 @@ from optuna.distributions import json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import postgresql
 
+from .record import FIXED
+
 _SELECT = """
 SELECT t.trial_id, t.number, t.state::text AS state, t.datetime_start, t.datetime_complete,
   (SELECT json_agg(json_build_array(v.value, v.value_type) ORDER BY v.objective)
@@ -216,7 +218,7 @@ def enqueue(connection: sa.Connection, study_id: int, trials: Iterable[QueuedTri
     lock_numbers(connection, study_id)
     for trial in trials:
         batch = Batch(connection.execute(_ENQUEUE, {"study": study_id}).scalar_one())
-        batch.system_attribute("fixed_params", dict(trial.parameters))
+        batch.system_attribute(FIXED, dict(trial.parameters))
         for key, value in trial.attributes.items():
             batch.user_attribute(key, value)
         batch.write(connection)

@@ -49,13 +49,26 @@ def read_best(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error.strerror}); give the file that `hpo export` wrote") from None
     except ValueError:
         raise UserError(f"{path} is not JSON; give the file that `hpo export` wrote") from None
-    if not isinstance(best, dict) or not {"schema", "study", "config", "provenance"} <= best.keys():
-        raise UserError(f"{path} is not the result of a study; give the file that `hpo export` wrote")
+    return check_best(best, str(path))
+
+
+def check_best(best: object, name: str) -> dict[str, Any]:
+    """Check that this is a result of `hpo export`.
+
+    Args:
+        best: any value.
+        name: what it is called in messages.
+
+    Raises:
+        UserError: it is no result, or one of another version.
+    """
+    if not isinstance(best, Mapping) or not {"schema", "study", "config", "provenance"} <= best.keys():
+        raise UserError(f"{name} is not the result of a study; give the file that `hpo export` wrote")
     if best["schema"] != SCHEMA:
         raise UserError(
-            f"{path} has schema {best['schema']}, and this version reads schema {SCHEMA}; export the study again"
+            f"{name} has schema {best['schema']}, and this version reads schema {SCHEMA}; export the study again"
         )
-    return best
+    return dict(best)
 
 
 def choose(best: Mapping[str, Any], what: str, task: StudyTask) -> Chosen:

@@ -1,8 +1,7 @@
-"""The result of a study as a plain value, and as `best.json`: best trial, ensemble, confirmed winner."""
+"""The result of a study as a plain value, the content of `best.json`: best trial, ensemble, confirmed winner."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
@@ -10,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from sparse_evidence.core.cache import write_atomically
 from sparse_evidence.core.errors import UserError
 
 from ..database import record
@@ -70,9 +68,7 @@ def best_result(study: Study, study_file: Path | None = None, out: Path | None =
     """
     searched = best_trial(study)
     if searched is None:
-        raise UserError(
-            f"the study {study.study_name!r} has no complete trial yet; run `hpo run` until one is complete"
-        )
+        raise nothing_complete(study)
     metric, ensemble, confirmed = record.metric(study), record.ensemble(study), winner.current_confirmed(study)
     trials = study.get_trials(deepcopy=False)
     single = winner.confirmed_single(metric, confirmed) if confirmed is not None else None
@@ -100,6 +96,11 @@ def best_result(study: Study, study_file: Path | None = None, out: Path | None =
             "study_file": None if study_file is None else relative_to(study_file, (out or Path("-")).parent),
         },
     }
+
+
+def nothing_complete(study: Study) -> UserError:
+    """The error of commands that need a complete trial."""
+    return UserError(f"the study {study.study_name!r} has no complete trial yet; run `hpo run` until one is complete")
 
 
 def _trained(study: Study, trial: FrozenTrial) -> dict[str, Any]:
@@ -155,34 +156,3 @@ def relative_to(path: Path, folder: Path) -> str:
         return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
     except ValueError:
         return path.resolve().as_posix()
-
-
-def write_json(values: Mapping[str, Any], path: Path) -> None:
-    """Write sorted JSON without NaN; the file is replaced atomically, so that a reader never sees a partial file.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    text = json.dumps(values, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    try:
-        write_atomically(path, (text + "\n").encode())
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); name another file with --out") from error
-
-
-def check_writable(path: Path) -> None:
-    """Check that the result can be written: before the search, not after it.
-
-    Raises:
-        UserError: `path` is a folder, or its folder is missing or cannot be written to.
-    """
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; name a file with --out, for example {path / 'best.json'}")
-    probe = path.with_name(f".{path.name}.probe")
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); create its folder, or name another file with --out"
-        ) from error

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
+from rich.jupyter import JupyterMixin
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -16,6 +17,7 @@ from rich.text import Text
 from ..database import record
 from ..database.connection import engine_of
 from .best import best_trial
+from .console import show
 from .pace import PaceMeter
 from .wording import (
     baselines_text,
@@ -28,25 +30,27 @@ from .wording import (
 )
 
 if TYPE_CHECKING:
+    from IPython.display import DisplayHandle
     from optuna import Study
     from optuna.trial import FrozenTrial
 
     from ..database.claims_sql import Counts
     from ..running.confirming import Progress as ConfirmProgress
-    from ..running.launcher import StartedStudy
+    from ..running.launcher import Outcome, StartedStudy
 
 BAR_WIDTH = 28
 STOPPING = "Stopping: workers finish their epoch and release their trials. Press Ctrl-C again to stop immediately."
 
 
 class EmbeddingProgress(AbstractContextManager["EmbeddingProgress"]):
-    """A progress bar on a terminal, elsewhere a line per tenth; nothing if no text has to be embedded."""
+    """A bar on a terminal, a line in a notebook, elsewhere a line per tenth; nothing if no text has to be embedded."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._tenth = -1
         self._started = time.monotonic()
         self._progress: Progress | None = None
+        self._notebook = _NotebookView() if console.is_jupyter else None
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show that `done` of `total` texts are embedded."""
@@ -54,8 +58,11 @@ class EmbeddingProgress(AbstractContextManager["EmbeddingProgress"]):
             self._draw(what, done, total)
         elif done * 10 // total > self._tenth:
             self._tenth = done * 10 // total
-            spent = duration(time.monotonic() - self._started)
-            self._console.print(f"{what}: {done} of {total} texts, {spent}", soft_wrap=True)
+            line = f"{what}: {done} of {total} texts, {duration(time.monotonic() - self._started)}"
+            if self._notebook is None:
+                self._console.print(line, soft_wrap=True)
+            else:
+                self._notebook.update(Text(line))
 
     def _draw(self, what: str, done: int, total: int) -> None:
         if self._progress is None:
@@ -78,7 +85,7 @@ class EmbeddingProgress(AbstractContextManager["EmbeddingProgress"]):
 
 
 class LiveView(AbstractContextManager["LiveView"]):
-    """The `Observer` of `hpo run`: redrawn in place on a terminal, a line per finished trial elsewhere."""
+    """The `Observer` of `hpo run`: redrawn in place on a terminal and in a notebook, elsewhere a line per trial."""
 
     def __init__(self, console: Console, started: StartedStudy) -> None:
         from ..database.claims_sql import count_trials
@@ -90,6 +97,7 @@ class LiveView(AbstractContextManager["LiveView"]):
         self._reported = {trial.number for trial in _finished(self._study)}
         self._meter = PaceMeter(count_trials(self._study).finished)
         self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._notebook = _NotebookView() if console.is_jupyter else None
         self._confirming: ConfirmProgress | None = None
         self._tenth = -1
 
@@ -118,7 +126,7 @@ class LiveView(AbstractContextManager["LiveView"]):
                 self.line(ensemble_text(ensemble["members"], ensemble["value"], ensemble.get("corrected")))
         self._confirming = progress
         tenth = progress.finished * 10 // max(progress.planned, 1)
-        if not self._console.is_terminal and tenth > self._tenth:
+        if not self._console.is_terminal and self._notebook is None and tenth > self._tenth:
             self._tenth = tenth
             self.line(
                 " · ".join([confirming_text(progress.finished, progress.planned), *self._pace(progress.finished)])
@@ -134,6 +142,9 @@ class LiveView(AbstractContextManager["LiveView"]):
         if self._console.is_terminal:
             self._live.start()
             self._live.update(self.render(counts, claims), refresh=True)
+            return
+        if self._notebook is not None:
+            self._notebook.update(self.render(counts, claims))
             return
         for trial in _finished(self._study):
             if trial.number not in self._reported:
@@ -180,6 +191,59 @@ class LiveView(AbstractContextManager["LiveView"]):
         total = self._confirming.planned if self._confirming else self._trials
         left = pace.seconds_left(max(total - finished, 0))
         return [pace_text(pace.trials_per_hour), f"{duration(left)} left"]
+
+
+def watch(started: StartedStudy, console: Console, workers: int | None) -> Outcome:
+    """Run the study in a live view; if it is interrupted, print where it stands.
+
+    Raises:
+        KeyboardInterrupt: SIGINT or SIGTERM arrived before the end; the workers have released their trials.
+    """
+    from ..running import launcher
+    from . import status, tables
+
+    try:
+        with LiveView(console, started) as view:
+            outcome = launcher.run_study(started, view, workers=workers)
+    except KeyboardInterrupt:
+        show(console, tables.status_table(status.study_status(started.study)))
+        raise
+    if not outcome.code and not outcome.workers:
+        if started.confirm_only:
+            console.print(f"nothing to do: {outcome.finished} trials are finished, and their result is confirmed")
+        else:
+            console.print(f"nothing to do: {outcome.trials} trials were requested and {outcome.finished} are finished")
+    return outcome
+
+
+def failure_text(outcome: Outcome) -> str:
+    """Why a run failed, how far it got, and what to do, in a sentence."""
+    progress = f"{outcome.finished} of {outcome.trials} trials are finished"
+    if outcome.confirming is not None:
+        progress += f", {outcome.confirming.finished} of {outcome.confirming.planned} of confirming"
+    return f"no worker is left, and {progress}: {outcome.reason}"
+
+
+class _NotebookView(JupyterMixin):
+    """A part of a notebook's output that is redrawn in place. rich's own `Live` needs ipywidgets for that."""
+
+    def __init__(self) -> None:
+        self._handle: DisplayHandle | None = None
+        self._view: RenderableType = ""
+
+    def __rich__(self) -> RenderableType:
+        """What is drawn."""
+        return self._view
+
+    def update(self, view: RenderableType) -> None:
+        """Draw something else."""
+        from IPython.display import display
+
+        self._view = view
+        if self._handle is None:
+            self._handle = display(self, display_id=True)
+        else:
+            self._handle.update(self)
 
 
 def _bar(done: int, total: int, pace: str) -> RenderableType:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .. import DISTRIBUTION
+from ..distribution import DISTRIBUTION
 
 _VERSIONED = (DISTRIBUTION, "optuna", "torch", "sentence-transformers", "scikit-learn", "numpy")
 

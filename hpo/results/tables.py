@@ -1,4 +1,4 @@
-"""Plan, status and result as rich tables that fit 80 columns."""
+"""Plan, status, result and leaderboard as rich tables that fit 80 columns."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from .wording import (
 
 if TYPE_CHECKING:
     from .best import BestResult
+    from .leaderboard import Leaderboard, Row
     from .plan import Criterion, NearDuplicates, Plan
     from .status import StudyStatus
 
@@ -44,7 +45,7 @@ def result_table(best: BestResult, where: str | None) -> RenderableType:
 
     Args:
         best: from `best_result`.
-        where: the file that it was written to, None if it was not.
+        where: what it was written to, None if it was not.
     """
     claim = Text(best["claim"], style="bold")
     details = Table.grid(padding=(0, 2))
@@ -52,7 +53,7 @@ def result_table(best: BestResult, where: str | None) -> RenderableType:
     details.add_column(overflow="fold")
     for name, fact in [*_result_rows(best), *_single_rows(best), ("trials", _trials_text(best["trials"]))]:
         details.add_row(name, fact)
-    details.add_row("written to", where or "no file; `hpo export` writes best.json")
+    details.add_row("written to", where or f"no file; `hpo export` writes {best['study']}.best.json")
     return Group(_values(best), *_values_notes(best), "", claim, "", details)
 
 
@@ -182,6 +183,64 @@ def _trials_text(trials: Mapping[str, Any]) -> str:
     return (
         f"{trials['complete']} complete, {trials['pruned']} pruned, {failed} failed of {trials['requested']} requested"
     )
+
+
+# --- the leaderboard --------------------------------------------------------------------------------------------------
+
+
+def leaderboard_table(board: Leaderboard) -> RenderableType:
+    """What `hpo leaderboard` prints."""
+    baseline = BASELINE_NAMES[board["best_baseline"]]
+    table = _table(f"{board['study']}: {metric_text(board['metric'])}")
+    table.add_column("", no_wrap=True)
+    for heading in ("value", "95 % interval", "over\ndefault", f"over\n{baseline}", "confirmed", "folds", "time"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in board["rows"]:
+        table.add_row(
+            f"trial {row['name']}" if row["name"].isdecimal() else BASELINE_NAMES.get(row["name"], row["name"]),
+            f"{short(row['value'])}{FLATTERED if _is_chosen(row) else ' '}",
+            "" if row["interval"] is None else interval_text(row["interval"]),
+            *("" if gain is None else f"{gain['value']:+.3f}" for gain in (row["over_default"], row["over_baseline"])),
+            _confirmed_cell(row, board["fresh_splits"]),
+            str(len(row["folds"])) if row["folds"] else "",
+            "" if row["seconds"] is None else _brief(row["seconds"]),
+            style="dim" if row["name"] in BASELINE_NAMES else None,
+        )
+    return Group(table, *(Text(line, style="dim") for line in _leaderboard_notes(board)))
+
+
+def _is_chosen(row: Row) -> bool:
+    """Whether a row is what the search chooses from: its value flatters it."""
+    return row["value"] is not None and (row["name"] == "ensemble" or row["name"].isdecimal())
+
+
+def _confirmed_cell(row: Row, splits: int | None) -> str:
+    """The mean on the fresh splits; in parentheses if the candidate was trained on some of them only."""
+    found = row["confirmed"]
+    if found is None:
+        return ""
+    return f"{short(found['mean'])} " if len(found["splits"]) == splits else f"({short(found['mean'])})"
+
+
+def _leaderboard_notes(board: Leaderboard) -> list[str]:
+    lines = [
+        f"{FLATTERED} flattering, as are its gains: chosen for its value on these very folds",
+        f"  the best {board['shown']} of {count_text(board['complete'], 'complete trial')}, and what they must beat",
+    ]
+    splits = board["fresh_splits"]
+    if splits is None:
+        return [*lines, "  nothing is confirmed yet"]
+    lines.append(f"  confirmed: the value to believe, on {count_text(splits, 'fresh split')}")
+    if any(row["confirmed"] and len(row["confirmed"]["splits"]) < splits for row in board["rows"]):
+        lines.append("  (confirmed): on some of them only, the better half went on")
+    return lines
+
+
+def _brief(seconds: float) -> str:
+    """A duration in few characters: `12 s`, `3 min`, `12 h`."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.0f} h"
 
 
 # --- the status -------------------------------------------------------------------------------------------------------

@@ -25,11 +25,11 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from sparse_evidence.core.errors import UserError
 from sparse_evidence.core.fitted import load_model
 
-from .. import DISTRIBUTION
 from ..database import record
 from ..database.connection import engine_of, try_export_lock
 from ..database.optuna_storage import study_id
 from ..database.retry import is_transient
+from ..distribution import DISTRIBUTION
 from ..errors import StorageError
 from . import tracked
 from .tracked import milliseconds

@@ -100,7 +100,7 @@ def _ensemble(study: optuna.Study, task: StudyTask, finished: int) -> dict[str, 
     numbers = [trial.number for trial in ranked]
     if not numbers:
         return None
-    scorer = _scorer(task)
+    scorer = make_scorer(task)
     logits = [stored[number] for number in numbers]
     bias = selection.pruning_bias(
         np.array([scorer.folds_of(stored[trial.number]) for trial in trials if trial.number in stored]),
@@ -122,17 +122,19 @@ def _ensemble(study: optuna.Study, task: StudyTask, finished: int) -> dict[str, 
         "members": members,
         "value": float(folds.mean()),
         "folds": folds.tolist(),
-        "corrected": _as_json(selection.estimate(corrected, left_out)),
+        "corrected": as_json(selection.estimate(corrected, left_out)),
         "threshold": metrics.best_threshold(labels[scored], metrics.sigmoid(mean[scored])),
         "best": {
             "trial": best,
             "value": ranked[0].value,
-            "corrected": _as_json(
+            "corrected": as_json(
                 selection.estimate(float(best_kept.mean()) - flattery(best), scorer.without_blocks(stored[best]))
             ),
         },
         "over_default": _corrected_gain(scorer, corrected, left_out, "default", stored.get(0), flattery),
-        "over_baseline": _corrected_gain(scorer, corrected, left_out, *_best_baseline(scorer, task)),
+        "over_baseline": _corrected_gain(
+            scorer, corrected, left_out, *best_baseline(scorer, task.scored_baselines()[1])
+        ),
     }
 
 
@@ -158,9 +160,8 @@ class EpochFlattery:
         return self._known[trial]
 
 
-def _best_baseline(scorer: Scorer, task: StudyTask) -> tuple[str, npt.NDArray[np.float32]]:
-    """The best baseline on the search's folds, and its predictions."""
-    found = task.scored_baselines()[1]
+def best_baseline(scorer: Scorer, found: Mapping[str, npt.NDArray[np.float32]]) -> tuple[str, npt.NDArray[np.float32]]:
+    """The best baseline on the search's folds by name, and its predictions, among those of all that read the posts."""
     name = max(found, key=lambda name: float(scorer.signed(scorer.value(found[name]))))
     return name, found[name]
 
@@ -178,16 +179,17 @@ def _corrected_gain(
         return None
     other = scorer.value(logits) - (flattery(0) if flattery else 0.0)
     found = selection.estimate(corrected - other, left_out - scorer.without_blocks(logits))
-    return {"name": name, **_as_json(found)}
+    return {"name": name, **as_json(found)}
 
 
-def _scorer(task: StudyTask) -> Scorer:
+def make_scorer(task: StudyTask) -> Scorer:
     """Scores predictions on the task's folds; the blocks of posts are the same on every split of the same posts."""
     blocks = selection.make_blocks(task.corpus.groups, task.folds.assignment >= 0, task.definition.search.seed)
     return Scorer(task.definition.search.metric, task.corpus.labels, task.folds, blocks)
 
 
-def _as_json(found: selection.Estimate) -> dict[str, Any]:
+def as_json(found: selection.Estimate) -> dict[str, Any]:
+    """The keys `value` and `interval`, as estimates are stored."""
     return {"value": found.value, "interval": [found.low, found.high]}
 
 
@@ -276,7 +278,7 @@ def fresh_scores(confirm: Confirming, task: StudyTask, trials: Sequence[FrozenTr
     members = [member for member in plan.members if member not in dropped]
     scores: dict[str, FreshScores] = {}
     for split in range(plan.splits):
-        scorer = _scorer(task.on_split(split))
+        scorer = make_scorer(task.on_split(split))
         found = _on_split(confirm, trials, split, dropped)
         candidates: dict[str, npt.NDArray[Any]] = {name: logits for name, logits in found.items() if name != "0"}
         if members:
@@ -289,7 +291,7 @@ def fresh_scores(confirm: Confirming, task: StudyTask, trials: Sequence[FrozenTr
             of_splits.values[split] = scorer.value(logits)
             of_splits.left_out[split] = scorer.without_blocks(logits)
     if scores and (chance := _chance_on_splits(trials)):
-        blocks = np.ones(int(_scorer(task).blocks.max()) + 1)
+        blocks = np.ones(int(make_scorer(task).blocks.max()) + 1)
         scores["chance"] = FreshScores(chance, {split: value * blocks for split, value in chance.items()})
     return scores
 
@@ -381,7 +383,7 @@ def _gain(scores: Mapping[str, FreshScores], winner: str | None, other: str | No
     """The winner's value minus another candidate's, on the same splits; None if it is the same or was not scored."""
     if winner is None or other is None or winner == other or other not in scores:
         return None
-    return {"name": other, **_as_json(scores[winner].minus(scores[other]))}
+    return {"name": other, **as_json(scores[winner].minus(scores[other]))}
 
 
 def _once(study: optuna.Study, is_stored: Callable[[], bool], store: Callable[[], None]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import optuna
 
 from sparse_evidence.core.metrics import METRICS
@@ -11,17 +13,32 @@ from ..database.connection import engine_of, open_storage, try_baselines_lock
 from ..database.optuna_storage import study_id, unwrap
 from ..database.record import BASELINES, CURVES, REQUESTED
 from ..database.retry import retry
-from ..database.studies import Direction, open_study
+from ..database.studies import Direction, load_study, open_study
 from ..study import space
 from ..study.definition import StudyDefinition, differences
+from ..study.fields import Scalar
 from .sampler import make_sampler
-from .task import StudyTask
+from .task import Progress, StudyTask, load_task
 
 
-def join_study(definition: StudyDefinition, task: StudyTask, url: str, *, trials: int) -> optuna.Study:
+def join_study(
+    definition: StudyDefinition,
+    task: StudyTask,
+    url: str,
+    *,
+    trials: int,
+    try_first: Sequence[Mapping[str, Scalar]] = (),
+) -> optuna.Study:
     """Create the study, or open it if it exists, and raise its recorded budget to `trials`.
 
     The returned study is meant for working on trials: it reads them without their curves, which are most of the data.
+
+    Args:
+        definition: the study.
+        task: its data.
+        url: from `storage_url`.
+        trials: trials to finish in total.
+        try_first: parameters from `warm_start`, which are queued unless they were queued or tried before.
 
     Raises:
         RefusedError: the study was created from other data, folds, definition or code.
@@ -37,10 +54,33 @@ def join_study(definition: StudyDefinition, task: StudyTask, url: str, *, trials
         default_parameters=space.default_parameters(definition),
         sampler=make_sampler(definition.search.sampler, definition.search.seed),
         differences=differences,
+        once=try_first,
     )
     if trials > (record.requested(study) or 0):
         study.set_user_attr(REQUESTED, trials)
     return study
+
+
+def load_joined(
+    definition: StudyDefinition, url: str, *, progress: Progress | None = None
+) -> tuple[optuna.Study, StudyTask]:
+    """A study that exists and its data, for reading what needs both.
+
+    Args:
+        definition: the study.
+        url: from `storage_url`.
+        progress: called while texts are embedded.
+
+    Raises:
+        UserError: there is no such study, or its data, its folds or its encoder cannot be used.
+        RefusedError: the study was created from other data, folds, definition or code.
+        StorageError: the database is unreachable.
+    """
+    storage = open_storage(url)
+    load_study(storage, definition.name)  # said before minutes of embedding
+    engine_of(storage).dispose()
+    task = load_task(definition, progress=progress)
+    return join_study(definition, task, url, trials=0), task
 
 
 def measure_baselines(study: optuna.Study, task: StudyTask) -> None:

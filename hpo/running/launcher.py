@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ..database.claims_sql import Counts
     from ..study.definition import StudyDefinition
+    from ..study.fields import Scalar
     from .confirming import Progress as ConfirmProgress
     from .task import Progress, StudyTask
 
@@ -87,6 +88,7 @@ def start_study(
     *,
     trials: int | None = None,
     confirm_only: bool = False,
+    try_first: Sequence[Mapping[str, Scalar]] = (),
     progress: Progress | None = None,
 ) -> StartedStudy:
     """Load the study's data, and create the study or join it.
@@ -96,6 +98,7 @@ def start_study(
         url: from `storage_url`.
         trials: trials to finish in total; default: the definition's.
         confirm_only: do no trials of the search; `trials` are finished.
+        try_first: parameters from `warm_start` that are tried first, once.
         progress: called while texts are embedded.
 
     Raises:
@@ -110,7 +113,7 @@ def start_study(
     engine_of(open_storage(url)).dispose()  # a wrong URL is reported before minutes of embedding
     task = load_task(definition, progress=progress)
     budget = trials or definition.search.trials
-    study = join_study(definition, task, url, trials=0 if confirm_only else budget)
+    study = join_study(definition, task, url, trials=0 if confirm_only else budget, try_first=try_first)
     return StartedStudy(definition, url, task, study, budget, confirm_only)
 
 

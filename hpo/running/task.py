@@ -30,7 +30,7 @@ from sparse_evidence.core.splits import Folds, split
 from sparse_evidence.core.training.crossval import CrossValidation
 from sparse_evidence.core.training.resampling import fresh_folds
 
-from .. import DISTRIBUTION
+from ..distribution import DISTRIBUTION
 from ..study.definition import StudyDefinition
 from ..study.fields import Choices, ParameterSpec, Range
 

@@ -18,6 +18,7 @@ from sparse_evidence.core.config import SOLVED
 from sparse_evidence.core.errors import nearest
 
 from ..errors import DefinitionError
+from .document import to_toml
 from .fields import Alternative, Choices, ParameterSpec, Range
 from .reader import read_study
 
@@ -88,10 +89,30 @@ def load(path: Path, *, environ: Mapping[str, str] = os.environ) -> StudyDefinit
     Raises `DefinitionError`: why the file cannot be read, or every mistake in it.
     """
     path = Path(path)
-    problems: list[str] = []
-    parts = read_study(_parse(path), path.stem, environ, problems)
+    return _define(_parse(path), path, path.name, environ, [])
+
+
+def from_document(
+    document: Mapping[str, Any], *, folder: Path | None = None, environ: Mapping[str, str] = os.environ
+) -> StudyDefinition:
+    """Check a study that is given as a dict, as `load` checks a file. It must have a name.
+
+    Relative paths in it start at `folder` (default: the current one). Its `path` is where a file of its name would be.
+
+    Raises `DefinitionError`, as `load` does.
+    """
+    parsed = tomllib.loads(to_toml(document))
+    missing = [] if "name" in parsed else ["name: missing, give the study a name, a dict has no file's name"]
+    path = (folder or Path.cwd()) / f"{parsed.get('name', 'study')}.toml"
+    return _define(parsed, path, "the study", environ, missing)
+
+
+def _define(
+    document: Mapping[str, Any], path: Path, called: str, environ: Mapping[str, str], problems: list[str]
+) -> StudyDefinition:
+    parts = read_study(document, path.stem, environ, problems)
     if problems:
-        raise _invalid(path.name, problems)
+        raise _invalid(called, problems)
     return StudyDefinition(path=path, **parts)
 
 

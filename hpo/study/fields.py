@@ -53,6 +53,10 @@ class Range:
         value = min(max(value, self.low), self.high)
         return round(value) if self.integer else float(value)
 
+    def contains(self, value: object) -> bool:
+        """Return whether the value can be drawn."""
+        return isinstance(value, (int, float)) and math.isclose(self.snap(value), value)
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -65,6 +69,10 @@ class Choices:
     def __str__(self) -> str:
         """`one of 2, 4, 8`."""
         return f"one of {', '.join(str(value) for value in self.values)}"
+
+    def contains(self, value: object) -> bool:
+        """Return whether the value can be drawn."""
+        return value in self.values
 
 
 ParameterSpec = Scalar | Range | Choices

@@ -123,6 +123,35 @@ def default_parameters(definition: StudyDefinition) -> dict[str, Scalar]:
     return {parameter.name: parameter.spec.default for parameter in searched(definition) if parameter.applies(first)}
 
 
+def fitting_parameters(definition: StudyDefinition, candidate: CandidateConfig) -> tuple[dict[str, Scalar], list[str]]:
+    """Return the parameters that make a trial of this study train a configuration, as far as this study searches it.
+
+    Args:
+        definition: the study.
+        candidate: a configuration, usually of another study.
+
+    Returns:
+        The parameters with values that this study may draw, by name, and a clause for everything that does not fit. If
+        the model does not, nothing does.
+    """
+    chosen = {"model": candidate.model.name, "loss": candidate.loss.name}
+    if chosen["model"] not in {alternative.name for alternative in definition.model}:
+        return {}, [f"model {chosen['model']}"]
+    tables = to_dict(candidate)
+    knows_loss = chosen["loss"] in {alternative.name for alternative in definition.loss}
+    parameters: dict[str, Scalar] = {}
+    unfit = [] if knows_loss or chosen["model"] not in definition.trained else [f"loss {chosen['loss']}"]
+    for parameter in searched(definition):
+        if not parameter.applies(chosen) or (parameter.part == "loss" and not knows_loss):
+            continue
+        value = tables[parameter.part][parameter.key] if parameter.key else chosen[parameter.part]
+        if parameter.spec.contains(value):
+            parameters[parameter.name] = value
+        else:
+            unfit.append(f"{parameter.name} {value} (here {parameter.spec})")
+    return parameters, unfit
+
+
 def distributions(definition: StudyDefinition) -> dict[str, BaseDistribution]:
     """Every parameter's Optuna distribution, those of all alternatives included."""
     return {parameter.name: _distribution(parameter.spec) for parameter in searched(definition)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
@@ -20,6 +22,7 @@ import waiting
 from sparse_evidence.core.errors import UserError
 from sparse_evidence.hpo.database import connection, studies
 from sparse_evidence.hpo.database.claims_sql import list_claims
+from sparse_evidence.hpo.database.record import BASELINE_NAMES
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "studies" / "smoke.toml"
@@ -79,7 +82,7 @@ def test_a_study_from_its_first_run_to_its_export(call, start, tmp_path):
     # run
     done = call("run", SMOKE, "--workers", "2")
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    first = best(tmp_path / "best.json")
+    first = best(tmp_path / "smoke.best.json")
     assert finished(first) == TRIALS
     assert len(re.findall(r"^\d/6 trial \d ", done.stdout, flags=re.MULTILINE)) == TRIALS
     assert re.search(
@@ -90,21 +93,25 @@ def test_a_study_from_its_first_run_to_its_export(call, start, tmp_path):
     assert first["winner"] in {"ensemble", "trial", "default", *first["cv"]["floors"]}
     assert not re.search(r" $", done.stdout, re.MULTILINE)
     assert first["value"] == first["cv"]["mean"]
-    assert (tmp_path / "best.json").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "smoke.best.json").stat().st_mode & 0o077 == 0
 
     # again: nothing is trained, nothing is embedded, the same best
     again = call("run", SMOKE, "--workers", "2")
     assert (again.returncode, again.stderr) == (0, "")
     assert "nothing to do: 6 trials were requested and 6 are finished" in again.stdout
     assert "(all embeddings cached)" in again.stdout
-    second = best(tmp_path / "best.json")
+    second = best(tmp_path / "smoke.best.json")
     assert {**second["provenance"], "exported_at": ""} == {**first["provenance"], "exported_at": ""}
     assert {**second, "provenance": {}} == {**first, "provenance": {}}
 
     # two more trials
-    more = call("run", SMOKE, "--workers", "1", "--trials", "8", "--out", "more.json")
-    assert (more.returncode, more.stderr) == (0, "")
+    more = call("run", SMOKE, "--workers", "1", "--trials", "8", "-o", "-")
+    assert more.returncode == 0, more.stderr
+    (tmp_path / "more.json").write_text(more.stdout, encoding="utf-8")  # nothing else is on standard output
     third = best(tmp_path / "more.json")
+    assert re.search(r"^8/8 trial \d ", more.stderr, re.MULTILINE)
+    assert "written to standard output" in " ".join(more.stderr.split())
+    assert best(tmp_path / "smoke.best.json") == second
     assert (finished(third), third["trials"]["requested"]) == (8, 8)
     assert third["ensemble"]["best"]["value"] >= first["ensemble"]["best"]["value"]
 
@@ -113,9 +120,15 @@ def test_a_study_from_its_first_run_to_its_export(call, start, tmp_path):
     assert (status["trials"]["finished"], status["workers"], status["claim"]) == (8, [], third["claim"])
     assert status["best"]["value"] == third["ensemble"]["best"]["value"]
     assert status["baselines"] == third["cv"]["floors"]
+    listed = call("leaderboard", SMOKE, "--csv", "--top", "1")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    rows = {row["name"]: row for row in csv.DictReader(io.StringIO(listed.stdout))}
+    assert set(rows) - {"default", str(status["best"]["trial"])} == {"ensemble", *BASELINE_NAMES}
+    assert float(rows["ensemble"]["confirmed"]) == third["confirmed"]["scores"]["ensemble"]["mean"]
     exported = call("export", SMOKE, "-o", "exported.json")
     assert (exported.returncode, exported.stderr) == (0, "")
     assert best(tmp_path / "exported.json")["params"] == third["params"]
+    assert not list(tmp_path.glob("best.json"))
 
     # a changed study file is refused
     changed = variant(tmp_path, "smoke", patience="3")
@@ -165,7 +178,7 @@ def test_two_workers_that_start_together_on_an_empty_database(start, call, tmp_p
         _, err = worker.communicate(timeout=600)
         assert (worker.returncode, err) == (0, "")
     assert call("export", SMOKE, HPO_STORAGE=empty_database).returncode == 0
-    assert finished(best(tmp_path / "best.json")) == TRIALS
+    assert finished(best(tmp_path / "smoke.best.json")) == TRIALS
     # a worker that joins a finished study runs nothing
     late = call("worker", SMOKE, "--threads", "1", HPO_STORAGE=empty_database)
     assert (late.returncode, late.stderr) == (0, "")
@@ -186,8 +199,12 @@ def test_two_runs_with_one_worker_give_the_same_best(call, tmp_path, fresh_datab
 
 def test_another_study_with_the_same_encoder_and_chunks_embeds_nothing(call, tmp_path, database):
     assert call("run", SMOKE, "--workers", "1", "--trials", "1", "--storage", database).returncode == 0
-    other = call("run", variant(tmp_path, "other", folds="3", stages="[1, 2]"), "--trials", "1", "--storage", database)
+    rates = "{ low = 1e-3, high = 3e-2, log = true, default = 0.01 }"
+    study = variant(tmp_path, "other", folds="3", stages="[1, 2]", learning_rate=rates)
+    other = call("run", study, "--trials", "2", "--storage", database, "--from", "smoke.best.json")
     assert (other.returncode, other.stderr) == (0, "")
+    assert "note: trial 0 of smoke.best.json is tried first, once" in " ".join(other.stdout.split())
+    assert finished(best(tmp_path / "other.best.json")) == 2
     assert re.search(r"^other: 60 posts, \d+ texts \(all embeddings cached\)$", other.stdout, re.MULTILINE)
 
 

@@ -191,10 +191,15 @@ def test_a_storage_that_is_not_postgres(hpo, tmp_path, url, expected):
 
 
 def test_a_study_that_was_not_started(hpo, tmp_path, database):
-    for verb in ("status", "export", "dashboard"):
+    for verb in ("status", "leaderboard", "export", "dashboard"):
         out = ["--out", "new.json"] if verb == "export" else []
         code, err = hpo(verb, str(wrong(tmp_path, SYNTHETIC + IRIS)), "--storage", database, *out)
         assert (code, "There is no study 'study'" in one_sentence(err)) == (2, True), err
+
+
+def test_a_leaderboard_in_two_formats(hpo, tmp_path):
+    code, err = hpo("leaderboard", str(wrong(tmp_path, SYNTHETIC + IRIS)), "--csv", "--json")
+    assert (code, "--csv and --json cannot be combined" in one_sentence(err)) == (2, True)
 
 
 # --- folders that cannot be written -----------------------------------------------------------------------------------
@@ -210,6 +215,19 @@ def test_a_result_that_cannot_be_written(hpo, tmp_path, verb, out, expected):
     assert code == 2
     assert expected in one_sentence(err)
     assert "--out" in err
+
+
+@pytest.mark.parametrize("verb", ["run", "export"])
+def test_a_result_that_would_overwrite_another_study(hpo, tmp_path, verb):
+    study = str(wrong(tmp_path, SYNTHETIC + IRIS))
+    code, err = hpo(verb, study, "-o", "best.json")
+    assert (code, "best.json is no result of a study" in one_sentence(err)) == (2, True)
+    other = tmp_path / "study.best.json"  # the default
+    other.write_text('{"study": "theirs"}')
+    code, err = hpo(verb, study)
+    assert (code, "study.best.json is the result of the study 'theirs'" in one_sentence(err)) == (2, True)
+    assert other.read_text() == '{"study": "theirs"}'
+    assert not (tmp_path / ".hpo").exists(), "it is said before anything is started"
 
 
 def test_a_cache_that_cannot_be_written(hpo, tmp_path, monkeypatch):
@@ -275,7 +293,7 @@ def test_an_encoder_of_a_hub_that_cannot_be_reached(tmp_path, network):
     assert "use all-MiniLM-L6-v2" in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["status", "export", "dashboard"])
+@pytest.mark.parametrize("verb", ["status", "leaderboard", "export", "dashboard"])
 def test_reading_in_the_wrong_folder_leaves_nothing_behind(hpo: Call, tmp_path: Path, verb: str) -> None:
     code, err = hpo(verb, str(ROOT / "studies" / "smoke.toml"))
     assert code == 2

@@ -110,3 +110,42 @@ def test_a_foreign_study_is_refused_and_a_half_made_one_completed(storage: Any) 
 def test_a_missing_study_says_what_to_do(storage: Any) -> None:
     with pytest.raises(UserError, match=r"no study 'nothing' in postgresql.*start it with `hpo run`"):
         studies.load_study(storage, "nothing")
+
+
+def queued(study: Any) -> list[dict[str, Any]]:
+    return [trial.system_attrs["fixed_params"] for trial in study.get_trials()]
+
+
+def test_parameters_are_queued_once_after_the_default(storage: Any) -> None:
+    once = [{"x": 0.25}, {"x": 0.75}]
+    for _ in range(2):
+        study = open_study(storage, default_parameters={"x": 0.5}, once=once)
+        assert queued(study) == [{"x": 0.5}, {"x": 0.25}, {"x": 0.75}]
+
+
+def test_parameters_are_queued_in_a_study_that_exists_unless_it_has_tried_them(storage: Any) -> None:
+    from optuna.distributions import FloatDistribution
+    from optuna.trial import create_trial
+
+    study = open_study(storage, default_parameters={"x": 0.5})
+    study.add_trial(create_trial(value=0.0, params={"x": 0.25}, distributions={"x": FloatDistribution(0, 1)}))
+    for _ in range(2):
+        open_study(storage, once=[{"x": 0.25}, {"x": 0.5}, {"x": 0.75}])
+        assert [trial.system_attrs.get("fixed_params") for trial in study.get_trials()] == [
+            {"x": 0.5}, None, {"x": 0.75}
+        ]  # fmt: skip
+    with pytest.raises(RefusedError):
+        open_study(storage, identity=IDENTITY | {"data_sha256": "b" * 64}, once=[{"x": 0.1}])
+    assert len(study.get_trials()) == 3
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_parameters_are_queued_once_even_if_the_answer_is_lost(proxy: Proxy, exists: bool) -> None:
+    storage = connection.open_storage(proxy.url, retry_seconds=10)
+    if exists:
+        open_study(storage)
+    lost = proxy.lose_answer_to_commit("INSERT INTO trial_system_attributes")
+    study = open_study(storage, once=[{"x": 0.25}, {"x": 0.75}])
+    assert lost.is_set()
+    assert queued(study) == [{"x": 0.25}, {"x": 0.75}]
+    connection.engine_of(storage).dispose()

@@ -225,7 +225,7 @@ def test_the_default_may_be_the_best_trial_or_unknown():
     text = drawn(tables.result_table(best(trial=0), None))
     assert "best single trial 0 (the default)" in text
     assert "default configuration" not in text
-    assert "written to no file; `hpo export` writes best.json" in unwrapped(text)
+    assert "written to no file; `hpo export` writes quickstart.best.json" in unwrapped(text)
     assert "default" not in drawn(tables.result_table(best(default=None), None))
     pruned = {"trial": 0, "value": None}
     assert row(drawn(tables.result_table(best(default=pruned), None)), "default") == "default configuration –"

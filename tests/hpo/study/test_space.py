@@ -11,12 +11,14 @@ from sparse_evidence.core.config import (
     LOSSES,
     MODELS,
     SOLVED,
+    AbmilConfig,
     BCEConfig,
     CandidateConfig,
     FocalConfig,
     IrisConfig,
     LinearConfig,
     TrainingConfig,
+    WeightedBCEConfig,
 )
 from sparse_evidence.core.errors import ConfigError
 from sparse_evidence.core.models import REGISTRY
@@ -317,3 +319,59 @@ def test_from_dict_reports_every_mistake():
         space.from_dict({"model": {"name": "irs"}, "training": {}, "loss": {"name": "bce"}})
     with pytest.raises(ConfigError, match="loss name: missing, give one of"):
         space.from_dict({"model": {"name": "iris"}})
+
+
+# --- configurations of other studies ----------------------------------------------------------------------------------
+
+
+def test_the_parameters_of_a_configuration_are_found_again(shipped):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    for _ in range(30):
+        trial = study.ask()
+        candidate = space.suggest(shipped, trial)
+        study.tell(trial, 0.0)
+        parameters, unfit = space.fitting_parameters(shipped, candidate)
+        assert (parameters, unfit) == (study.trials[-1].params, [])
+
+
+OTHER = """
+[[model]]
+name = "iris"
+k_retrieved = { low = 2, high = 4 }
+[[model]]
+name = "linear"
+[training]
+epochs = { choices = [5, 10] }
+learning_rate = { low = 1e-3, high = 1e-2, log = true }
+[[loss]]
+name = "bce"
+[[loss]]
+name = "focal"
+gamma = { low = 0.0, high = 2.0, step = 0.5 }
+"""
+
+
+def test_what_does_not_fit_is_named(define):
+    definition = define(FILE + OTHER)
+
+    def fitting(model, loss, **training):
+        return space.fitting_parameters(definition, CandidateConfig(model, TrainingConfig(**training), loss))
+
+    assert fitting(IrisConfig(k_retrieved=3), FocalConfig(gamma=1.5), epochs=5) == (
+        {"model": "iris", "model.k_retrieved": 3, "training.epochs": 5, "training.learning_rate": 3e-3,
+         "loss": "focal", "loss.gamma": 1.5},
+        [],
+    )  # fmt: skip
+    parameters, unfit = fitting(IrisConfig(k_retrieved=9), FocalConfig(gamma=0.7), epochs=40, learning_rate=1.0)
+    assert parameters == {"model": "iris", "loss": "focal"}
+    assert unfit == [
+        "model.k_retrieved 9 (here 2 to 4)",
+        "training.epochs 40 (here one of 5, 10)",
+        "training.learning_rate 1.0 (here 0.001 to 0.01 (log))",
+        "loss.gamma 0.7 (here 0.0 to 2.0 in steps of 0.5)",
+    ]
+    without_loss = fitting(IrisConfig(k_retrieved=2), WeightedBCEConfig(), epochs=5)
+    assert without_loss[1] == ["loss weighted_bce"]
+    assert not any(name.startswith("loss") for name in without_loss[0])
+    assert fitting(LinearConfig(), WeightedBCEConfig()) == ({"model": "linear"}, []), "a solved model has no loss"
+    assert fitting(AbmilConfig(), BCEConfig(), epochs=5) == ({}, ["model abmil"])

@@ -1,0 +1,3 @@
+"""The name under which both halves are installed."""
+
+DISTRIBUTION = "sparse-evidence-hpo"
