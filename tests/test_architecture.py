@@ -28,6 +28,7 @@ VERBS = {
     "validate": {"STUDY", "--json"},
     "run": {"STUDY", "--workers", "--trials", "--out", "-o", "--force", "--from", "--fit", "--storage"},
     "fit": {"BEST", "--out", "-o", "--study", "--what", "--single"},
+    "explain": {"MODEL_DIR", "[POSTS]", "--out", "-o", "--limit", "--force"},
     "worker": {
         "STUDY",
         "--trials",

@@ -9,13 +9,7 @@ from typing import Any
 from sparse_evidence.core.fitted import FittedModel
 
 from ..database.record import candidate_text
-from ..results.wording import capitalized, estimate_text, metric_text, short
-
-_KINDS = {
-    "confirmed": "confirmed: measured on fresh splits",
-    "corrected": "corrected for selection, on the folds of the search; not confirmed",
-    "search": "on the folds of the search",
-}
+from ..results.wording import SCORE_KINDS, capitalized, estimate_text, metric_text, short
 
 
 def model_card(model: FittedModel) -> str:
@@ -35,7 +29,7 @@ def model_card(model: FittedModel) -> str:
         candidate=candidate_text,
         estimate=_estimate,
         short=short,
-        kinds=_KINDS,
+        kinds=SCORE_KINDS,
     )
 
 

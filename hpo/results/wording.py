@@ -68,6 +68,13 @@ def confirming_text(finished: int, planned: int) -> str:
     return f"confirming: {finished} of {planned} trained"
 
 
+SCORE_KINDS = {
+    "confirmed": "confirmed: measured on fresh splits",
+    "corrected": "corrected for selection, on the folds of the search; not confirmed",
+    "search": "on the folds of the search",
+}
+"""What kind of estimate the score of a fitted model is; the model's `info` has the keys."""
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 

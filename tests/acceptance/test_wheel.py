@@ -35,6 +35,9 @@ def test_the_wheel_has_the_code_the_schemas_and_the_examples(tmp_path: Path) -> 
         f"sparse_evidence/{path.relative_to(ROOT)}" for half in ("core", "hpo") for path in ROOT.glob(f"{half}/**/*.py")
     }
     assert {name for name in names if name.endswith(".py")} == modules
+    templates = {f"sparse_evidence/{path.relative_to(ROOT)}" for path in ROOT.glob("hpo/pages/templates/*")}
+    assert templates
+    assert templates <= set(names)
 
 
 def pip(folder: Path, *arguments: str) -> None:

@@ -1,0 +1,61 @@
+"""`hpo explain`: one HTML page that shows what a fitted model looks for and what it finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .shared import fast_imports, make_console
+
+
+def command(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL_DIR", help="The folder that `hpo fit` wrote.", show_default=False)
+    ],
+    posts: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[POSTS]",
+            help="A CSV, TSV or Parquet table with a column post; optional: post_id, criterion, label. Default: the "
+            "posts that the model was trained on.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="The page. Default: NAME.html, NAME being that of the folder.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="Posts on the page, evenly spread.")] = 200,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is no such page.")] = False,
+) -> None:
+    """Write a page that shows what a model looks for and what it finds. The page holds the posts' text."""
+    from ..pages.writing import PageFile
+
+    page = PageFile(out or Path(f"{model.resolve().name}.html"), force=force)
+    page.check()
+    with fast_imports():
+        from sparse_evidence.core.fitted import load_model
+
+        from ..pages.explain import explain_page
+        from ..pages.posts import posts_of_study, posts_of_table
+        from ..results import live
+        from ..results.wording import count_text
+    fitted = load_model(model)
+    console = make_console(stderr=page.is_stdout)
+    if posts is None:
+        with live.EmbeddingProgress(console) as progress:
+            shown = posts_of_study(fitted, model, limit, progress)
+    else:
+        shown = posts_of_table(posts, fitted, limit)
+    with console.status("explaining"):
+        page.write(explain_page(fitted, shown))
+    told = f"{count_text(len(shown.texts), 'post')}, with their text: {page}"
+    console.print(told, markup=False, soft_wrap=True)
