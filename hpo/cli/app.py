@@ -21,7 +21,7 @@ from sparse_evidence.core.errors import UserError
 from .. import DISTRIBUTION
 from ..errors import Exit, RefusedError, StorageError, exit_code_of
 from ..running import process
-from . import confirm, dashboard, export, fit, init, predict, run, status, validate, worker
+from . import confirm, dashboard, evaluate, export, fit, init, predict, run, status, validate, worker
 from .shared import OptionalAddress, print_error
 
 EXIT_CODES = (
@@ -53,6 +53,7 @@ app.command(name="status")(status.command)
 app.command(name="export", cls=OptionalAddress)(export.command)
 app.command(name="fit")(fit.command)
 app.command(name="predict")(predict.command)
+app.command(name="evaluate")(evaluate.command)
 app.command(name="dashboard")(dashboard.command)
 
 
