@@ -19,8 +19,9 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: install  ## run the quickstart study on real text with two workers, export best.json
-	$(BIN)/hpo run studies/quickstart.toml --workers 2 --out best.json
+demo: install  ## search on real text with two workers, fit the winner, predict three posts
+	$(BIN)/hpo run studies/quickstart.toml --workers 2 --out best.json --fit model
+	$(BIN)/hpo predict model studies/new_posts.csv --show
 
 test: install  ## run every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist worksteal

@@ -55,6 +55,7 @@ VERBS = {
         "--long",
         "--no-evidence",
         "--prefix",
+        "--show",
         "--format",
     },
     "evaluate": {"MODEL_DIR", "DATA", "--study", "--storage", "--json"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from ..corpus.parts import Part, Source
 from ..corpus.tables import quote_value
 from ..corpus.writing import Column, Sink
 from ..errors import DataError, UserError, nearest
-from .model import FittedModel
+from .model import Explanation, FittedModel
 
 Span = tuple[int, int] | None
 
@@ -115,6 +115,51 @@ def predict_table(
         if progress is not None:
             progress(rows, source.share)
     return rows
+
+
+@dataclass(frozen=True)
+class Met:
+    """A criterion that a post meets, as the model sees it."""
+
+    criterion: str
+    probability: float
+    evidence: str | None
+    """The sentence that contributes most; None if the post has no text."""
+
+
+def met(model: FittedModel, source: Source, options: Options) -> Iterator[tuple[str, list[Met]]]:
+    """Yield each post of a table with the criteria that it meets, the most probable first.
+
+    A post is named by its `post_id`, or else by its row. A post that follows itself, as in a table with a row per post
+    and criterion, is yielded once.
+
+    Raises:
+        UserError, DataError: as `predict_table`.
+    """
+    post, _ = find_columns(model, source, options)
+    names = [name.strip() for name in source.columns]
+    known = candidates(names, "post_id")
+    last = None
+    for part in source.parts():
+        labels = part.cells(names.index(known[0])) if known else [f"row {number}" for number in part.numbers]
+        texts = part.cells(post)
+        for label, text, found in zip(labels, texts, model.explain(texts), strict=True):
+            if text != last:
+                yield label, _met(model, text, found)
+            last = text
+
+
+def _met(model: FittedModel, text: str, found: Explanation) -> list[Met]:
+    order = [column for column in np.argsort(-found.probability).tolist() if found.decision[column]]
+    spans = [found.evidence(column) for column in order]
+    return [
+        Met(
+            model.criteria[column].name,
+            float(found.probability[column]),
+            None if span is None else text[span[0] : span[1]],
+        )
+        for column, span in zip(order, spans, strict=True)
+    ]
 
 
 def find_columns(model: FittedModel, source: Source, options: Options) -> tuple[int, int | None]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,10 @@ from sparse_evidence.core.corpus.parts import STDIO, Format, format_of, open_tab
 from sparse_evidence.core.errors import UserError
 
 from .shared import fast_imports, make_console
+from .shared import show as show_table
+
+if TYPE_CHECKING:
+    from sparse_evidence.core.fitted.predicting import Met
 
 ModelFolder = Annotated[
     Path,
@@ -50,6 +54,9 @@ def command(
         bool, typer.Option("--no-evidence", help="Leave out the sentences, and be much faster.")
     ] = False,
     prefix: Annotated[str, typer.Option(metavar="TEXT", help="Put this before the names of new columns.")] = "",
+    show: Annotated[
+        bool, typer.Option("--show", help="Print for a reader instead: the criteria that each post meets, and why.")
+    ] = False,
     file_format: Annotated[
         Format | None,
         typer.Option(
@@ -69,13 +76,18 @@ def command(
     with fast_imports():
         from sparse_evidence.core.corpus.writing import create_table
         from sparse_evidence.core.fitted import load_model
-        from sparse_evidence.core.fitted.predicting import Options, find_columns, predict_table
+        from sparse_evidence.core.fitted.predicting import Options, find_columns, met, predict_table
+    if show and (long or no_evidence or prefix or out != STDIO):
+        raise UserError("--show writes no table; leave out --out, --long, --no-evidence and --prefix")
     read_as, write_as = format_of(posts, file_format), format_of(out, file_format)
     _check_other_file(posts, out)
     fitted = load_model(model)
     options = Options(column, long, not no_evidence, prefix)
     with open_table(posts, read_as) as source:
         find_columns(fitted, source, options)  # before anything is written
+        if show:
+            _print(met(fitted, source, options))
+            return
         with create_table(out, write_as) as sink, _progress(out) as report:
             predict_table(fitted, source, sink, options, report)
 
@@ -84,6 +96,20 @@ def _check_other_file(posts: Path, out: Path) -> None:
     """Raise a `UserError` if the output would replace the input."""
     if posts.is_file() and out.is_file() and posts.samefile(out):
         raise UserError(f"{out} is the table that is read; name another file with -o")
+
+
+def _print(posts: Iterable[tuple[str, list[Met]]]) -> None:
+    """Print each post's criteria with their probability and sentence."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console = make_console()
+    for name, found in posts:
+        console.print(name, style="bold", markup=False, soft_wrap=True)
+        table = Table.grid(padding=(0, 2))
+        for one in found:
+            table.add_row("", one.criterion, f"{one.probability:.0%}", Text(one.evidence or "no text"))
+        show_table(console, table if found else "  meets no criterion")
 
 
 @contextmanager

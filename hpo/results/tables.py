@@ -191,7 +191,7 @@ def _trials_text(trials: Mapping[str, Any]) -> str:
 def leaderboard_table(board: Leaderboard) -> RenderableType:
     """What `hpo leaderboard` prints."""
     baseline = BASELINE_NAMES[board["best_baseline"]]
-    table = _table(f"{board['study']}: {metric_text(board['metric'])}")
+    table = plain_table(f"{board['study']}: {metric_text(board['metric'])}")
     table.add_column("", no_wrap=True)
     for heading in ("value", "95 % interval", "over\ndefault", f"over\n{baseline}", "confirmed", "folds", "time"):
         table.add_column(heading, justify="right", no_wrap=True)

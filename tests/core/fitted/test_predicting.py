@@ -8,7 +8,7 @@ from fitted_models import CRITERIA, linear_model, write_frame
 from sparse_evidence.core.corpus.parts import format_of, open_table
 from sparse_evidence.core.corpus.writing import create_table
 from sparse_evidence.core.errors import DataError, UserError
-from sparse_evidence.core.fitted.predicting import Options, predict_table
+from sparse_evidence.core.fitted.predicting import Options, met, predict_table
 
 POSTS = ["I slept badly. Nothing is fun, and I cry.", "", "Which laptop, do you\nthink, is good?", "I slept badly."]
 ADDED = ["probability", "decision", "evidence", "start", "end"]
@@ -150,3 +150,23 @@ def test_unknown_criteria_are_listed_by_row(model, tmp_path):
         "row 3: the model has no criterion 'anhedoina'; did you mean 'anhedonia'?",
         "row 4: the model has no criterion a text of 40 characters; it has: depressed_mood, anhedonia",
     )
+
+
+def test_what_each_post_meets_for_a_reader(model, frame, tmp_path):
+    with open_table(write_frame(frame, tmp_path / "posts.csv"), format_of(tmp_path / "posts.csv", None)) as table:
+        found = list(met(model, table, Options()))
+    assert [name for name, _ in found] == frame["post_id"].tolist()
+    expected = model.predict(POSTS)
+    expected = expected[expected["decision"]]
+    for row, (_, criteria) in enumerate(found):
+        rows = expected[expected["post"] == row].sort_values("probability", ascending=False)
+        assert [one.criterion for one in criteria] == rows["criterion"].tolist()
+        assert [one.evidence or "" for one in criteria] == rows["evidence"].fillna("").tolist()
+        assert [one.probability for one in criteria] == pytest.approx(rows["probability"].tolist())
+    assert any(criteria for _, criteria in found)
+
+
+def test_a_post_with_a_row_per_criterion_is_shown_once(model, tmp_path):
+    pairs = pd.DataFrame({"post": [POSTS[0], POSTS[0], POSTS[3]]})
+    with open_table(write_frame(pairs, tmp_path / "posts.csv"), format_of(tmp_path / "posts.csv", None)) as table:
+        assert [name for name, _ in met(model, table, Options())] == ["row 2", "row 4"]
