@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -153,8 +154,20 @@ class FirstValues:
 
 
 def _read_bytes(path: Path, folder: Path) -> bytes:
-    try:
+    with readable(path, folder):
         return path.read_bytes()
+
+
+@contextmanager
+def readable(path: Path, folder: Path) -> Iterator[None]:
+    """Turn what goes wrong when `path` is opened or read into a `UserError`.
+
+    Args:
+        path: the file.
+        folder: where relative paths start.
+    """
+    try:
+        yield
     except FileNotFoundError:
         siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
         close = nearest(path.name, siblings)
@@ -164,6 +177,8 @@ def _read_bytes(path: Path, folder: Path) -> bytes:
         raise UserError(f"{path} is a folder; name the file in it") from None
     except PermissionError:
         raise UserError(f"{path} may not be read by this user; change its permissions") from None
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte in it
         raise UserError(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
@@ -203,7 +218,7 @@ def _csv(path: Path, content: bytes, delimiter: str, wanted: _Wanted) -> Table:
             problems.append(f"row {number}: it has {len(record)} cells, but the header has {len(names)}")
             continue
         cells = {name: record[index] for name, index in columns.items()}
-        broken = [name for name, cell in cells.items() if not _is_utf8(cell)]
+        broken = [name for name, cell in cells.items() if not is_utf8(cell)]
         problems += [f"row {number}: column {name} is not UTF-8; save the file as UTF-8" for name in broken]
         if not broken:
             rows.append(Row(number, cells))
@@ -212,16 +227,31 @@ def _csv(path: Path, content: bytes, delimiter: str, wanted: _Wanted) -> Table:
 
 def _records(text: str, delimiter: str, problems: list[str]) -> list[tuple[int, list[str]]]:
     """Return row number and cells of every record; blank rows are counted but skipped."""
+    records = parse_records(io.StringIO(text, newline=""), delimiter, problems)
+    with cells_of_any_length():
+        return [(number, record) for number, record in records if any(cell.strip() for cell in record)]
+
+
+@contextmanager
+def cells_of_any_length() -> Iterator[None]:
+    """Let the csv module read long cells; in other threads, too, so hold it for as short as possible."""
     with _csv_limit:
         previous = csv.field_size_limit(_MAX_CELL_LENGTH)
         try:
-            return list(_parse(text, delimiter, problems))
+            yield
         finally:
             csv.field_size_limit(previous)
 
 
-def _parse(text: str, delimiter: str, problems: list[str]) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+def parse_records(lines: Iterable[str], delimiter: str, problems: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield row number and cells of every record, blank ones included.
+
+    Args:
+        lines: with their line ends.
+        delimiter: what separates cells.
+        problems: if a record cannot be parsed, this is added here, and the records end.
+    """
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     number = 0
     while True:
         number += 1
@@ -235,8 +265,7 @@ def _parse(text: str, delimiter: str, problems: list[str]) -> Iterator[tuple[int
                 "(write a quotation mark inside a quoted cell twice); the rows after it were not read"
             )
             return
-        if any(cell.strip() for cell in record):
-            yield number, record
+        yield number, record
 
 
 def _header_problems(names: list[str], wanted: _Wanted, delimiter: str) -> list[str]:
@@ -258,7 +287,8 @@ def _header_problems(names: list[str], wanted: _Wanted, delimiter: str) -> list[
     return problems
 
 
-def _is_utf8(cell: str) -> bool:
+def is_utf8(cell: str) -> bool:
+    """False if the cell holds bytes that were not UTF-8 (`surrogateescape`)."""
     try:
         cell.encode("utf-8")
     except UnicodeEncodeError:
@@ -295,7 +325,7 @@ def _parquet(path: Path, content: bytes, wanted: _Wanted) -> Table:
         nested = [name for name, cell in cells.items() if isinstance(cell, (bytes, list, dict))]
         problems += [f"row {number}: column {name} does not hold text or numbers" for name in nested]
         if not nested:
-            rows.append(Row(number, {name: _text(cell) for name, cell in cells.items()}))
+            rows.append(Row(number, {name: cell_text(cell) for name, cell in cells.items()}))
     return Table(path, tuple(columns), tuple(rows), tuple(problems))
 
 
@@ -306,7 +336,8 @@ def _holds_bytes(kind: Any) -> bool:  # noqa: ANN401 - a type of Arrow, which ha
     return bool(pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _text(cell: Any) -> str:  # noqa: ANN401 - any value that Parquet can hold
+def cell_text(cell: Any) -> str:  # noqa: ANN401 - any value that Parquet can hold
+    """Return a cell of a Parquet table as text; an empty one for null and NaN."""
     if cell is None or cell != cell:  # only NaN is not equal to itself
         return ""
     return str(cell)

@@ -21,7 +21,7 @@ from sparse_evidence.core.errors import UserError
 from ..distribution import DISTRIBUTION
 from ..errors import Exit, RefusedError, StorageError, exit_code_of
 from ..running import process
-from . import confirm, dashboard, explain, export, fit, init, leaderboard, run, status, validate, worker
+from . import confirm, dashboard, explain, export, fit, init, leaderboard, predict, run, status, validate, worker
 from .shared import OptionalAddress, print_error
 
 EXIT_CODES = (
@@ -32,6 +32,10 @@ EXIT_CODES = (
 
 MAX_LISTED = 20
 """Mistakes of a file that are printed; the rest is counted."""
+
+RESUMABLE = "no finished trial is lost; run the same command to resume"
+INTERRUPTED = {"predict": "the table is incomplete, and no file was written; run the same command again"}
+"""What an interruption means, by verb; for the others it is `RESUMABLE`."""
 
 app = typer.Typer(
     name="hpo",
@@ -50,6 +54,7 @@ app.command(name="leaderboard")(leaderboard.command)
 app.command(name="export", cls=OptionalAddress)(export.command)
 app.command(name="fit")(fit.command)
 app.command(name="explain")(explain.command)
+app.command(name="predict")(predict.command)
 app.command(name="dashboard")(dashboard.command)
 
 
@@ -91,7 +96,10 @@ def _run() -> int:
         # typer returns 130 for a KeyboardInterrupt, which is also our exit code
         code = app(sys.argv[1:] or ["--help"], prog_name="hpo", standalone_mode=False) or Exit.DONE
         if code == Exit.INTERRUPTED:
-            print_error("interrupted: no finished trial is lost; run the same command to resume")
+            print_error(
+                "interrupted: "
+                + INTERRUPTED.get(sys.argv[1], "no finished trial is lost; run the same command to resume")
+            )
     except typer.TyperException as error:
         message = error.format_message()
         print_error(f"{message}{'' if message.endswith(('.', '?')) else '.'} See `{_verb_of(error)} --help`")
