@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 import typer
+from fitted_models import linear_model
 
+from sparse_evidence.core.fitted import save_model
 from sparse_evidence.hpo.cli import app as cli
 from sparse_evidence.hpo.errors import Exit
 
@@ -44,13 +46,27 @@ VERBS = {
     "status": {"STUDY", "--storage", "--json"},
     "leaderboard": {"STUDY", "--top", "--csv", "--json", "--storage"},
     "export": {"STUDY", "--out", "-o", "--force", "--mlflow", "--mlflow-trials", "--model", "--storage"},
+    "export": {"STUDY", "--out", "-o", "--mlflow", "--mlflow-trials", "--model", "--storage"},
+    "predict": {
+        "MODEL_DIR",
+        "POSTS",
+        "--out",
+        "-o",
+        "--column",
+        "--long",
+        "--no-evidence",
+        "--prefix",
+        "--format",
+    },
     "dashboard": {"STUDY", "--host", "--port", "--allow-changes", "--storage"},
 }
 """Scripts depend on these: remove none, and document new ones in the README and the CHANGELOG."""
 
 
-def python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+def python(code: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -223,6 +239,30 @@ def test_a_worker_imports_nothing_that_it_does_not_need():
         "print([name for name in names if name in sys.modules])"
     ).strip()
     assert heavy == "[]"
+
+
+DATABASES = ("optuna", "sqlalchemy", "psycopg2", "alembic", "sqlite3", "sparse_evidence.hpo.database")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "from sparse_evidence.core.fitted import load_model; load_model(sys.argv[1]).predict(['A post. It is short.'])",
+        "from sparse_evidence.hpo.cli import app\n"
+        "sys.argv[:] = ['hpo', 'predict', sys.argv[1], sys.argv[2], '-o', sys.argv[2] + '.out.csv']\n"
+        "try: app.main()\n"
+        "except SystemExit as end: assert end.code == 0",
+    ],
+)
+def test_predicting_knows_no_study_and_no_database(tmp_path, use):
+    save_model(linear_model(), tmp_path / "model", "card")
+    (tmp_path / "posts.csv").write_text("post\nA post. It is short.\n", encoding="utf-8")
+    loaded = python(
+        f"import sys\n{use}\nprint([name for name in {DATABASES} if name in sys.modules])",
+        str(tmp_path / "model"),
+        str(tmp_path / "posts.csv"),
+    ).strip()
+    assert loaded == "[]"
 
 
 def test_the_exit_codes_are_in_the_help():

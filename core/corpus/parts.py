@@ -241,7 +241,8 @@ class _ParquetSource:
 
         self.where = where
         with self._readable():
-            self._file = pq.ParquetFile(file, buffer_size=_BUFFER)
+            # with its default, pre_buffer=True, a whole row group is read at once, which may be the whole table
+            self._file = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
             self.columns = tuple(self._file.schema_arrow.names)
             self._rows = int(self._file.metadata.num_rows)
         self._read = 0

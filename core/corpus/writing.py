@@ -124,10 +124,8 @@ class _TextSink:
             writer.writerow([*part.columns, *(column.name for column in added)])
             self._has_header = True
         cells = [[_cell(value) for value in column.values] for column in added]
-        further = zip(*cells, strict=True)
-        for record in part.records():
-            for _ in range(repeats):
-                writer.writerow([*record, *next(further)])
+        records = [record for record in part.records() for _ in range(repeats)]
+        writer.writerows([*record, *further] for record, *further in zip(records, *cells, strict=True))
         self._file.write(lines.getvalue().encode())
 
     def close(self) -> None:

@@ -96,10 +96,7 @@ def _run() -> int:
         # typer returns 130 for a KeyboardInterrupt, which is also our exit code
         code = app(sys.argv[1:] or ["--help"], prog_name="hpo", standalone_mode=False) or Exit.DONE
         if code == Exit.INTERRUPTED:
-            print_error(
-                "interrupted: "
-                + INTERRUPTED.get(sys.argv[1], "no finished trial is lost; run the same command to resume")
-            )
+            print_error(f"interrupted: {INTERRUPTED.get(sys.argv[1], RESUMABLE)}")
     except typer.TyperException as error:
         message = error.format_message()
         print_error(f"{message}{'' if message.endswith(('.', '?')) else '.'} See `{_verb_of(error)} --help`")

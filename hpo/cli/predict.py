@@ -68,7 +68,7 @@ def command(
     with fast_imports():
         from sparse_evidence.core.corpus.writing import create_table
         from sparse_evidence.core.fitted import load_model
-        from sparse_evidence.core.fitted.tables import Options, find_columns, predict_table
+        from sparse_evidence.core.fitted.predicting import Options, find_columns, predict_table
     read_as, write_as = format_of(posts, file_format), format_of(out, file_format)
     _check_other_file(posts, out)
     fitted = load_model(model)

@@ -8,7 +8,7 @@ from fitted_models import CRITERIA, linear_model, write_frame
 from sparse_evidence.core.corpus.parts import format_of, open_table
 from sparse_evidence.core.corpus.writing import create_table
 from sparse_evidence.core.errors import DataError, UserError
-from sparse_evidence.core.fitted.tables import Options, predict_table
+from sparse_evidence.core.fitted.predicting import Options, predict_table
 
 POSTS = ["I slept badly. Nothing is fun, and I cry.", "", "Which laptop, do you\nthink, is good?", "I slept badly."]
 ADDED = ["probability", "decision", "evidence", "start", "end"]
