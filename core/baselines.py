@@ -210,19 +210,27 @@ def chance(labels: Labels, folds: Folds, metric: str) -> float:
         folds: the folds that the candidates are scored on.
         metric: a name in `metrics.METRICS`.
     """
-    per_fold = []
-    for fold in range(folds.count):
-        validation = labels[folds.validation(fold)]
-        if metric == "brier":
-            constant = metrics.criterion_only_scores(labels[folds.train(fold)], len(validation))
-            per_fold.append(metrics.score(metric, validation, constant))
-        elif metric == "auroc":
-            per_fold.append(0.5)
-        else:
-            positives, known = (validation == 1).sum(0).tolist(), (validation >= 0).sum(0).tolist()
-            expected = [random_average_precision(m, n) for m, n in zip(positives, known, strict=True)]
-            per_fold.append(metrics.mean_defined(np.array(expected)))
+    per_fold = [
+        expected_score(labels[folds.validation(fold)], labels[folds.train(fold)], metric) for fold in range(folds.count)
+    ]
     return float(np.mean(per_fold))
+
+
+def expected_score(labels: Labels, train: Labels, metric: str) -> float:
+    """The same for one fold: the mean over the criteria; NaN if it is defined for none.
+
+    Args:
+        labels: int8 `[posts, criteria]`, of the posts that are scored.
+        train: int8 `[training posts, criteria]`; only the Brier score depends on them.
+        metric: a name in `metrics.METRICS`.
+    """
+    if metric == "brier":
+        return metrics.score(metric, labels, metrics.criterion_only_scores(train, len(labels)))
+    if metric == "auroc":
+        return 0.5
+    positives, known = (labels == 1).sum(0).tolist(), (labels >= 0).sum(0).tolist()
+    expected = [random_average_precision(m, n) for m, n in zip(positives, known, strict=True)]
+    return metrics.mean_defined(np.array(expected))
 
 
 def random_average_precision(positives: int, posts: int) -> float:

@@ -58,6 +58,7 @@ VERBS = {
         "--prefix",
         "--format",
     },
+    "evaluate": {"MODEL_DIR", "DATA", "--study", "--storage", "--json"},
     "dashboard": {"STUDY", "--host", "--port", "--allow-changes", "--storage"},
 }
 """Scripts depend on these: remove none, and document new ones in the README and the CHANGELOG."""

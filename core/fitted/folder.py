@@ -109,6 +109,15 @@ def load_model(folder: Path | str) -> FittedModel:
     )
 
 
+def checksum(folder: Path | str) -> str:
+    """The SHA-256 (hex) that identifies a model, weights and all.
+
+    Raises:
+        UserError: the folder is no fitted model, or was altered.
+    """
+    return _checksum(_read_description(Path(folder)))
+
+
 # ---- description -----------------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from sparse_evidence.core.errors import UserError
 from ..distribution import DISTRIBUTION
 from ..errors import Exit, RefusedError, StorageError, exit_code_of
 from ..running import process
-from . import confirm, dashboard, explain, export, fit, init, leaderboard, predict, run, status, validate, worker
+from . import confirm, dashboard, evaluate, explain, export, fit, init, leaderboard, predict, run, status, validate, worker
 from .shared import OptionalAddress, print_error
 
 EXIT_CODES = (
@@ -55,6 +55,7 @@ app.command(name="export", cls=OptionalAddress)(export.command)
 app.command(name="fit")(fit.command)
 app.command(name="explain")(explain.command)
 app.command(name="predict")(predict.command)
+app.command(name="evaluate")(evaluate.command)
 app.command(name="dashboard")(dashboard.command)
 
 

@@ -28,6 +28,8 @@ CONFIRMED = "hpo:confirmed"
 """Scores on fresh splits, and the winner."""
 PLAN = "hpo:plan"
 """Of a study that confirms another one: which trials are trained again, on how many splits."""
+LOOKS = "hpo:looks"
+"""Every look at the hold-out, `[{id, time, model, metric, value}]`; `model` is the checksum of a fitted model."""
 
 # --- attributes of a trial --------------------------------------------------------------------------------------------
 
@@ -124,6 +126,12 @@ def confirming(study: Study) -> str | None:
 def confirmed(study: Study) -> dict[str, Any] | None:
     """Scores on fresh splits, and the winner; None until they are known."""
     stored: dict[str, Any] | None = study.user_attrs.get(CONFIRMED)
+    return stored
+
+
+def looks(study: Study) -> list[dict[str, Any]]:
+    """Every look at the study's hold-out, the first one first."""
+    stored: list[dict[str, Any]] = study.user_attrs.get(LOOKS, [])
     return stored
 
 

@@ -134,6 +134,14 @@ WHERE trial_id = :trial AND state IN ('RUNNING', 'WAITING')
 _INSERT_STUDY_ATTRIBUTE = sa.text("""
 INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (:study, :key, :value)
 """)
+_SELECT_STUDY_ATTRIBUTE = sa.text("""
+SELECT value_json FROM study_user_attributes WHERE study_id = :study AND key = :key
+""")
+_WRITE_STUDY_ATTRIBUTE = sa.text("""
+INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (:study, :key, :value)
+ON CONFLICT (study_id, key) DO UPDATE SET value_json = excluded.value_json
+""")
+_UTC_NOW = sa.text("SELECT clock_timestamp() AT TIME ZONE 'UTC'")
 # The lock under which Optuna numbers trials.
 _LOCK_NUMBERS = sa.text("SELECT 1 FROM studies WHERE study_id = :study FOR UPDATE")
 
@@ -208,6 +216,23 @@ def end_trial(connection: sa.Connection, trial_id: int, state: TrialState) -> bo
 def insert_study_attribute(connection: sa.Connection, study_id: int, key: str, value: object) -> None:
     """Add a user attribute, any JSON value, to a study that does not have it."""
     connection.execute(_INSERT_STUDY_ATTRIBUTE, {"study": study_id, "key": key, "value": json.dumps(value)})
+
+
+def select_study_attribute(connection: sa.Connection, study_id: int, key: str) -> Any:  # noqa: ANN401 (any JSON)
+    """Return a user attribute of a study, None if it does not have it."""
+    stored = connection.scalar(_SELECT_STUDY_ATTRIBUTE, {"study": study_id, "key": key})
+    return None if stored is None else json.loads(stored)
+
+
+def write_study_attribute(connection: sa.Connection, study_id: int, key: str, value: object) -> None:
+    """Add or replace a user attribute of a study in the caller's transaction."""
+    connection.execute(_WRITE_STUDY_ATTRIBUTE, {"study": study_id, "key": key, "value": json.dumps(value)})
+
+
+def utc_now(connection: sa.Connection) -> str:
+    """Return the time of the database's clock, as ISO 8601 in UTC."""
+    now: datetime = connection.execute(_UTC_NOW).scalar_one()
+    return now.replace(tzinfo=UTC).isoformat(timespec="seconds")
 
 
 def enqueue(connection: sa.Connection, study_id: int, trials: Iterable[QueuedTrial]) -> None:

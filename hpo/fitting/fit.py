@@ -21,7 +21,7 @@ from ..running.task import StudyTask
 from .card import model_card
 from .recipes import WINNER, Chosen, choose
 
-_FINGERPRINTS = {"data_sha256": "posts, labels or groups", "folds_sha256": "folds", "definition_sha256": "study file"}
+FINGERPRINTS = {"data_sha256": "posts, labels or groups", "folds_sha256": "folds", "definition_sha256": "study file"}
 """Fingerprints of best.json, and what differs if they do, the most telling first."""
 
 
@@ -44,7 +44,7 @@ def check_same(best: Mapping[str, Any], task: StudyTask) -> None:
         RefusedError: it is not; the message says what differs.
     """
     identity = task.identity()
-    differing = [text for key, text in _FINGERPRINTS.items() if best["provenance"][key] != identity[key]]
+    differing = [text for key, text in FINGERPRINTS.items() if best["provenance"][key] != identity[key]]
     if differing:
         raise RefusedError(
             f"the result of the study {best['study']!r} is not of {task.definition.path} as it is now: other "
@@ -128,7 +128,7 @@ def _info(
         "positives": dict(zip(task.criteria, np.sum(labels == 1, axis=0).tolist(), strict=True)),
         "labelled": dict(zip(task.criteria, np.sum(labels >= 0, axis=0).tolist(), strict=True)),
         "out_of_fold": out_of_fold.to_dict(),
-        **{key: best["provenance"][key] for key in _FINGERPRINTS},
+        **{key: best["provenance"][key] for key in FINGERPRINTS},
         "versions": versions(),
     }
 

@@ -60,7 +60,7 @@ def result_table(best: BestResult, where: str | None) -> RenderableType:
 def _values(best: BestResult) -> Table:
     """A row for every candidate: its value on the folds of the search, and an honest one with its interval."""
     confirmed = best["confirmed"]
-    table = _table(f"{best['study']}: {metric_text(best['metric'])}")
+    table = plain_table(f"{best['study']}: {metric_text(best['metric'])}")
     table.add_column("", overflow="fold")
     table.add_column("folds of the search", justify="right", no_wrap=True)
     if confirmed is not None or best["ensemble"] is not None:
@@ -310,7 +310,7 @@ def _attempts_line(attempts: Mapping[str, int]) -> list[Text]:
 
 
 def _workers(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table()
+    table = plain_table()
     for heading in ("trial", "attempt", "stage", "epoch", "since", "heartbeat", "slot", "GPU"):
         table.add_column(heading, no_wrap=True)
     table.add_column("pid, host", overflow="fold")
@@ -335,7 +335,7 @@ def plan_table(plan: Plan) -> RenderableType:
     for name, fact in [*_data_rows(plan), *_baseline_rows(plan), *_cost_rows(plan)]:
         head.add_row(name, Text(fact))  # ids of posts may look like markup
     count = len(plan.parameters)
-    parameters = _table(f"{count} parameter{'' if count == 1 else 's'} to search", show_header=False)
+    parameters = plain_table(f"{count} parameter{'' if count == 1 else 's'} to search", show_header=False)
     parameters.add_column(style="bold", no_wrap=True)
     parameters.add_column(overflow="fold")
     for parameter in plan.parameters:
@@ -417,7 +417,7 @@ def _prevalence(criteria: Sequence[Criterion], *, holdout: bool) -> Table:
     folds = len(criteria[0].folds)
     digits = 0 if 6 < folds <= MAX_FOLD_COLUMNS else 1
     listed = [str(fold) for fold in range(folds)] if folds <= MAX_FOLD_COLUMNS else ["min", "max"]
-    table = _table()
+    table = plain_table()
     table.padding = (0, 1 if digits else 0)
     table.add_column("criterion", overflow="fold")
     for heading in ("posts", "all", *listed, *(["held"] if holdout else [])):
@@ -437,7 +437,8 @@ def _extremes(shares: Sequence[float | None]) -> list[float | None]:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _table(title: str = "", *, show_header: bool = True) -> Table:
+def plain_table(title: str = "", *, show_header: bool = True) -> Table:
+    """A table without columns yet, in the style of all of them."""
     return Table(
         title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD if show_header else None,
         show_header=show_header, show_edge=False, pad_edge=False, padding=(0, 1), collapse_padding=True,
