@@ -59,7 +59,7 @@ class Report(TypedDict):
     evidence: dict[str, Any] | None
     """`precision_at_1`, `chance` and `pairs`; null where no evidence is known."""
     notes: list[str]
-    """What was left out, in sentences."""
+    """How other data were read, and what was left out, in sentences."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +187,7 @@ def other_report(model: FittedModel, folder: Path, path: Path) -> Report:
         )
     report = _report(model, ground, metric, stable_seed(0, "evaluate"))
     report |= {"data": "other data", "study": model.info.get("study"), "model": checksum(folder)}
+    report["notes"] += corpus.notes
     unknown = [each.name for column, each in enumerate(corpus.criteria) if column not in shared]
     missing = [name for number, name in enumerate(numbers) if number not in ground.columns]
     if unknown:

@@ -115,7 +115,7 @@ def look_warning(report: Report) -> str | None:
         return None
     models = len({look["model"] for look in report["looks"]})
     return (
-        f"This is look {report['look']} at the hold-out, with {count_text(models, 'different model')}; the first was "
+        f"This is look {report['look']} at the hold-out, of {count_text(models, 'model')}; the first was "
         f"on {report['looks'][0]['time'][:10]}. Whoever chooses by what they see here makes the values flattering: "
         "report the first look, or this number of looks."
     )

@@ -40,8 +40,19 @@ def test_looks_at_the_same_time_are_all_counted(storage, database):
 def test_a_look_that_cannot_be_counted_is_an_error(storage, database, proxy: Proxy):
     through = connection.open_storage(proxy.url, retry_seconds=0.5)
     study = studies.load_study(through, "s")
-    proxy.close()
+    proxy.cut()
     with pytest.raises(StorageError):
         record_look(study, {"model": "m", "value": 0.5})
+    proxy.restore()
     assert record.looks(studies.load_study(storage, "s")) == []
+    connection.engine_of(through).dispose()
+
+
+def test_a_look_whose_answer_was_lost_is_counted_once(storage, proxy: Proxy):
+    through = connection.open_storage(proxy.url, retry_seconds=10)
+    study = studies.load_study(through, "s")
+    lost = proxy.lose_answer_to_commit("INSERT INTO study_user_attributes")
+    (look,) = record_look(study, {"model": "m", "value": 0.5})
+    assert lost.is_set()
+    assert record.looks(studies.load_study(storage, "s")) == [look]
     connection.engine_of(through).dispose()

@@ -1,19 +1,26 @@
 """A fitted model on the hold-out of a real study: what is measured, that it is counted, and when it is refused."""
 
 import csv
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from sparse_evidence.core.corpus.data import Corpus
+from sparse_evidence.core.errors import UserError
 from sparse_evidence.core.fitted import checksum, load_model
+from sparse_evidence.core.splits import Folds
 from sparse_evidence.hpo.database import connection, record, studies
+from sparse_evidence.hpo.errors import RefusedError
+from sparse_evidence.hpo.fitting import evaluate, tables
 from sparse_evidence.hpo.running.task import load_task
 from sparse_evidence.hpo.study.definition import load
 
@@ -64,17 +71,31 @@ def folder(tmp_path_factory, database_of_module):
 
 
 @pytest.fixture(scope="module")
-def holdout(folder) -> Corpus:
-    task = load_task(load(folder / "study.toml"))
+def model(folder):
+    return load_model(folder / "model")
+
+
+@pytest.fixture(scope="module")
+def task(folder):
+    return load_task(load(folder / "study.toml"))
+
+
+@pytest.fixture(scope="module")
+def holdout(task) -> Corpus:
     return task.corpus.subset(np.flatnonzero(task.folds.assignment < 0))
 
 
 @pytest.fixture
-def looks(database_of_module):
-    """Call it for the looks that are counted."""
+def study(folder, database_of_module):
     opened = connection.open_storage(database_of_module)
-    yield lambda: record.looks(studies.load_study(opened, "judged"))
+    yield studies.load_study(opened, "judged")
     connection.engine_of(opened).dispose()
+
+
+@pytest.fixture
+def looks(study):
+    """Call it for the looks that are counted."""
+    return lambda: record.looks(study)
 
 
 def evaluated(folder, *arguments, **environment):
@@ -84,21 +105,22 @@ def evaluated(folder, *arguments, **environment):
 
 
 def write_pairs(path, corpus, names=None, rows=None):
+    """A row for every pair of a post and a criterion; several where several passages are marked."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["post_id", "post", "criterion", "label", "group", "evidence"])
-        passages = {
-            (item.post, item.criterion): corpus.posts[item.post][item.start : item.end] for item in corpus.evidence
-        }
         for post in range(len(corpus)) if rows is None else rows:
+            text = corpus.posts[post]
             for column, criterion in enumerate(corpus.criteria):
-                label = corpus.labels[post, column]
-                cells = [corpus.post_ids[post], corpus.posts[post], (names or {}).get(criterion.name, criterion.name)]
-                writer.writerow([*cells, label, corpus.groups[post], passages.get((post, column), "")])
+                marked = [item for item in corpus.evidence if (item.post, item.criterion) == (post, column)]
+                cells = [corpus.post_ids[post], text, (names or {}).get(criterion.name, criterion.name)]
+                cells += [corpus.labels[post, column], corpus.groups[post]]
+                for passage in [text[item.start : item.end] for item in marked] or [""]:
+                    writer.writerow([*cells, passage])
     return path
 
 
-def test_the_holdout_is_measured_and_every_look_is_counted(folder, holdout, looks, database_of_module):
+def test_the_holdout_is_measured_and_every_look_is_counted(folder, model, holdout, looks, database_of_module):
     before = len(looks())
     report, _ = evaluated(folder, "--storage", database_of_module)
     assert (report["look"], len(looks())) == (before + 1, before + 1)
@@ -107,7 +129,6 @@ def test_the_holdout_is_measured_and_every_look_is_counted(folder, holdout, look
     assert last["model"] == checksum(folder / "model") == report["model"]
     assert last["value"] == report["scores"]["model"]["value"]
 
-    model = load_model(folder / "model")
     probabilities = model.probabilities(holdout.posts)
     for column, criterion in enumerate(holdout.criteria):
         found, truth = report["evaluation"]["per_criterion"][criterion.name], holdout.labels[:, column]
@@ -126,17 +147,23 @@ def test_the_holdout_is_measured_and_every_look_is_counted(folder, holdout, look
         assert scores["chance"]["value"] <= scores[name]["value"]
     assert 0 < report["evidence"]["chance"] < report["evidence"]["precision_at_1"] <= 1
 
-    # the same numbers again, and a warning
-    again = hpo(folder, "evaluate", "model", HPO_STORAGE=database_of_module)
-    assert again.returncode == 0, again.stderr
-    assert len(looks()) == before + 2
-    text = " ".join(again.stdout.split())
+
+def test_from_the_second_look_on_there_is_a_warning(folder, model, study, task, holdout, looks):
+    before = len(looks())
+    for number in (before + 1, before + 2):
+        report = evaluate.holdout_report(model, folder / "model", task, study)
+        assert (report["look"], len(looks())) == (number, number)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(tables.report_table(report))
+    shown = console.file.getvalue()
+    text = " ".join(shown.split())
     assert f"judged: look {before + 2} at the hold-out, {len(holdout)} posts" in text
-    assert f"This is look {before + 2} at the hold-out, with 1 different model;" in text
+    assert f"This is look {before + 2} at the hold-out, of 1 model;" in text
     assert "Average precision depends on the number of posts" in text
-    assert max(map(len, again.stdout.splitlines())) <= 80
+    assert max(map(len, shown.splitlines())) <= 80
     for post in holdout.posts:
-        assert post not in again.stdout
+        assert post not in shown
+    assert tables.look_warning({**report, "look": 1, "looks": report["looks"][:1]}) is None
 
 
 def test_two_looks_at_the_same_time_have_different_numbers(folder, looks, database_of_module):
@@ -153,68 +180,82 @@ def test_two_looks_at_the_same_time_have_different_numbers(folder, looks, databa
     assert len(looks()) == before + 2
 
 
-def test_what_cannot_be_counted_is_not_shown(folder, looks, database_of_module, tmp_path):
+def test_what_cannot_be_counted_is_not_shown(folder, looks):
     before = len(looks())
     unreachable = hpo(folder, "evaluate", "model", "--storage", "postgresql://nobody@127.0.0.1:1/none")
     assert (unreachable.returncode, unreachable.stdout, unreachable.stderr.count("\n")) == (3, "", 1)
-
-    # other data in the same place
-    shutil.copytree(folder / "model", tmp_path / "model")
-    (tmp_path / "study.toml").write_text(STUDY.replace("posts = 150", "posts = 151"))
-    other = hpo(tmp_path, "evaluate", "model", "--study", "study.toml", HPO_STORAGE=database_of_module)
-    assert (other.returncode, other.stderr.count("\n")) == (4, 1), other.stderr
-    assert "other posts, labels or groups" in other.stderr
-    assert "precision" not in other.stdout
-
-    # a model without its study file
-    lost = hpo(tmp_path / "model", "evaluate", ".", HPO_STORAGE=database_of_module)
-    assert lost.returncode in {2, 4}
-    (tmp_path / "study.toml").unlink()
-    lost = hpo(tmp_path, "evaluate", "model", HPO_STORAGE=database_of_module)
-    assert (lost.returncode, lost.stderr.count("\n")) == (2, 1)
-    assert "which does not exist; give it with --study" in lost.stderr
     assert len(looks()) == before
 
 
-def test_another_study_of_the_same_name_is_refused(folder, fresh_database, tmp_path):
-    url = fresh_database()
-    (tmp_path / "study.toml").write_text(STUDY.replace("posts = 150", "posts = 160"))
-    done = hpo(tmp_path, "run", "study.toml", "--workers", "1", "--trials", "1", HPO_STORAGE=url)
-    assert done.returncode == 0, done.stderr
-    refused = hpo(folder, "evaluate", "model", HPO_STORAGE=url)
-    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (4, "", 1)
-    assert "is not the one that the model was fitted from" in refused.stderr
+def test_other_data_or_another_study_in_its_place_are_refused(folder, model, study, looks, tmp_path, database):
+    before = len(looks())
+    (tmp_path / "study.toml").write_text(STUDY.replace("posts = 150", "posts = 151"))
+    other = load_task(load(tmp_path / "study.toml"))
+    with pytest.raises(RefusedError, match=r"is not of .*other posts, labels or groups"):
+        evaluate.holdout_report(model, folder / "model", other, study)
+    storage = connection.open_storage(database)
+    namesake = studies.open_study(storage, "judged", direction="maximize", identity=other.identity())
+    with pytest.raises(RefusedError, match="is not the one that the model was fitted from"):
+        evaluate.check_study(model, namesake)
+    connection.engine_of(storage).dispose()
+    assert len(looks()) == before
 
 
-def test_other_data_are_measured_the_same_way_without_a_database(folder, holdout, looks, database_of_module, tmp_path):
+def test_the_study_file_is_found_from_the_model(folder, model, tmp_path):
+    assert evaluate.study_file(model, folder / "model").resolve() == folder / "study.toml"
+    shutil.copytree(folder / "model", tmp_path / "model")
+    with pytest.raises(UserError, match="which does not exist; give it with --study"):
+        evaluate.study_file(load_model(tmp_path / "model"), tmp_path / "model")
+    with pytest.raises(UserError, match="names no study, so it has no hold-out"):
+        evaluate.study_file(model.with_info({}), folder / "model")
+
+
+def test_a_study_without_a_holdout_has_nothing_to_look_at(folder, model, study, task, looks):
+    before = len(looks())
+    everything = replace(task, folds=Folds(np.maximum(task.folds.assignment, 0), task.folds.count))
+    fitted = model.with_info({**model.info, "folds_sha256": everything.identity()["folds_sha256"]})
+    study.set_user_attr(record.IDENTITY, everything.identity())
+    try:
+        with pytest.raises(UserError, match="has no hold-out"):
+            evaluate.holdout_report(fitted, folder / "model", everything, study)
+    finally:
+        study.set_user_attr(record.IDENTITY, task.identity())
+    assert len(looks()) == before
+
+
+def test_other_data_are_measured_the_same_way(folder, model, study, task, holdout, looks, tmp_path):
     counted = len(looks())
     table = write_pairs(tmp_path / "pairs.csv", holdout)
-    report, _ = evaluated(folder, table, HPO_STORAGE="postgresql://nobody@127.0.0.1:1/none")
-    held, _ = evaluated(folder, HPO_STORAGE=database_of_module)
-    assert len(looks()) == counted + 1
+    report = evaluate.other_report(model, folder / "model", table)
+    assert len(looks()) == counted
+    held = evaluate.holdout_report(model, folder / "model", task, study)
     for key in ("per_criterion", "pooled", "calibration", "threshold", "posts", "groups"):
         assert report["evaluation"][key] == held["evaluation"][key], key
     assert report["evidence"] == held["evidence"]
     assert report["scores"]["model"]["value"] == held["scores"]["model"]["value"]
+    assert report["scores"]["chance"]["value"] == held["scores"]["chance"]["value"]
     assert (report["data"], report["look"], report["looks"]) == ("other data", None, [])
-    text = hpo(folder, "evaluate", "model", table).stdout
-    assert "Other data: whether the model was trained on some of these posts" in " ".join(text.split())
 
 
-def test_criteria_are_matched_by_name(folder, holdout, tmp_path):
+def test_criteria_are_matched_by_name(folder, model, holdout, tmp_path):
     first, second = (criterion.name for criterion in holdout.criteria)
     table = write_pairs(tmp_path / "pairs.csv", holdout, {first: "unheard_of"})
-    report, _ = evaluated(folder, table)
+    done = hpo(folder, "evaluate", "model", table, HPO_STORAGE="postgresql://nobody@127.0.0.1:1/none")
+    assert done.returncode == 0, done.stderr  # no database is needed
+    text = " ".join(done.stdout.split())
+    assert "Other data: whether the model was trained on some of these posts is not known." in text
+    assert "The model does not know unheard_of; their labels were left out." in text
+    assert f"The file has no labels of {first}." in text
+    report = evaluate.other_report(model, folder / "model", table)
     assert list(report["evaluation"]["per_criterion"]) == [second]
-    assert report["notes"] == [
-        "the model does not know unheard_of; their labels were left out",
-        f"the file has no labels of {first}",
-    ]
+    assert f"{len(holdout)} posts form {len(set(holdout.groups))} groups" in report["notes"]
+    truth = holdout.labels[:, 1]
+    expected = average_precision_score(truth, model.probabilities(holdout.posts)[:, 1])
+    assert report["scores"]["model"]["value"] == pytest.approx(expected)
     for names, rows, sentence in (
-        ({first: "x", second: "y"}, None, "none of its criteria ('x', 'y') is one of the model's"),
+        ({first: "x", second: "y"}, None, "none of its criteria \\('x', 'y'\\) is one of the model's"),
         ({}, np.flatnonzero((holdout.labels == 0).all(1)), "have labels of one kind only"),
     ):
         table = write_pairs(tmp_path / "wrong.csv", holdout, names, rows)
-        done = hpo(folder, "evaluate", "model", table)
-        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-        assert sentence in done.stderr
+        with pytest.raises(UserError, match=sentence):
+            evaluate.other_report(model, folder / "model", table)
