@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from sparse_evidence.core.corpus.parts import Format, format_of, open_table
+from sparse_evidence.core.corpus.parts import STDIO, Format, format_of, open_table
 from sparse_evidence.core.errors import UserError
 
 from .shared import fast_imports, make_console
@@ -35,7 +36,7 @@ def command(
         typer.Option(
             "--out", "-o", metavar="FILE", help="Where to write the table (.csv, .tsv, .parquet); - is standard output."
         ),
-    ] = Path("-"),
+    ] = STDIO,
     column: Annotated[
         str | None,
         typer.Option(
@@ -75,7 +76,7 @@ def command(
     options = Options(column, long, not no_evidence, prefix)
     with open_table(posts, read_as) as source:
         find_columns(fitted, source, options)  # before anything is written
-        with create_table(out, write_as) as sink, _progress() as report:
+        with create_table(out, write_as) as sink, _progress(out) as report:
             predict_table(fitted, source, sink, options, report)
 
 
@@ -86,10 +87,10 @@ def _check_other_file(posts: Path, out: Path) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, float | None], None] | None]:
-    """A progress bar on a terminal, and otherwise nothing."""
+def _progress(out: Path) -> Iterator[Callable[[int, float | None], None] | None]:
+    """A progress bar on a terminal, unless the table is written there, too; otherwise nothing."""
     console = make_console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or (out == STDIO and sys.stdout.isatty()):
         yield None
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
