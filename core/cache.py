@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +17,8 @@ from platformdirs import user_cache_dir
 from .errors import UserError
 
 CACHE_VARIABLE = "HPO_CACHE"
+_OPENED = ("/dev/fd/", "/dev/stdout", "/dev/stderr", "/proc/")
+"""Names that start like this mean what the shell has opened: it is written to, even if it is a regular file."""
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,16 @@ def cache_dir() -> Path:
             f"set {CACHE_VARIABLE} to a folder you may write to"
         ) from error
     return path
+
+
+def is_replaced(path: Path) -> bool:
+    """Whether writing to a path creates or replaces a regular file, unlike a device, a pipe or `/dev/fd/3`."""
+    if str(path.absolute()).startswith(_OPENED):
+        return False
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        return True
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
+from ..cache import is_replaced
 from ..errors import UserError
 from .parts import DELIMITERS, STDIO, Format, Part
 
@@ -23,9 +23,6 @@ Kind = Literal["text", "number", "integer", "flag"]
 ROWS_PER_GROUP = 2**14
 BYTES_PER_GROUP = 2**26
 """A row group of Parquet is written once it is this long, in memory."""
-
-_OPENED = ("/dev/fd/", "/dev/stdout", "/dev/stderr", "/proc/")
-"""Names that start like this mean what the shell has opened: it is written to, even if it is a regular file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,16 +95,6 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             Path(temporary).unlink()
         raise
-
-
-def is_replaced(path: Path) -> bool:
-    """Whether writing to a path creates or replaces a regular file, unlike a device, a pipe or `/dev/fd/3`."""
-    if str(path.absolute()).startswith(_OPENED):
-        return False
-    try:
-        return stat.S_ISREG(path.stat().st_mode)
-    except FileNotFoundError:
-        return True
 
 
 class _TextSink:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparse_evidence.core.cache import write_atomically
+from sparse_evidence.core.cache import is_replaced, write_atomically
 from sparse_evidence.core.errors import UserError
 
 GENERATOR = "sparse-evidence-hpo explain"
@@ -45,10 +44,10 @@ class PageFile:
             raise UserError(f"{self.path} is a folder; name a file with --out, for example {self.path / 'page.html'}")
         try:
             folder = Path(os.path.realpath(self.path)).parent
-            if not os.access(folder if self._is_replaced() else self.path, os.W_OK):
+            if not os.access(folder if is_replaced(self.path) else self.path, os.W_OK):
                 folder.stat()  # says so if there is none
                 raise PermissionError(13, "Permission denied")
-            foreign = self._is_replaced() and self.path.exists() and not self._is_page()
+            foreign = is_replaced(self.path) and self.path.exists() and not self._is_page()
         except OSError as error:
             raise UserError(f"{self.path} cannot be written ({error.strerror}); name another file with --out") from None
         if foreign and not self.force:
@@ -70,18 +69,12 @@ class PageFile:
             sys.stdout.flush()
             return
         try:
-            if self._is_replaced():
+            if is_replaced(self.path):
                 write_atomically(Path(os.path.realpath(self.path)), content)
             else:
                 self.path.write_bytes(content)
         except OSError as error:
             raise UserError(f"{self.path} cannot be written ({error.strerror}); name another file with --out") from None
-
-    def _is_replaced(self) -> bool:
-        try:
-            return stat.S_ISREG(self.path.stat().st_mode)
-        except FileNotFoundError:
-            return True
 
     def _is_page(self) -> bool:
         with self.path.open("rb") as file:

@@ -8,20 +8,17 @@ from __future__ import annotations
 import errno
 import json
 import os
-import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparse_evidence.core.cache import write_atomically
+from sparse_evidence.core.cache import is_replaced, write_atomically
 from sparse_evidence.core.errors import UserError
 
 STDOUT = Path("-")
 """The name that means standard output."""
-_OPENED = ("/dev/fd/", "/dev/stdout", "/dev/stderr", "/proc/")
-"""Names that start like this mean what the shell has opened: it is written to, even if it is a regular file."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Output:
     @property
     def file(self) -> Path | None:
         """The file that the result is in afterwards; None if it goes to standard output, a device or a pipe."""
-        return self.path if not self.is_stdout and self._is_replaced() else None
+        return self.path if not self.is_stdout and is_replaced(self.path) else None
 
     def __str__(self) -> str:
         return "standard output" if self.is_stdout else str(self.path)
@@ -68,14 +65,14 @@ class Output:
         if self.path.is_dir():
             raise UserError(f"{self.path} is a folder; name a file with --out, for example {self.path / 'best.json'}")
         try:
-            if self._is_replaced():
+            if is_replaced(self.path):
                 _check_folder(Path(os.path.realpath(self.path)))
             elif not os.access(self.path, os.W_OK):
                 self.path.stat()  # says so if there is nothing
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             raise self._cannot_be_written(error, "create its folder, or ") from error
-        if not self.force and self._is_replaced() and (owner := self._other_owner()) is not None:
+        if not self.force and is_replaced(self.path) and (owner := self._other_owner()) is not None:
             raise UserError(
                 f"{self.path} {owner}, and would be overwritten; name another file with --out, or add --force"
             )
@@ -95,21 +92,12 @@ class Output:
             sys.stdout.flush()
             return
         try:
-            if self._is_replaced():
+            if is_replaced(self.path):
                 write_atomically(self.path, text.encode())
             else:
                 self.path.write_bytes(text.encode())
         except OSError as error:
             raise self._cannot_be_written(error) from error
-
-    def _is_replaced(self) -> bool:
-        """Whether the path leads to a regular file or to none, unlike a device, a pipe or `/dev/fd/3`."""
-        if str(self.path.absolute()).startswith(_OPENED):
-            return False
-        try:
-            return stat.S_ISREG(self.path.stat().st_mode)
-        except FileNotFoundError:
-            return True
 
     def _other_owner(self) -> str | None:
         """What the file is, as the end of a sentence; None if it is this study's result, empty or missing."""
