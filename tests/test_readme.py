@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import os
@@ -66,6 +67,39 @@ def test_training_by_hand_runs_and_finds_the_planted_evidence(tmp_path):
     value, low, high = map(float, re.findall(r"[\d.]+", printed.splitlines()[-1]))
     assert low < value < high
     assert value > 0.5, "the planted evidence is not found"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", ["quickstart", "pairs"])
+def test_the_path_from_data_to_predictions(study, tmp_path):
+    """The commands of the README as they are written, and on the example table."""
+    shutil.copytree(ROOT / "studies", tmp_path / "studies")
+    commands = [
+        line.partition("#")[0].removeprefix("$ ") for line in code_block(README, "console", "hpo fit").split("\n")
+    ]
+    script = "\n".join(line for line in commands if line.startswith("hpo ")).replace("quickstart", study)
+    verbs = [line.split()[1] for line in script.splitlines()]
+    assert verbs == ["validate", "run", "fit", "evaluate", "predict", "explain"]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    try:
+        call = ["bash", "-euc", script]
+        done = subprocess.run(
+            call, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    finally:
+        remove_database(tmp_path)
+    assert "look 1 at the hold-out" in done.stdout
+    with (tmp_path / "predictions.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["post_id"] for row in rows] == ["market", "library", "budget"]
+    if study == "quickstart":
+        assert [row["very_negative.decision"] for row in rows] == ["1", "0", "0"]
+        assert [row["positive.decision"] for row in rows] == ["0", "1", "0"]
+        assert rows[0]["negative.evidence"].startswith("Forty people were killed")
+    page = (tmp_path / "model.html").read_text(encoding="utf-8")
+    assert "<html" in page
+    assert json.loads((tmp_path / f"{study}.best.json").read_text())["confirmed"] is not None
 
 
 @pytest.mark.slow
