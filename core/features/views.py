@@ -63,9 +63,7 @@ def select(features: Features, posts: npt.NDArray[np.int64]) -> Features:
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     chunks = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], counts)
     evidence = None if features.evidence is None else features.evidence[chunks]
-    return replace(
-        features, embeddings=features.embeddings[chunks], offsets=offsets, labels=labels, evidence=evidence
-    )
+    return replace(features, embeddings=features.embeddings[chunks], offsets=offsets, labels=labels, evidence=evidence)
 
 
 def embed_corpus(

@@ -387,7 +387,13 @@ def _gain(scores: Mapping[str, FreshScores], winner: str | None, other: str | No
 
 
 def once(study: optuna.Study, is_stored: Callable[[], bool], store: Callable[[], None]) -> bool:
-    """Store a conclusion unless it is stored; False if another process is at it. The lock ends with its holder."""
+    """Store a conclusion unless it is stored; False if another process is at it. The lock ends with its holder.
+
+    Args:
+        study: the study that the conclusion is about; other conclusions about it wait.
+        is_stored: whether nothing is left to do.
+        store: computes the conclusion and stores it.
+    """
 
     def attempt() -> bool:
         if is_stored():
