@@ -53,10 +53,12 @@ def _estimate(opened: Nested, console: Console, workers: int | None) -> dict[str
     of_folds: list[dict[str, Any]] = []
     for fold in range(opened.outer.count):
         started = opened.start(fold)
+        name = f"outer fold {fold + 1} of {opened.outer.count}"
+        if console.is_terminal:
+            console.print(f"{name}: searching")
         outcome = follow(started, console, workers, live.LiveView if console.is_terminal else live.QuietView)
         if outcome.code:
             raise typer.Exit(outcome.code)
-        name = f"outer fold {fold + 1} of {opened.outer.count}"
         with console.status(f"{name}: fitting"):
             of_folds.append(nested.conclude_fold(opened, started, fold, device=device))
         metric = opened.task.definition.search.metric

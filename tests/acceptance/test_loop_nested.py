@@ -101,16 +101,16 @@ def test_the_command_is_killed_before_it_stores_what_an_outer_fold_scores(
     assert everything(database) == undisturbed
 
 
-def test_two_machines_run_the_same_command_and_ctrl_c_ends_one(
+def test_three_machines_run_the_same_command_and_ctrl_c_ends_one(
     database: str, tmp_path: Path, undisturbed: list[Any]
 ) -> None:
     tiny(tmp_path, **SETTINGS)
-    both = [command(tmp_path, database, *NESTED) for _ in range(3)]
+    machines = [command(tmp_path, database, *NESTED) for _ in range(3)]
     until(lambda: is_at_work(database, 1), 120, "a trial of the first child study")
-    both[0].send_signal(signal.SIGINT)
-    output, _ = both[0].communicate(timeout=120)
-    assert (both[0].returncode, "run the same command to resume" in output) == (130, True), output
-    for process in both[1:]:
+    machines[0].send_signal(signal.SIGINT)
+    output, _ = machines[0].communicate(timeout=120)
+    assert (machines[0].returncode, "run the same command to resume" in output) == (130, True), output
+    for process in machines[1:]:
         output, _ = process.communicate(timeout=300)
         assert (process.returncode, "Traceback" in output) == (0, False), output
     assert everything(database) == undisturbed
