@@ -36,7 +36,7 @@ _OVERRIDES = {
 }
 CONFIRM_OVERRIDES = {"leaders": "HPO_CONFIRM_LEADERS", "splits": "HPO_CONFIRM_SPLITS"}
 NESTED = "HPO_NESTED"
-"""Environment variable that makes a study the child study of an outer fold; only `hpo nested` sets it."""
+"""Environment variable that makes a study the child study of an outer fold; `hpo nested` sets it for its workers."""
 
 
 def read_study(
