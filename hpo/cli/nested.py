@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .run import follow
-from .shared import AsJson, Storage, StudyFile, Trials, Workers, fast_imports, load_definition, make_console, show
+from .shared import (
+    AsJson,
+    Storage,
+    StudyFile,
+    Trials,
+    Workers,
+    fast_imports,
+    load_definition,
+    make_console,
+    print_error,
+    show,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,8 +66,9 @@ def _estimate(opened: Nested, console: Console, workers: int | None) -> dict[str
         name = f"outer fold {fold + 1} of {opened.outer.count}"
         if console.is_terminal:
             console.print(f"{name}: searching")
-        outcome = follow(started, console, workers, live.LiveView if console.is_terminal else live.QuietView)
+        outcome = live.follow(started, console, workers, live.LiveView if console.is_terminal else live.QuietView)
         if outcome.code:
+            print_error(f"{name}: {live.failure_text(outcome)}; run the same command to resume")
             raise typer.Exit(outcome.code)
         with console.status(f"{name}: fitting"):
             of_folds.append(nested.conclude_fold(opened, started, fold, device=device))

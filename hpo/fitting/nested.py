@@ -31,7 +31,7 @@ from ..database import record
 from ..database.connection import engine_of, open_storage
 from ..database.record import NESTED, OUTER_FOLD
 from ..results.best import best_result
-from ..running.conclusions import as_json, once, scorer_of
+from ..running.conclusions import as_json, make_scorer, once
 from ..running.joining import join_study
 from ..running.launcher import StartedStudy
 from ..running.task import Progress, StudyTask, load_task
@@ -171,7 +171,7 @@ def score_fold(nested: Nested, study: optuna.Study, fold: int, *, device: str = 
     if PROCEDURE not in found:  # the winner learns from no label
         found[PROCEDURE] = found[best["winner"]]
     labels = nested.task.corpus.labels
-    scorer = Scorer(metric, labels, _only(nested.outer, fold), scorer_of(nested.task).blocks)
+    scorer = Scorer(metric, labels, _only(nested.outer, fold), make_scorer(nested.task).blocks)
     scores = {}
     for name, predicted in found.items():
         logits = np.full(labels.shape, np.nan)
