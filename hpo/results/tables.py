@@ -258,7 +258,7 @@ def nested_table(study: str, result: Mapping[str, Any]) -> RenderableType:
         result: from `record.nested`.
     """
     metric, scores, gains = result["metric"], result["scores"], result["gains"]
-    table = _table(f"{study}: {metric_text(metric)} on posts that no step has seen")
+    table = plain_table(f"{study}: {metric_text(metric)} on posts that no step has seen")
     table.add_column("", overflow="fold")
     table.add_column(f"{result['outer']} outer folds", justify="right", no_wrap=True)
     table.add_column("95 % interval", no_wrap=True)
