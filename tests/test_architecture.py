@@ -31,6 +31,7 @@ VERBS = {
     "run": {"STUDY", "--workers", "--trials", "--out", "-o", "--force", "--from", "--fit", "--storage"},
     "fit": {"BEST", "--out", "-o", "--study", "--what", "--single"},
     "explain": {"MODEL_DIR", "[POSTS]", "--out", "-o", "--limit", "--force"},
+    "nested": {"STUDY", "--outer", "--workers", "--trials", "--storage", "--json"},
     "worker": {
         "STUDY",
         "--trials",

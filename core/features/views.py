@@ -54,6 +54,18 @@ Features = EmbeddedCorpus | TextCorpus
 """What a model trains on; `models.reads_text` says which of the two a configuration needs."""
 
 
+def select(features: Features, posts: npt.NDArray[np.int64]) -> Features:
+    """The features of some posts, in the order of `posts` (int64, numbers of posts)."""
+    labels = features.labels[posts]
+    if isinstance(features, TextCorpus):
+        return replace(features, posts=tuple(features.posts[post] for post in posts.tolist()), labels=labels)
+    starts, counts = features.offsets[posts], np.diff(features.offsets)[posts]
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    chunks = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], counts)
+    evidence = None if features.evidence is None else features.evidence[chunks]
+    return replace(features, embeddings=features.embeddings[chunks], offsets=offsets, labels=labels, evidence=evidence)
+
+
 def embed_corpus(
     corpus: Corpus,
     chunks: Chunks,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import metrics
-from ..config import ChunksConfig
+from ..config import ChunksConfig, ModelConfig
 from ..corpus.data import Criterion
 from ..features.chunks import Chunks, chunk, windows
 from ..features.embeddings import Embedder
@@ -100,6 +100,14 @@ class FittedModel:
         """Calibrated probabilities `[posts, criteria]`; those of a post without text follow from prevalence alone."""
         parts = [self._probabilities(self._read(part)) for part in _parts(posts)]
         return np.concatenate([np.zeros((0, len(self.criteria))), *parts])
+
+    def probabilities_of(self, features: Callable[[ModelConfig], Features]) -> Floats:
+        """Calibrated probabilities `[posts, criteria]` of posts that are embedded already; each has text.
+
+        Args:
+            features: the posts as a model reads them.
+        """
+        return self._average([member.logits(features(member.candidate.model)) for member in self.members])
 
     def explain(self, posts: Sequence[str]) -> list[Explanation]:
         """Probabilities, decisions, and what every sentence contributes to them, of each post."""

@@ -30,6 +30,7 @@ from . import (
     fit,
     init,
     leaderboard,
+    nested,
     predict,
     run,
     status,
@@ -70,6 +71,7 @@ app.command(name="fit")(fit.command)
 app.command(name="explain")(explain.command)
 app.command(name="predict")(predict.command)
 app.command(name="evaluate")(evaluate.command)
+app.command(name="nested")(nested.command)
 app.command(name="dashboard")(dashboard.command)
 
 

@@ -30,6 +30,10 @@ PLAN = "hpo:plan"
 """Of a study that confirms another one: which trials are trained again, on how many splits."""
 LOOKS = "hpo:looks"
 """Every look at the hold-out, `[{id, time, model, metric, value}]`; `model` is the checksum of a fitted model."""
+NESTED = "hpo:nested"
+"""Scores of the whole procedure in a nested cross-validation; of the latest one, if there were several."""
+OUTER_FOLD = "hpo:outer_fold"
+"""Of a child study of a nested cross-validation: what its result scores on its outer fold."""
 
 # --- attributes of a trial --------------------------------------------------------------------------------------------
 
@@ -132,6 +136,18 @@ def confirmed(study: Study) -> dict[str, Any] | None:
 def looks(study: Study) -> list[dict[str, Any]]:
     """Every look at the study's hold-out, the first one first."""
     stored: list[dict[str, Any]] = study.user_attrs.get(LOOKS, [])
+    return stored
+
+
+def nested(study: Study) -> dict[str, Any] | None:
+    """Scores of the whole procedure in a nested cross-validation; None until they are known."""
+    stored: dict[str, Any] | None = study.user_attrs.get(NESTED)
+    return stored
+
+
+def outer_fold(study: Study) -> dict[str, Any] | None:
+    """What the result of a child study scores on its outer fold; None until it is known."""
+    stored: dict[str, Any] | None = study.user_attrs.get(OUTER_FOLD)
     return stored
 
 

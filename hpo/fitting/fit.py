@@ -82,20 +82,20 @@ def fit_result(
     """
     check_same(best, task)
     chosen = choose(best, what, task)
-    ground = Ground(
-        task.corpus, task.folds, task.definition.chunks, task.features, _encoders(task), task.definition.search.metric
-    )
-    fitted = fit(chosen.recipes, ground, single=single, device=device, progress=progress)
+    fitted = fit(chosen.recipes, ground_of(task), single=single, device=device, progress=progress)
     model = fitted.model.with_info(_info(best, task, fitted, chosen, folder, single=single))
     save_model(model, folder, model_card(model))
     return model, chosen
 
 
-def _encoders(task: StudyTask) -> dict[str, Any]:
+def ground_of(task: StudyTask) -> Ground:
+    """What the members of a fitted model are trained on: the study's data and folds."""
     from sparse_evidence.core.features.encoders import locate
 
     names = {name for name, _ in task.embedded}
-    return {name: locate(name, task.definition.path.parent) for name in names} | task.encoders
+    encoders = {name: locate(name, task.definition.path.parent) for name in names} | task.encoders
+    metric = task.definition.search.metric
+    return Ground(task.corpus, task.folds, task.definition.chunks, task.features, encoders, metric)
 
 
 def _info(

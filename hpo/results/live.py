@@ -199,21 +199,26 @@ def watch(started: StartedStudy, console: Console, workers: int | None) -> Outco
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM arrived before the end; the workers have released their trials.
     """
-    from ..running import launcher
-    from . import status, tables
-
-    try:
-        with LiveView(console, started) as view:
-            outcome = launcher.run_study(started, view, workers=workers)
-    except KeyboardInterrupt:
-        show(console, tables.status_table(status.study_status(started.study)))
-        raise
+    outcome = follow(started, console, workers, LiveView)
     if not outcome.code and not outcome.workers:
         if started.confirm_only:
             console.print(f"nothing to do: {outcome.finished} trials are finished, and their result is confirmed")
         else:
             console.print(f"nothing to do: {outcome.trials} trials were requested and {outcome.finished} are finished")
     return outcome
+
+
+def follow(started: StartedStudy, console: Console, workers: int | None, view: type[LiveView]) -> Outcome:
+    """`watch` in a view of this kind, without a line if there is nothing to do."""
+    from ..running import launcher
+    from . import status, tables
+
+    try:
+        with view(console, started) as observer:
+            return launcher.run_study(started, observer, workers=workers)
+    except KeyboardInterrupt:
+        show(console, tables.status_table(status.study_status(started.study)))
+        raise
 
 
 def failure_text(outcome: Outcome) -> str:
@@ -244,6 +249,19 @@ class _NotebookView(JupyterMixin):
             self._handle = display(self, display_id=True)
         else:
             self._handle.update(self)
+
+
+class QuietView(LiveView):
+    """A `LiveView` that prints what workers write, and nothing else."""
+
+    def baselines(self, scores: Mapping[str, Any] | None) -> None:
+        """Print nothing."""
+
+    def confirming(self, progress: ConfirmProgress) -> None:
+        """Print nothing."""
+
+    def counts(self, counts: Counts) -> None:
+        """Print nothing."""
 
 
 def _bar(done: int, total: int, pace: str) -> RenderableType:

@@ -87,6 +87,21 @@ class ConfirmedStatus(TypedDict):
     """Its 95 % interval."""
 
 
+class NestedStatus(TypedDict):
+    """What the whole procedure is worth, from `hpo nested`."""
+
+    outer: int
+    """Outer folds."""
+    trials: int
+    """Of the search without each of them."""
+    value: float
+    interval: list[float]
+    """95 % interval of the value."""
+    best_baseline: str
+    gain: dict[str, Any]
+    """`value` and 95 % `interval` of the procedure minus the best baseline."""
+
+
 class StudyStatus(TypedDict):
     """What `hpo status --json` prints."""
 
@@ -102,6 +117,8 @@ class StudyStatus(TypedDict):
     confirmed: ConfirmedStatus | None
     claim: str | None
     """What may be claimed of the result, in a sentence; None before the ensemble is chosen."""
+    nested: NestedStatus | None
+    """None before `hpo nested` is done."""
     workers: list[dict[str, Any]]
     """Unfinished trials with their claims, as `claims_sql.list_claims` returns them; while the result is confirmed,
     those of the study that confirms it."""
@@ -133,6 +150,7 @@ def study_status(study: Study, *, grace_seconds: float = math.inf) -> StudyStatu
         "ensemble": _ensemble(record.ensemble(study)),
         "confirmed": _confirmed(winner.current_confirmed(study)),
         "claim": _claim(study),
+        "nested": _nested(record.nested(study)),
         "workers": [*claims, *map(_rounded, confirm_claims)],
         "attempts": {
             str(trial.number): record.attempts(trial)
@@ -200,6 +218,20 @@ def _confirmed(stored: Mapping[str, Any] | None) -> ConfirmedStatus | None:
         "reason": stored["reason"],
         "value": score["mean"],
         "interval": score["interval"],
+    }
+
+
+def _nested(stored: Mapping[str, Any] | None) -> NestedStatus | None:
+    if stored is None:
+        return None
+    score, gain = stored["scores"]["procedure"], stored["gains"][stored["best_baseline"]]
+    return {
+        "outer": stored["outer"],
+        "trials": stored["trials"],
+        "value": score["value"],
+        "interval": score["interval"],
+        "best_baseline": stored["best_baseline"],
+        "gain": {"value": gain["value"], "interval": gain["interval"]},
     }
 
 

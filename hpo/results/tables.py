@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..database.record import BASELINE_NAMES
+from ..database.record import BASELINE_NAMES, candidate_text
 from .wording import (
     baselines_text,
     better_by,
@@ -19,6 +20,7 @@ from .wording import (
     duration,
     ensemble_text,
     estimate_text,
+    gain_text,
     interval_text,
     metric_text,
     number,
@@ -243,6 +245,74 @@ def _brief(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.0f} h"
 
 
+# --- nested cross-validation ------------------------------------------------------------------------------------------
+
+_PROCEDURE_FIRST = ("procedure", "default", *BASELINE_NAMES)
+
+
+def nested_table(study: str, result: Mapping[str, Any]) -> RenderableType:
+    """What `hpo nested` prints.
+
+    Args:
+        study: the study's name.
+        result: from `record.nested`.
+    """
+    metric, scores, gains = result["metric"], result["scores"], result["gains"]
+    table = plain_table(f"{study}: {metric_text(metric)} on posts that no step has seen")
+    table.add_column("", overflow="fold")
+    table.add_column(f"{result['outer']} outer folds", justify="right", no_wrap=True)
+    table.add_column("95 % interval", no_wrap=True)
+    table.add_column("gain of the procedure", no_wrap=True)
+    for name in (name for name in _PROCEDURE_FIRST if name in scores):
+        gain = "" if name not in gains else "{} ({})".format(*_value_and_interval(better_by(metric, gains[name])))
+        label = "the procedure" if name == "procedure" else candidate_text(name).removeprefix("the ")
+        row = (label, short(scores[name]["value"]), _interval_cell(name, scores[name]), gain)
+        table.add_row(*row, style="bold" if name == "procedure" else None)
+    details = Table.grid(padding=(0, 2))
+    details.add_column(style="bold", no_wrap=True)
+    details.add_column(overflow="fold")
+    for name, fact in _nested_rows(result):
+        details.add_row(name, fact)
+    return Group(table, "", Text(nested_claim(result), style="bold"), "", details)
+
+
+def nested_claim(result: Mapping[str, Any]) -> str:
+    """What may be claimed of the procedure: a whole interval above 0 beats the baselines."""
+    metric, name, score = result["metric"], result["best_baseline"], result["scores"]["procedure"]
+    gain = {"name": name, **result["gains"][name]}
+    interval = better_by(metric, gain)[1]
+    beats = "beats every baseline" if interval and interval[0] > 0 else "does not clearly beat the baselines"
+    estimated = estimate_text(score["value"], score["interval"])
+    return f"The procedure {beats}: {metric_text(metric)} {estimated}, {gain_text(metric, gain)}."
+
+
+def _nested_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was estimated, and what it does not cover."""
+    trials, training = sorted(set(result["trials_of_folds"])), sorted(set(result["training_posts"]))
+    winners = Counter(candidate_text(name) for name in result["winners"])
+    procedure = (
+        f"the procedure, not this model: every outer fold has its own search ({_range_text(trials)} trials), ensemble, "
+        "choice of the winner without confirming, and fit"
+    )
+    size = count_text(round(result["posts"] / result["outer"]), "post")
+    return [
+        ("estimated", procedure),
+        ("training posts", f"{_range_text(training)} of {result['posts']:,}; with all of them, expect slightly better"),
+        ("outer folds", f"of about {size} each; compare only with values on folds of that size"),
+        ("winners", ", ".join(f"{name} ({count} of {result['outer']})" for name, count in winners.most_common())),
+        ("interval", "for other posts like these; not for other folds and seeds"),
+    ]
+
+
+def _range_text(numbers: Sequence[int]) -> str:
+    """`40`, or `318 to 320` of ascending numbers."""
+    return f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
+
+
+def _value_and_interval(estimate: tuple[float, Sequence[float] | None]) -> tuple[str, str]:
+    return short(estimate[0]), interval_text(estimate[1])
+
+
 # --- the status -------------------------------------------------------------------------------------------------------
 
 _STATES = ("complete", "pruned", "infeasible", "failed", "running", "released")
@@ -258,13 +328,14 @@ def status_table(status: StudyStatus) -> RenderableType:
     counts: Mapping[str, Any] = trials
     states = [f"{counts[state]} {state}" for state in _STATES if counts[state] or state in _ALWAYS_SHOWN]
     lines = [
-        Text(f"{status['study']}: {trials['finished']} of {trials['requested']} trials finished", style="bold"),
+        Text(f"{status['study']}: {trials['finished']} of {trials['requested'] or 0} trials finished", style="bold"),
         Text(", ".join(states)),
         Text(f"best {metric} {number(best['value'])} (trial {best['trial']})" if best else "no score yet"),
         Text(f"Baselines ({metric}): {baselines_text(status['metric'], status['baselines'])}"),
         *_pace_line(status["pace"]),
         *_confirming_line(status["confirming"]),
         *_conclusion_lines(status),
+        *_nested_line(status["nested"], metric),
         *_attempts_line(status["attempts"]),
     ]
     workers = _workers(status["workers"]) if status["workers"] else Text("no worker is running")
@@ -297,6 +368,13 @@ def _conclusion_lines(status: StudyStatus) -> list[Text]:
     if confirmed is not None:
         lines.append(Text(_of_first(f"confirmed: {confirmed['reason']}", confirmed["finished"], status)))
     return [*lines, Text(status["claim"], style="bold")] if status["claim"] else lines
+
+
+def _nested_line(nested: Mapping[str, Any] | None, metric: str) -> list[Text]:
+    if nested is None:
+        return []
+    value = estimate_text(nested["value"], nested["interval"])
+    return [Text(f"nested cross-validation: the procedure has {metric} {value} on {nested['outer']} outer folds")]
 
 
 def _of_first(line: str, finished: int, status: StudyStatus) -> str:

@@ -90,7 +90,7 @@ def conclude_search(study: optuna.Study, task: StudyTask, finished: int | None =
         if (conclusion := _ensemble(study, task, count)) is not None:
             study.set_user_attr(ENSEMBLE, conclusion)
 
-    return _once(study, is_stored, store)
+    return once(study, is_stored, store)
 
 
 def _ensemble(study: optuna.Study, task: StudyTask, finished: int) -> dict[str, Any] | None:
@@ -208,7 +208,7 @@ def conclude_confirming(confirm: Confirming, task: StudyTask) -> bool:
         stored = record.confirmed(parent)
         return stored is not None and (stored["study"] == name or stored["finished"] > confirm.plan.finished)
 
-    return _once(parent, is_stored, lambda: parent.set_user_attr(CONFIRMED, _confirmed(confirm, task)))
+    return once(parent, is_stored, lambda: parent.set_user_attr(CONFIRMED, _confirmed(confirm, task)))
 
 
 def _confirmed(confirm: Confirming, task: StudyTask) -> dict[str, Any]:
@@ -386,8 +386,14 @@ def _gain(scores: Mapping[str, FreshScores], winner: str | None, other: str | No
     return {"name": other, **as_json(scores[winner].minus(scores[other]))}
 
 
-def _once(study: optuna.Study, is_stored: Callable[[], bool], store: Callable[[], None]) -> bool:
-    """Store a conclusion unless it is stored; False if another process is at it. The lock ends with its holder."""
+def once(study: optuna.Study, is_stored: Callable[[], bool], store: Callable[[], None]) -> bool:
+    """Store a conclusion unless it is stored; False if another process is at it. The lock ends with its holder.
+
+    Args:
+        study: the study that the conclusion is about; other conclusions about it wait.
+        is_stored: whether nothing is left to do.
+        store: computes the conclusion and stores it.
+    """
 
     def attempt() -> bool:
         if is_stored():

@@ -136,7 +136,7 @@ def run_study(started: StartedStudy, observer: Observer, *, workers: int | None 
     stop = threading.Event()
     with graceful_shutdown(stop, again=signal.default_int_handler), WorkerPool(
         started.definition.path, started.url, trials=started.trials, slots=slots, print_line=observer.line,
-        confirm_only=started.confirm_only,
+        environment=started.definition.environment, confirm_only=started.confirm_only,
     ) as pool:  # fmt: skip
         _measure_baselines(started, observer)  # takes about as long as the workers take to start
         _watch(started, observer, pool, stop)

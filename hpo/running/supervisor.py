@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +46,7 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
         slots: one process is started for each.
         print_line: called with every line that a worker writes, and with a line for every crash or restart.
         artifacts: where checkpoints are stored; default: from the workers' environment.
+        environment: further variables of the workers.
         confirm_only: the workers do no trials of the search.
     """
 
@@ -58,11 +59,12 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
         slots: Sequence[Slot],
         print_line: PrintLine,
         artifacts: str | None = None,
+        environment: Mapping[str, str] | None = None,
         confirm_only: bool = False,
     ) -> None:
         arguments = ["worker", str(study), "--trials", str(trials), *(["--confirm-only"] if confirm_only else [])]
-        environment = {"HPO_STORAGE": url, **({"HPO_ARTIFACTS": artifacts} if artifacts else {})}
-        self._slots = [_Slot(arguments, environment, slot, print_line) for slot in slots]
+        variables = {"HPO_STORAGE": url, **({"HPO_ARTIFACTS": artifacts} if artifacts else {}), **(environment or {})}
+        self._slots = [_Slot(arguments, variables, slot, print_line) for slot in slots]
 
     def __enter__(self) -> Self:
         return self

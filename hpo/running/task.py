@@ -28,9 +28,10 @@ from sparse_evidence.core.models import REGISTRY, reads_text
 from sparse_evidence.core.seeding import stable_seed
 from sparse_evidence.core.splits import Folds, split
 from sparse_evidence.core.training.crossval import CrossValidation
-from sparse_evidence.core.training.resampling import fresh_folds
+from sparse_evidence.core.training.resampling import fresh_folds, inner_folds, outer_folds
 
 from ..distribution import DISTRIBUTION
+from ..study.config import OuterFold
 from ..study.definition import StudyDefinition
 from ..study.fields import Choices, ParameterSpec, Range
 
@@ -133,6 +134,24 @@ class StudyTask:
         """
         return replace(self, folds=fresh_folds(self.corpus, self.folds, self.confirm_seed(split)))
 
+    def outer_folds(self, count: int) -> Folds:
+        """The posts of the search, divided into the outer folds of a nested cross-validation.
+
+        Raises:
+            SplitError: the posts cannot be divided into that many folds.
+        """
+        return outer_folds(self.corpus, self.folds, count, self.definition.split.seed)
+
+    def on_outer_fold(self, outer: Folds, number: int) -> StudyTask:
+        """The child study that leaves out an outer fold (counted from 1), as `load_task` loads it.
+
+        Raises:
+            SplitError: the posts that are left cannot be divided into the study's folds.
+        """
+        definition = self.definition.on_outer_fold(OuterFold(number, outer.count))
+        folds = inner_folds(self.corpus, self.folds, outer, number - 1, definition.split.seed)
+        return replace(self, definition=definition, folds=folds)
+
     def confirm_seed(self, split: int, trial: int | None = None) -> int:
         """The seed of a fresh split's folds, or of a trial that is trained again on that split."""
         return stable_seed(self.definition.search.seed, "confirm", split, *(() if trial is None else (trial,)))
@@ -198,7 +217,11 @@ def load_task(definition: StudyDefinition, *, device: str = "cpu", progress: Pro
 
 def _split(corpus: Corpus, definition: StudyDefinition) -> Folds:
     criteria = [criterion.name for criterion in corpus.criteria]
-    return split(corpus.groups, corpus.labels, definition.split, criteria=criteria)
+    folds = split(corpus.groups, corpus.labels, definition.split, criteria=criteria)
+    if (fold := definition.outer_fold) is None:
+        return folds
+    outer = outer_folds(corpus, folds, fold.count, definition.split.seed)
+    return inner_folds(corpus, folds, outer, fold.number - 1, definition.split.seed)
 
 
 def _embed(

@@ -54,6 +54,18 @@ class ConfirmConfig:
 
 
 @dataclass(frozen=True)
+class OuterFold:
+    """An outer fold of a nested cross-validation: a child study leaves its posts out. HPO_NESTED names it."""
+
+    number: int
+    """Counted from 1."""
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
+@dataclass(frozen=True)
 class ServiceConfig:
     """How a study is run. Not part of its identity: change it at any time."""
 

@@ -10,7 +10,7 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,13 @@ from sparse_evidence.core.errors import nearest
 from ..errors import DefinitionError
 from .document import to_toml
 from .fields import Alternative, Choices, ParameterSpec, Range
-from .reader import read_study
+from .reader import NESTED, read_outer_fold, read_study
 
 if TYPE_CHECKING:
     from sparse_evidence.core.config import ChunksConfig, SplitConfig
     from sparse_evidence.core.corpus.sources import Source
 
-    from .config import ConfirmConfig, SearchConfig, ServiceConfig
+    from .config import ConfirmConfig, OuterFold, SearchConfig, ServiceConfig
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,26 @@ class StudyDefinition:
     loss: tuple[Alternative, ...]
     confirm: ConfirmConfig
     service: ServiceConfig
+    outer_fold: OuterFold | None = None
+    """Of the child studies of a nested cross-validation: the outer fold whose posts are left out."""
 
     @property
     def trained(self) -> tuple[str, ...]:
         """The models that are trained in epochs. `[training]` and `[[loss]]` do not apply to the others."""
         return tuple(alternative.name for alternative in self.model if alternative.name not in SOLVED)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables with which `load` reads this definition in another process."""
+        return {} if self.outer_fold is None else {NESTED: str(self.outer_fold)}
+
+    def on_outer_fold(self, fold: OuterFold) -> StudyDefinition:
+        """The child study that leaves out an outer fold.
+
+        No study file can have its name, because of the slashes. Nothing is confirmed: the outer fold does that.
+        """
+        name = f"{self.name}/nested/{fold.count}/{fold.number}"
+        return replace(self, name=name, outer_fold=fold, confirm=replace(self.confirm, leaders=0))
 
     def canonical(self) -> dict[str, Any]:
         """Return the study's identity as JSON: everything that can change a trial's result.
@@ -71,6 +86,7 @@ class StudyDefinition:
                 [part for part in self.training if part.name in self.trained or not self.trained]
             ),
             "loss": [_alternative_json(alternative) for alternative in self.loss],
+            **({} if self.outer_fold is None else {"outer_fold": str(self.outer_fold)}),
         }
 
     def sha256(self) -> str:
@@ -84,7 +100,7 @@ def load(path: Path, *, environ: Mapping[str, str] = os.environ) -> StudyDefinit
 
     `environ` may override the `[service]` table: `HPO_HEARTBEAT_SECONDS`, `HPO_GRACE_SECONDS`,
     `HPO_CHECKPOINT_SECONDS`, `HPO_STALL_SECONDS`; and the `[confirm]` table: `HPO_CONFIRM_LEADERS`,
-    `HPO_CONFIRM_SPLITS`.
+    `HPO_CONFIRM_SPLITS`. `HPO_NESTED` makes it the child study of an outer fold of a nested cross-validation.
 
     Raises `DefinitionError`: why the file cannot be read, or every mistake in it.
     """
@@ -111,9 +127,11 @@ def _define(
     document: Mapping[str, Any], path: Path, called: str, environ: Mapping[str, str], problems: list[str]
 ) -> StudyDefinition:
     parts = read_study(document, path.stem, environ, problems)
+    outer_fold = read_outer_fold(environ, problems)
     if problems:
         raise _invalid(called, problems)
-    return StudyDefinition(path=path, **parts)
+    definition = StudyDefinition(path=path, **parts)
+    return definition if outer_fold is None else definition.on_outer_fold(outer_fold)
 
 
 def differences(local: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from sparse_evidence.core.config import LOSSES, MODELS, SOLVED, ChunksConfig, SplitConfig, TrainingConfig
 from sparse_evidence.core.errors import ConfigError, nearest
 
-from .config import ConfirmConfig, PrunerConfig, SearchConfig, ServiceConfig
+from .config import ConfirmConfig, OuterFold, PrunerConfig, SearchConfig, ServiceConfig
 from .defaults import LOSS_SPACES, loss_space, model_space, training_space
 from .fields import (
     Alternative,
@@ -35,6 +35,8 @@ _OVERRIDES = {
     key: f"HPO_{key.upper()}" for key in ("heartbeat_seconds", "grace_seconds", "checkpoint_seconds", "stall_seconds")
 }
 CONFIRM_OVERRIDES = {"leaders": "HPO_CONFIRM_LEADERS", "splits": "HPO_CONFIRM_SPLITS"}
+NESTED = "HPO_NESTED"
+"""Environment variable that makes a study the child study of an outer fold; `hpo nested` sets it for its workers."""
 
 
 def read_study(
@@ -56,6 +58,17 @@ def read_study(
         "confirm": _read_confirm(document.get("confirm", {}), environ, problems),
         "service": _read_service(document.get("service", {}), environ, problems),
     }
+
+
+def read_outer_fold(environ: Mapping[str, str], problems: list[str]) -> OuterFold | None:
+    """Return the outer fold that the environment names, None if it names none."""
+    if NESTED not in environ:
+        return None
+    numbers = re.fullmatch(r"([1-9][0-9]{0,3})/([1-9][0-9]{0,3})", environ[NESTED])
+    if numbers is None or not int(numbers[1]) <= int(numbers[2]) >= 2:
+        problems.append(f"{NESTED}: {shown(environ[NESTED])} is not allowed, give an outer fold such as 1/5")
+        return None
+    return OuterFold(int(numbers[1]), int(numbers[2]))
 
 
 def read_table(

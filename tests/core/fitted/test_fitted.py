@@ -24,7 +24,7 @@ from sparse_evidence.core.corpus.synthetic import SyntheticSource
 from sparse_evidence.core.errors import UserError
 from sparse_evidence.core.features.chunks import chunk, windows
 from sparse_evidence.core.features.encoders import locate
-from sparse_evidence.core.features.views import embed_corpus
+from sparse_evidence.core.features.views import embed_corpus, select
 from sparse_evidence.core.fitted import Recipe, fit, load_model, save_model
 from sparse_evidence.core.fitted.fitting import Ground, calibrate
 from sparse_evidence.core.metrics import sigmoid
@@ -264,3 +264,10 @@ def test_only_a_fitted_model_is_replaced(fitted, tmp_path):
     with pytest.raises(UserError, match="is a file"):
         save_model(fitted.model, tmp_path / "file", "card")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model", "thesis"]
+
+
+def test_posts_that_are_embedded_already_get_the_same_probabilities(ground, fitted):
+    rows = np.array([170, 3, 121, 122])
+    known = fitted.model.probabilities_of(lambda model: select(ground.features(model), rows))
+    new = fitted.model.probabilities([ground.corpus.posts[row] for row in rows])
+    np.testing.assert_allclose(known, new, atol=1e-6)

@@ -11,7 +11,7 @@ from sparse_evidence.core.config import SplitConfig
 from sparse_evidence.core.corpus.synthetic import SyntheticSource
 from sparse_evidence.core.errors import SplitError
 from sparse_evidence.core.splits import Folds, kfold, split
-from sparse_evidence.core.training.resampling import fresh_folds
+from sparse_evidence.core.training.resampling import fresh_folds, inner_folds, outer_folds
 
 CORPUS = SyntheticSource(posts=240, criteria=3, sentences_mean=4.0, min_positives=30).load(Path())
 NAMES = [criterion.name for criterion in CORPUS.criteria]
@@ -86,3 +86,39 @@ def test_posts_that_cannot_be_split_are_refused():
 def test_folds_of_another_corpus_are_a_mistake_of_the_caller():
     with pytest.raises(AssertionError, match="other posts"):
         fresh_folds(CORPUS.subset(np.arange(20)), FOLDS, 0)
+
+
+# --- nested cross-validation ------------------------------------------------------------------------------------------
+
+
+def test_outer_folds_divide_the_posts_of_the_search():
+    outer = outer_folds(CORPUS, FOLDS, 3, CONFIG.seed)
+    assert outer.count == 3
+    np.testing.assert_array_equal(outer.assignment == -1, FOLDS.assignment == -1)
+    for fold in range(3):
+        train, validation = outer.train(fold), outer.validation(fold)
+        assert not {CORPUS.groups[row] for row in train} & {CORPUS.groups[row] for row in validation}
+        assert all(set(CORPUS.labels[validation, column]) == {0, 1} for column in range(3))
+    other = outer_folds(CORPUS, FOLDS, 3, CONFIG.seed + 1)
+    assert (other.assignment != outer.assignment).any()
+
+
+def test_the_posts_of_an_outer_fold_are_in_no_inner_fold():
+    outer = outer_folds(CORPUS, FOLDS, 3, CONFIG.seed)
+    seen = []
+    for fold in range(3):
+        inner = inner_folds(CORPUS, FOLDS, outer, fold, CONFIG.seed)
+        assert inner.count == FOLDS.count
+        assert (inner.assignment[outer.validation(fold)] == -1).all()
+        np.testing.assert_array_equal(np.flatnonzero(inner.assignment >= 0), outer.train(fold))
+        seen += np.flatnonzero((inner.assignment == -1) & (FOLDS.assignment >= 0)).tolist()
+    assert sorted(seen) == np.flatnonzero(FOLDS.assignment >= 0).tolist(), "every post is left out once"
+
+
+def test_folds_that_cannot_be_made_are_refused_in_a_sentence():
+    with pytest.raises(SplitError, match="cannot be divided into 150 outer folds: 150 folds were requested"):
+        outer_folds(CORPUS, FOLDS, 150, 0)
+    few = Folds(np.where(np.arange(240) < 30, np.arange(240) % 4, -1), 4)
+    outer = Folds(np.where(few.assignment >= 0, (CORPUS.labels[:, 0] == 1).astype(int), -1), 2)
+    with pytest.raises(SplitError, match="without outer fold 2 of 2, the posts cannot be divided into the 4 folds of"):
+        inner_folds(CORPUS, few, outer, 1, 0)

@@ -253,7 +253,7 @@ def status(**changed: object) -> dict[str, object]:
                    "running": 1, "released": 0},
         "best": {"value": 0.4971, "trial": 3, "params": {}}, "baselines": {"linear": 0.4589, "mean_prevalence": 0.2},
         "pace": {"trials_per_hour": 45.0, "seconds_left": 840.0},
-        "confirming": None, "ensemble": None, "confirmed": None, "claim": None,
+        "confirming": None, "ensemble": None, "confirmed": None, "claim": None, "nested": None,
     } | changed  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import pytest
 from sparse_evidence.core.config import IrisConfig, TrainingConfig
 from sparse_evidence.core.errors import DataError, UserError
 from sparse_evidence.hpo.errors import DefinitionError, Exit, RefusedError, StorageError, exit_code_of
+from sparse_evidence.hpo.study.config import OuterFold
 from sparse_evidence.hpo.study.defaults import model_space, training_space
 from sparse_evidence.hpo.study.definition import StudyDefinition, differences, load
 from sparse_evidence.hpo.study.fields import Choices, Range
@@ -365,6 +366,21 @@ def test_environment_variables_override_the_service_table(tmp_path):
     path = written(tmp_path, DATA + MODEL)
     service = load(path, environ={"HPO_HEARTBEAT_SECONDS": "0.5", "HPO_GRACE_SECONDS": "3"}).service
     assert (service.heartbeat_seconds, service.grace_seconds, service.max_attempts) == (0.5, 3.0, 3)
+
+
+def test_the_environment_makes_it_the_child_study_of_an_outer_fold(tmp_path):
+    path = written(tmp_path, f"name = 'parent'\n{DATA}{MODEL}")
+    parent = load(path, environ={})
+    assert (parent.outer_fold, parent.environment, "outer_fold" in parent.canonical()) == (None, {}, False)
+    child = load(path, environ={"HPO_NESTED": "2/5"})
+    assert child == parent.on_outer_fold(OuterFold(2, 5))
+    assert load(path, environ=child.environment) == child
+    assert (child.name, child.confirm.leaders) == ("parent/nested/5/2", 0)
+    assert child.canonical() == {**parent.canonical(), "name": child.name, "outer_fold": "2/5"}
+    assert child.sha256() not in {parent.sha256(), parent.on_outer_fold(OuterFold(1, 5)).sha256()}
+    for wrong in ("", "5", "0/5", "6/5", "1/1", "1/5 ", "a/b"):
+        with pytest.raises(DefinitionError, match=r"HPO_NESTED: .* is not allowed, give an outer fold such as 1/5"):
+            load(path, environ={"HPO_NESTED": wrong})
 
 
 def test_mistakes_in_the_environment_name_the_variable(tmp_path):
