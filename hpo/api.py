@@ -312,11 +312,12 @@ def _fitted(
 
     from .fitting.fit import fit_result
     from .fitting.recipes import CHOICES
+    from .running.task import default_device
 
     if what not in CHOICES:
         raise UserError(f"what = {what!r} is unknown; it may be {', '.join(CHOICES)}")
     check_free(Path(folder))
-    return fit_result(best, task, Path(folder), what=what, single=single)[0]
+    return fit_result(best, task, Path(folder), what=what, single=single, device=default_device())[0]
 
 
 def _with_data(best: ResultLike, study: StudyLike | None) -> tuple[Mapping[str, Any], StudyTask]:
@@ -337,11 +338,10 @@ def _with_data(best: ResultLike, study: StudyLike | None) -> tuple[Mapping[str, 
 
 
 def _cross_validated(task: StudyTask, best: Mapping[str, Any]) -> float:
-    import torch
-
+    from .running.task import default_device
     from .study import space
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"  # as a worker chooses it
+    device = default_device()
     cv = task.cross_validation(space.from_dict(best["config"]), trial=best["trial"], device=device)
     for _ in cv.epochs():
         pass

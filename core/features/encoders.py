@@ -28,6 +28,8 @@ class Encoder:
     folder: Path
     revision: str
     """Hub commit, or SHA-256 of the folder's files: a cached vector is reused only with exactly the same weights."""
+    is_local: bool = False
+    """It was found as a folder that its user has named."""
 
 
 def locate(name: str, base: Path | None = None) -> Encoder:
@@ -51,7 +53,7 @@ def locate(name: str, base: Path | None = None) -> Encoder:
                 f"the encoder folder {folder} holds no sentence-transformers model (neither modules.json nor "
                 "config.json is in it); give the folder that `SentenceTransformer.save` wrote"
             )
-        return Encoder(name, folder, _folder_revision(folder))
+        return Encoder(name, folder, _folder_revision(folder), is_local=True)
     if name.startswith((".", "/", "~")):
         raise EncoderError(f"the encoder folder {folder} does not exist; give a folder that holds a saved encoder")
     return _from_hub(name if "/" in name else _HUB_ORGANISATION + name, name)

@@ -73,7 +73,6 @@ def fit(
     *,
     single: bool = False,
     device: str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
 ) -> Fit:
     """Train an ensemble.
 
@@ -83,7 +82,6 @@ def fit(
         single: one model of every member, trained on all posts that are in a fold, instead of the models of the folds.
             The folds are trained as well: only out-of-fold predictions can calibrate.
         device: where it trains; the fitted model is on the CPU.
-        progress: called with (members trained, members) after each.
 
     Returns:
         The model. The same arguments give the same bits on the same machine.
@@ -93,15 +91,13 @@ def fit(
     """
     total = sum(recipe.weight for recipe in recipes)
     members, logits = [], np.zeros(ground.corpus.labels.shape)
-    for done, recipe in enumerate(recipes, 1):
+    for recipe in recipes:
         cv = _cross_validate(recipe, ground, device)
         logits += recipe.weight / total * cv.predictions()
         models = _refit(recipe, ground, device) if single else cv.stages[0].stack.models
         members.append(
             Member(recipe.candidate, _on_cpu(models), recipe.weight / total, recipe.trial, recipe.seed, recipe.epochs)
         )
-        if progress is not None:
-            progress(done, len(recipes))
     scored = ground.folds.assignment >= 0
     labels = ground.corpus.labels[scored]
     calibration = calibrate(labels, logits[scored])
@@ -114,6 +110,7 @@ def fit(
         {name: ground.encoders[name] for name in sorted(names)},
         dict(_criteria_embeddings(recipes, ground)),
         calibration,
+        (np.sum(labels == 1, axis=0) + 0.5) / (np.sum(labels >= 0, axis=0) + 1.0),
         threshold,
     )
     return Fit(model, logits)

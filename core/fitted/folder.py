@@ -1,17 +1,18 @@
 """A fitted model as a folder: `model.json` says what it is, `weights.safetensors` holds its numbers; no pickle.
 
-A folder is complete in itself but for the encoders, which are found by name and must have the same weights as when the
-model was fitted. It holds no post. Every file has a checksum, so that an altered or incomplete folder is refused.
+A folder is complete in itself but for the encoders, which are found by name (or path) and must have the same weights as
+when the model was fitted. It holds no post. The description and the weights have checksums, so that an altered or
+incomplete folder is refused; `README.md`, the model card, is for people, and nothing reads it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from .member import Member
 from .model import Calibration, FittedModel
 
 FORMAT = 1
-DESCRIPTION, WEIGHTS, CARD = "model.json", "weights.safetensors", "README.md"
+DESCRIPTION, WEIGHTS, CARD = FILES = ("model.json", "weights.safetensors", "README.md")
 
 
 def save_model(model: FittedModel, folder: Path | str, card: str) -> None:
@@ -48,19 +49,21 @@ def save_model(model: FittedModel, folder: Path | str, card: str) -> None:
     Raises:
         UserError: the folder holds something else, or cannot be written.
     """
-    folder = Path(folder)
-    check_free(folder)
+    check_free(Path(folder))
+    folder = Path(os.path.realpath(folder))  # the folder that a link points to, not the link
     weights = safetensors.torch.save(_tensors(model))
-    description = _describe(model, hashlib.sha256(weights).hexdigest())
+    description = _describe(model, hashlib.sha256(weights).hexdigest(), folder)
+    content = {WEIGHTS: weights, DESCRIPTION: _json(description).encode(), CARD: card.encode()}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        write_atomically(temporary / WEIGHTS, weights)
-        write_atomically(temporary / DESCRIPTION, _json(description).encode())
-        write_atomically(temporary / CARD, card.encode())
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            new, old = Path(temporary) / "new", Path(temporary) / "old"
+            new.mkdir(mode=0o700)
+            for file, data in content.items():
+                write_atomically(new / file, data)
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
     except OSError as error:
         raise UserError(f"the model folder {folder} cannot be written ({error.strerror}); name another one") from error
 
@@ -69,14 +72,24 @@ def check_free(folder: Path) -> None:
     """Check that a model may be saved there.
 
     Raises:
-        UserError: `folder` is a file, or holds something other than a fitted model.
+        UserError: `folder` is a file, or holds anything besides a fitted model.
     """
     if not folder.exists():
         return
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; name a new folder for the model")
-    if any(folder.iterdir()) and not (folder / DESCRIPTION).is_file():
-        raise UserError(f"the folder {folder} holds something other than a fitted model; name a new folder")
+    found = sorted(path.name for path in folder.iterdir())
+    if found and (others := [name for name in found if name not in FILES] or not _is_model(folder)):
+        what = f"{others[0]!r}" if isinstance(others, list) else "something other than a fitted model"
+        raise UserError(f"the folder {folder} holds {what}, which would be lost; name a new folder for the model")
+
+
+def _is_model(folder: Path) -> bool:
+    """True if the folder has the description of a fitted model, intact or not."""
+    try:
+        return "weights_sha256" in json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, TypeError):
+        return False
 
 
 def load_model(folder: Path | str) -> FittedModel:
@@ -104,6 +117,7 @@ def load_model(folder: Path | str) -> FittedModel:
         encoders,
         embeddings,
         Calibration(np.array(calibration["slope"]), np.array(calibration["intercept"])),
+        np.array(description["prevalence"]),
         description["threshold"],
         description["info"],
     )
@@ -121,12 +135,19 @@ def checksum(folder: Path | str) -> str:
 # ---- description -----------------------------------------------------------------------------------------------------
 
 
-def _describe(model: FittedModel, weights: str) -> dict[str, Any]:
+def _describe(model: FittedModel, weights: str, folder: Path) -> dict[str, Any]:
     description = {
         "format": FORMAT,
         "criteria": [asdict(criterion) for criterion in model.criteria],
         "chunks": asdict(model.chunks),
-        "encoders": [{"name": name, "revision": encoder.revision} for name, encoder in model.encoders.items()],
+        "encoders": [
+            {
+                "name": name,
+                "revision": encoder.revision,
+                "folder": os.path.relpath(encoder.folder, folder) if encoder.is_local else None,
+            }
+            for name, encoder in model.encoders.items()
+        ],
         "members": [
             {
                 "trial": member.trial,
@@ -142,6 +163,7 @@ def _describe(model: FittedModel, weights: str) -> dict[str, Any]:
             "slope": model.calibration.slope.tolist(),
             "intercept": model.calibration.intercept.tolist(),
         },
+        "prevalence": model.prevalence.tolist(),
         "threshold": model.threshold,
         "info": dict(model.info),
         "weights_sha256": weights,
@@ -164,15 +186,16 @@ def _read_description(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         stored = content.pop("sha256")
         version = content["format"]
+        expected = _checksum(content)
     except FileNotFoundError:
         raise UserError(
             f"{folder} is no fitted model: {DESCRIPTION} is missing; give the folder that `hpo fit` wrote"
         ) from None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path} cannot be read as the description of a fitted model; fit it again") from None
     if isinstance(version, int) and version > FORMAT:
         raise UserError(f"{folder} was written by a later version of this program (format {version}); upgrade it")
-    if stored != _checksum(content):
+    if stored != expected:
         raise UserError(f"{path} was altered after the model was fitted (its checksum differs); fit it again")
     assert isinstance(content, dict)
     return content
@@ -192,11 +215,12 @@ def _read_weights(folder: Path, description: Mapping[str, Any]) -> dict[str, Ten
         raise UserError(f"{path} is damaged; fit the model again") from None
 
 
-def _locate(entry: Mapping[str, str], folder: Path) -> Encoder:
-    encoder = locate(entry["name"], folder)
+def _locate(entry: Mapping[str, str | None], folder: Path) -> Encoder:
+    name = str(entry["name"])
+    encoder = replace(locate(entry["folder"] or name, folder.resolve()), name=name)
     if encoder.revision != entry["revision"]:
         raise UserError(
-            f"the encoder {entry['name']} here has other weights than the one that the model {folder} was fitted with; "
+            f"the encoder {name} here has other weights than the one that the model {folder} was fitted with; "
             "install the version that it was fitted with, or fit it again"
         )
     return encoder

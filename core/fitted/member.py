@@ -43,10 +43,6 @@ class Member:
         """Models of every fold; one if they are solved."""
         return 1 if is_solved(self.candidate.model) else self.candidate.training.seeds
 
-    def empty_logits(self) -> Floats:
-        """Logits `[folds, 1, criteria]` of a post without text."""
-        return self._average([logits for model in self.models for logits in model.empty_logits().detach().numpy()])
-
     def logits(self, features: Features) -> Floats:
         """Logits `[folds, posts, criteria]` of all posts of `features`."""
         inputs = make_inputs(self.candidate.model, features)

@@ -39,14 +39,14 @@ class Explanation:
     probability: Floats
     """[criteria]: calibrated probability that the post meets the criterion."""
     decision: npt.NDArray[np.bool_]
-    """[criteria]: the probability reaches the model's threshold."""
+    """[criteria]: the probability reaches the model's threshold; False for a post without text."""
     spans: Index
     """[sentences, 2]: `post[start:end]` is the sentence."""
     contribution: Floats
     """[sentences, criteria]: the logit minus the logit without the sentence, a mean over the models."""
 
     def evidence(self, criterion: int) -> tuple[int, int] | None:
-        """Span of the sentence that contributes most to a criterion; None if the post has no text."""
+        """Span of the sentence that speaks most for a criterion, met or not; None if the post has no text."""
         if not len(self.spans):
             return None
         start, end = self.spans[int(self.contribution[:, criterion].argmax())].tolist()
@@ -87,6 +87,8 @@ class FittedModel:
     criteria_embeddings: Mapping[str, npt.NDArray[np.float32]]
     """By encoder, float32 `[criteria, dim]`."""
     calibration: Calibration
+    prevalence: Floats
+    """[criteria]: share of the labelled training posts that meet it; what is said of a post without text."""
     threshold: float
     """A post meets a criterion if its probability is at least this; the same for all criteria."""
     info: Mapping[str, Any] = field(default_factory=dict)
@@ -97,7 +99,7 @@ class FittedModel:
         return replace(self, info=info)
 
     def probabilities(self, posts: Sequence[str]) -> Floats:
-        """Calibrated probabilities `[posts, criteria]`; those of a post without text follow from prevalence alone."""
+        """Calibrated probabilities `[posts, criteria]`; those of a post without text are the prevalences."""
         parts = [self._probabilities(self._read(part)) for part in _parts(posts)]
         return np.concatenate([np.zeros((0, len(self.criteria))), *parts])
 
@@ -108,6 +110,11 @@ class FittedModel:
             features: the posts as a model reads them.
         """
         return self._average([member.logits(features(member.candidate.model)) for member in self.members])
+
+    def decide(self, posts: Sequence[str], probabilities: Floats) -> npt.NDArray[np.bool_]:
+        """Decisions `[posts, criteria]` from `probabilities`; a post without text meets no criterion."""
+        has_text = np.array([bool(post.strip()) for post in posts], dtype=np.bool_)
+        return np.asarray((probabilities >= self.threshold) & has_text[:, None])
 
     def explain(self, posts: Sequence[str]) -> list[Explanation]:
         """Probabilities, decisions, and what every sentence contributes to them, of each post."""
@@ -121,7 +128,8 @@ class FittedModel:
 
         Returns:
             One row per post and criterion, post after post: `post` (number or index), `criterion`, `probability`,
-            `decision` (bool), `evidence` (the sentence that contributes most), and its `start` and `end` in the post.
+            `decision` (bool), `evidence` (the sentence that speaks most for the criterion, met or not), and its `start`
+            and `end` in the post.
             A post without text has no evidence.
         """
         import pandas as pd
@@ -173,8 +181,7 @@ class FittedModel:
     # --- predicting ---------------------------------------------------------------------------------------------------
 
     def _probabilities(self, posts: Posts) -> Floats:
-        logits = [np.asarray(member.empty_logits(), dtype=np.float64) for member in self.members]
-        result = np.repeat(self._average(logits), posts.count, axis=0)
+        result = np.repeat(self.prevalence[None], posts.count, axis=0)
         if len(posts.kept):
             result[posts.kept] = self._average(
                 [member.logits(features) for member, features in zip(self.members, posts.features, strict=True)]
@@ -207,7 +214,7 @@ class FittedModel:
                 spans[post] = np.stack([posts.sentences.start[part], posts.sentences.end[part]], 1).astype(np.int64)
                 contributions[post] = found[:, : counts[row]].T
         return [
-            Explanation(probability, probability >= self.threshold, post_spans, contribution)
+            Explanation(probability, (probability >= self.threshold) & bool(len(post_spans)), post_spans, contribution)
             for probability, post_spans, contribution in zip(probabilities, spans, contributions, strict=True)
         ]
 

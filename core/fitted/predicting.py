@@ -221,7 +221,7 @@ def _criteria(model: FittedModel, source: Source, part: Part, column: int) -> li
 def _predict(model: FittedModel, texts: Sequence[str], options: Options) -> _Found:
     if not options.evidence:
         probability = model.probabilities(texts)
-        return _Found(probability, probability >= model.threshold, texts, None)
+        return _Found(probability, model.decide(texts, probability), texts, None)
     found = model.explain(texts)
     spans = [[each.evidence(criterion) for criterion in range(len(model.criteria))] for each in found]
     probability = np.array([each.probability for each in found])

@@ -61,8 +61,9 @@ def fit_and_tell(
     """Fit a result, with a line on the console before and after."""
     from ..fitting import fit
     from ..results.wording import count_text
+    from ..running.task import default_device
 
     with console.status("fitting"):
-        model, chosen = fit.fit_result(best, task, folder, what=what, single=single)
+        model, chosen = fit.fit_result(best, task, folder, what=what, single=single, device=default_device())
     posts, members = count_text(model.info["posts"], "post"), count_text(len(model.members), "member")
     console.print(f"fitted {chosen.text} ({members}) on {posts}: {folder}", markup=False, soft_wrap=True)

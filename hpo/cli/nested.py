@@ -54,12 +54,11 @@ def command(
 
 def _estimate(opened: Nested, console: Console, workers: int | None) -> dict[str, Any]:
     """Search without every outer fold in turn, and print a line for each."""
-    import torch
-
     from ..fitting import nested
     from ..results import live, wording
+    from ..running.task import default_device
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     of_folds: list[dict[str, Any]] = []
     for fold in range(opened.outer.count):
         started = opened.start(fold)

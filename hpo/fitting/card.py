@@ -24,6 +24,7 @@ def model_card(model: FittedModel) -> str:
     return template.render(
         model=model,
         info=info,
+        winner=str(info["winner"]),
         metric=metric_text(info["metric"]),
         scores=[(name, score) for name, score in scores if score is not None],
         candidate=candidate_text,

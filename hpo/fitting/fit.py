@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sparse_evidence.core import evaluation
-from sparse_evidence.core.errors import UserError
+from sparse_evidence.core.errors import NonFiniteLossError, UserError
 from sparse_evidence.core.fitted import Fit, FittedModel, fit, save_model
 from sparse_evidence.core.fitted.fitting import Ground
 from sparse_evidence.core.seeding import stable_seed
@@ -21,7 +21,12 @@ from ..running.task import StudyTask
 from .card import model_card
 from .recipes import WINNER, Chosen, choose
 
-FINGERPRINTS = {"data_sha256": "posts, labels or groups", "folds_sha256": "folds", "definition_sha256": "study file"}
+FINGERPRINTS = {
+    "data_sha256": "posts, labels or groups",
+    "folds_sha256": "folds",
+    "encoders_sha256": "encoder weights",
+    "definition_sha256": "study file",
+}
 """Fingerprints of best.json, and what differs if they do, the most telling first."""
 
 
@@ -60,7 +65,6 @@ def fit_result(
     what: str = WINNER,
     single: bool = False,
     device: str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[FittedModel, Chosen]:
     """Train what a result says, and save it in a folder.
 
@@ -71,7 +75,6 @@ def fit_result(
         what: one of `recipes.CHOICES`.
         single: one model of every member instead of one for each fold; see `core.fitted.fit`.
         device: where it trains.
-        progress: called with (members trained, members).
 
     Returns:
         The model, and what was chosen.
@@ -82,7 +85,10 @@ def fit_result(
     """
     check_same(best, task)
     chosen = choose(best, what, task)
-    fitted = fit(chosen.recipes, ground_of(task), single=single, device=device, progress=progress)
+    try:
+        fitted = fit(chosen.recipes, ground_of(task), single=single, device=device)
+    except NonFiniteLossError:
+        raise UserError(f"{chosen.text} diverged when it was trained again; choose another with --what") from None
     model = fitted.model.with_info(_info(best, task, fitted, chosen, folder, single=single))
     save_model(model, folder, model_card(model))
     return model, chosen
@@ -119,9 +125,9 @@ def _info(
         "fitted": chosen.name,
         "single": single,
         "winner": best["winner"],
-        "claim": best["claim"],
+        "claim": best["claim"] if chosen.name == _winner(best) else None,
         "score": _score(best, chosen.name),
-        "baselines": _baselines(best),
+        "baselines": {name: score for name, score in _baselines(best).items() if name != chosen.name},
         "posts": int(scored.sum()),
         "holdout_posts": int((~scored).sum()),
         "folds": task.folds.count,
@@ -131,6 +137,11 @@ def _info(
         **{key: best["provenance"][key] for key in FINGERPRINTS},
         "versions": versions(),
     }
+
+
+def _winner(best: Mapping[str, Any]) -> str | None:
+    """The key of the winner in the result's scores."""
+    return str(best["trial"]) if best["winner"] == "trial" else best["winner"]
 
 
 def _score(best: Mapping[str, Any], name: str) -> dict[str, Any] | None:

@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from sparse_evidence.core.baselines import Baselines
 from sparse_evidence.core.config import BCEConfig, CandidateConfig, LinearConfig, RetrievalConfig, TrainingConfig
@@ -21,6 +23,60 @@ from ..study import space
 WINNER = "winner"
 CHOICES = (WINNER, "ensemble", "trial", "default", "retrieval", "linear")
 """What can be fitted."""
+
+
+class _Trained(BaseModel):
+    """What `choose` reads of a trial."""
+
+    trial: int
+    config: dict[str, Any]
+    seed: int | None
+    epochs: int | None
+
+
+class _Member(_Trained):
+    weight: float
+
+
+class _Ensemble(BaseModel):
+    members: Annotated[list[_Member], Field(min_length=1)]
+    corrected: dict[str, Any]
+    best: dict[str, Any]
+
+
+class _Confirmed(BaseModel):
+    scores: dict[str, dict[str, Any]]
+
+
+class _CrossValidation(BaseModel):
+    best_epoch: int
+    seed: int | None = None
+    floors: dict[str, Any] | None
+
+
+class _Provenance(BaseModel):
+    data_sha256: str
+    folds_sha256: str
+    encoders_sha256: str
+    definition_sha256: str
+    study_file: str | None = None
+
+
+class _Result(BaseModel):
+    """What fitting reads of a result; `studies/best.schema.json` describes all of it."""
+
+    study: str
+    metric: str
+    trial: int
+    value: float | None
+    config: dict[str, Any]
+    cv: _CrossValidation
+    winner: str | None
+    claim: str
+    default: _Trained | None
+    ensemble: _Ensemble | None
+    confirmed: _Confirmed | None
+    provenance: _Provenance
 
 
 @dataclass(frozen=True)
@@ -47,20 +103,20 @@ def read_best(path: Path) -> dict[str, Any]:
         best = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give the file that `hpo export` wrote") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path} is not JSON; give the file that `hpo export` wrote") from None
     return check_best(best, str(path))
 
 
 def check_best(best: object, name: str) -> dict[str, Any]:
-    """Check that this is a result of `hpo export`.
+    """Check that this is a result of `hpo export`, with everything that fitting reads.
 
     Args:
         best: any value.
         name: what it is called in messages.
 
     Raises:
-        UserError: it is no result, or one of another version.
+        UserError: it is no result, is incomplete, or is one of another version.
     """
     if not isinstance(best, Mapping) or not {"schema", "study", "config", "provenance"} <= best.keys():
         raise UserError(f"{name} is not the result of a study; give the file that `hpo export` wrote")
@@ -68,6 +124,12 @@ def check_best(best: object, name: str) -> dict[str, Any]:
         raise UserError(
             f"{name} has schema {best['schema']}, and this version reads schema {SCHEMA}; export the study again"
         )
+    try:
+        _Result.model_validate(best, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{name} was altered: {where}: {first['msg'].lower()}; export the study again") from None
     return dict(best)
 
 

@@ -113,7 +113,7 @@ def _trained(study: Study, trial: FrozenTrial) -> dict[str, Any]:
         "value": None if summary is None else trial.value,
         "config": record.config(trial),
         "seed": trial.user_attrs.get(record.SEED),
-        "epochs": best_epoch(study, trial) if trial.state.is_finished() else None,
+        "epochs": best_epoch(study, trial) if trial.state.is_finished() and record.reason(trial) is None else None,
     }
 
 
@@ -143,6 +143,7 @@ def _provenance(identity: Mapping[str, Any]) -> dict[str, Any]:
         "definition_sha256": identity["definition_sha256"],
         "data_sha256": identity["data_sha256"],
         "folds_sha256": identity["folds_sha256"],
+        "encoders_sha256": identity["encoders_sha256"],
         "git": git_commit(),
         "seed": identity["definition"]["search"]["seed"],
         "versions": versions(),

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from sparse_evidence.core import baselines, metrics
 from sparse_evidence.core.config import DEFAULT_ENCODER, CandidateConfig, EmbeddingModelConfig, ModelConfig
@@ -186,6 +187,11 @@ class StudyTask:
         """The study's metric for predictions `[posts, criteria]`, on the validation posts of one fold."""
         rows = self.folds.validation(fold)
         return metrics.score(self.definition.search.metric, self.corpus.labels[rows], probabilities[rows])
+
+
+def default_device() -> str:
+    """Where a process trains: on the GPU that it sees, or else on the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_task(definition: StudyDefinition, *, device: str = "cpu", progress: Progress | None = None) -> StudyTask:

@@ -24,7 +24,7 @@ from .artifacts import ArtifactStore, Checkpoints
 from .joining import join_study, measure_baselines
 from .reaper import Reaper
 from .slots import VISIBLE_DEVICES
-from .task import Progress, StudyTask, load_task
+from .task import Progress, StudyTask, default_device, load_task
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def _run_trials(
     stop: threading.Event,
     progress: Progress | None,
 ) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     task = load_task(definition, device=device, progress=_stop_aware(stop, progress))
     study = join_study(definition, task, url, trials=0 if options.confirm_only else options.trials)
     checkpoints = Checkpoints(store, every_seconds=definition.service.checkpoint_seconds)

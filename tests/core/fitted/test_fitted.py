@@ -151,7 +151,7 @@ def test_with_windows_a_sentence_takes_every_window_that_it_is_in(ground):
     first, second = (model.features([text]) for text in ("One. Two.", "Two. Three."))
     whole = member.logits(posts.features[0]).mean(0)[0]
     last = whole - member.logits(first.features[0]).mean(0)[0]
-    middle = whole - member.empty_logits().mean(0)[0]  # both windows hold it
+    middle = whole - member.models[0].empty_logits().mean(0)[0].numpy()  # both windows hold it
     expected = [whole - member.logits(second.features[0]).mean(0)[0], middle, last]
     assert np.allclose(explanation.contribution, expected, atol=1e-4)
 
@@ -170,12 +170,16 @@ def test_the_sentence_that_decides_is_the_planted_one(ground, fitted):
     assert np.mean(hits) > 0.3 + chance
 
 
-def test_posts_without_text_get_the_prevalence_and_no_evidence(fitted):
+def test_posts_without_text_get_the_prevalence_and_meet_nothing(ground, fitted):
+    ground_positives = (ground.corpus.labels[:120] == 1).sum(0)
     frame = fitted.model.predict(["", "I slept badly again.", " \n "])
     empty = frame[frame["post"] != 1]
     assert empty["evidence"].isna().all()
     assert empty["start"].isna().all()
-    assert empty["probability"].between(0.001, 0.6).all()
+    prevalence = (ground_positives + 0.5) / 121
+    assert np.allclose(empty["probability"].to_numpy().reshape(2, 2), prevalence)
+    assert not empty["decision"].any()
+    assert not fitted.model.decide(["", "\n"], np.ones((2, 2))).any()
     assert fitted.model.predict([]).empty
 
 
@@ -187,7 +191,7 @@ def test_predictions_do_not_depend_on_the_other_posts(fitted, new_posts):
 
 def test_a_single_model_is_trained_on_every_search_post(ground, fitted):
     single = fit(RECIPES, ground, single=True)
-    assert all(len(member.empty_logits()) == 1 for member in single.model.members)
+    assert all(len(part.empty_logits()) == 1 for member in single.model.members[:1] for part in member.models)
     assert np.array_equal(single.logits, fitted.logits, equal_nan=True)  # calibrated by the folds
     linear = single.model.members[4].models[0]
     searched = ground.folds.assignment >= 0
@@ -228,6 +232,11 @@ def change_threshold(folder):
     path.write_text(json.dumps(description))
 
 
+def write_nan(folder):
+    path = folder / "model.json"
+    path.write_text(path.read_text().replace('"threshold": ', '"threshold": NaN, "old": '))
+
+
 def from_the_future(folder):
     path = folder / "model.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
@@ -241,6 +250,8 @@ def from_the_future(folder):
         (lambda folder: (folder / "model.json").write_text("[]"), "cannot be read as the description"),
         (corrupt_weights, "is damaged or was altered"),
         (change_threshold, "was altered after the model was fitted"),
+        (write_nan, "cannot be read as the description"),
+        (lambda folder: (folder / "model.json").write_text("[" * 100_000), "cannot be read as the description"),
         (from_the_future, "was written by a later version"),
     ],
 )
@@ -257,9 +268,13 @@ def test_only_a_fitted_model_is_replaced(fitted, tmp_path):
     save_model(fitted.model, folder, "second")
     assert (folder / "README.md").read_text() == "second"
     (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.txt").write_text("words")
-    with pytest.raises(UserError, match="holds something other than a fitted model"):
+    (tmp_path / "thesis" / "model.json").write_text("{}")
+    with pytest.raises(UserError, match="holds something other than a fitted model, which would be lost"):
         save_model(fitted.model, tmp_path / "thesis", "card")
+    (folder / "predictions.csv").write_text("words")
+    with pytest.raises(UserError, match=r"holds 'predictions\.csv', which would be lost"):
+        save_model(fitted.model, folder, "card")
+    assert (folder / "predictions.csv").read_text() == "words"
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         save_model(fitted.model, tmp_path / "file", "card")
@@ -271,3 +286,30 @@ def test_posts_that_are_embedded_already_get_the_same_probabilities(ground, fitt
     known = fitted.model.probabilities_of(lambda model: select(ground.features(model), rows))
     new = fitted.model.probabilities([ground.corpus.posts[row] for row in rows])
     np.testing.assert_allclose(known, new, atol=1e-6)
+
+
+def test_a_link_is_followed_and_stays(fitted, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "model").symlink_to(tmp_path / "disk" / "model")
+    for card in ("first", "second"):
+        save_model(fitted.model, tmp_path / "model", card)
+        assert (tmp_path / "model").is_symlink()
+        assert (tmp_path / "disk" / "model" / "README.md").read_text() == card
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["model"]
+
+
+def test_an_encoder_in_a_folder_is_found_beside_the_model(ground, tmp_path, new_posts):
+    """Its name is a path that starts at the study's folder, not at the model's."""
+    shutil.copytree(ground.encoders[DEFAULT_ENCODER].folder, tmp_path / "study" / "encoder")
+    encoder = locate("./encoder", tmp_path / "study")
+    config = replace(LinearConfig(), encoder="./encoder")
+    model = fit([recipe(config)], replace(ground, encoders={"./encoder": encoder})).model
+    save_model(model, tmp_path / "study" / "models" / "first", "card")
+    expected = model.probabilities(new_posts)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(tmp_path / "study", tmp_path / "elsewhere" / "study")
+    loaded = load_model(tmp_path / "elsewhere" / "study" / "models" / "first")
+    assert np.abs(loaded.probabilities(new_posts) - expected).max() < 1e-6
+    shutil.rmtree(tmp_path / "elsewhere" / "study" / "encoder")
+    with pytest.raises(UserError, match="encoder"):
+        load_model(tmp_path / "elsewhere" / "study" / "models" / "first")

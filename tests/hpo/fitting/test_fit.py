@@ -156,6 +156,40 @@ def test_the_card_says_what_the_result_says(best, task, folder):
         assert post not in card
 
 
+def test_the_claim_is_made_of_the_winner_alone(best, task, tmp_path):
+    other = next(what for what in ("linear", "retrieval") if what != best["winner"])
+    model, _ = fit.fit_result(best, task, tmp_path / "model", what=other)
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert best["claim"] not in card
+    assert "This is not the winner of its study" in card
+    assert other not in model.info["baselines"], "it is not its own baseline"
+
+
+def test_other_encoder_weights_are_refused(best, task, tmp_path):
+    other = {**best, "provenance": {**best["provenance"], "encoders_sha256": "0" * 64}}
+    with pytest.raises(RefusedError, match="other encoder weights"):
+        fit.fit_result(other, task, tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (lambda best: best.pop("winner"), "winner"),
+        (lambda best: best.update(provenance=[]), "provenance"),
+        (lambda best: best.update(ensemble=[]), "ensemble"),
+        (lambda best: best["ensemble"]["members"][0].pop("weight"), "ensemble.members.0.weight"),
+        (lambda best: best["ensemble"]["members"].append(None), "ensemble.members"),
+        (lambda best: best["default"].update(epochs="4"), "default.epochs"),
+    ],
+)
+def test_an_altered_result_is_refused(best, tmp_path, change, where):
+    altered = json.loads(json.dumps(best))
+    change(altered)
+    (tmp_path / "best.json").write_text(json.dumps(altered))
+    with pytest.raises(UserError, match=f"was altered: {where}"):
+        recipes.read_best(tmp_path / "best.json")
+
+
 def test_other_data_are_refused(best, task, tmp_path):
     labels = np.array(task.corpus.labels)
     labels[0] = 1 - labels[0]
@@ -170,6 +204,7 @@ def test_other_data_are_refused(best, task, tmp_path):
     [
         (None, "cannot be read"),
         ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ("[1]", "is not the result of a study"),
         ('{"schema": 1, "study": "a", "config": {}, "provenance": {}}', "has schema 1"),
     ],
