@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import DataError, UserError
 from .columns import ALIASES, REQUIRED, WIDE, Field, candidates, normal
 from .pairs import PairsSource
-from .tables import Table, criterion_in_words, label_of, quote_value, read_table
+from .tables import Table, criterion_in_words, is_unspaced, label_of, quote_label, quote_value, read_table
 from .wide import MISSING
 
 _MIN_WORDS = 5
@@ -97,7 +97,7 @@ class _Recognition:
             )
         if len(texts) > 1 and words[texts[1]] > words[texts[0]] / 2:
             raise self._ambiguous("post", texts)
-        if len(texts[0].split()) >= _MIN_WORDS:
+        if len(texts[0].split()) >= _MIN_WORDS or is_unspaced(texts[0]):
             raise UserError(f"{self.path} seems to start with a post; add a first row with the names of the columns")
         self.fields["post"] = texts[0]
 
@@ -172,7 +172,7 @@ class _Recognition:
             return ""
         if strange:
             row, cell = next(iter(strange.items()))
-            return f"not only labels: row {row} is {quote_value(cell, max_words=1)}"
+            return f"not only labels: row {row} is {quote_label(cell)}"
         return f"all labels are {labels.pop()}" if len(labels) == 1 else None
 
     def _no_criteria(self, reasons: Mapping[str, str | None]) -> UserError:
@@ -182,7 +182,7 @@ class _Recognition:
             strange = next((cell for cell in self.cells[labelled[0]] if label_of(cell) is None), "")
             return UserError(
                 f"{self.path}: column {quote_value(labelled[0])} does not hold labels of one criterion (a cell is "
-                f"{quote_value(strange, max_words=1)}); make a column per criterion with 0 and 1, or no and yes"
+                f"{quote_label(strange)}); make a column per criterion with 0 and 1, or no and yes"
             )
         has = f"it nearly has: {', '.join(almost)}" if almost else f"it has: {_list(self.names)}"
         return UserError(

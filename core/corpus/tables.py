@@ -20,6 +20,9 @@ _LABELS = {
     "0": 0, "0.0": 0, "false": 0, "f": 0, "no": 0, "n": 0,
     "1": 1, "1.0": 1, "true": 1, "t": 1, "yes": 1, "y": 1,
 }  # fmt: skip
+_MAX_WORD_LENGTH = 20  # characters; what is longer and has no space is not one word
+_MAX_LABEL_LENGTH = 12
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_.\-]+")
 _MAX_CELL_LENGTH = 2**30  # characters; the csv module's default of 131,072 is too short for long records
 
 # The csv module's field size limit is global to the process.
@@ -88,13 +91,26 @@ def read_table(
     return _csv(path, content, _DELIMITERS[suffix], wanted)
 
 
-def quote_value(value: str, max_words: int = 3) -> str:
+def quote_value(value: str, max_words: int = 3, max_length: int = 40) -> str:
     """Quote a cell's value for a message; of a longer one, which could be a post's text, only the length is shown."""
     if not value:
         return "empty"
-    if len(value) <= 40 and len(value.split()) <= max_words:
+    if len(value) <= max_length and len(value.split()) <= max_words and not is_unspaced(value):
         return repr(value)
     return f"a text of {len(value)} characters"
+
+
+def quote_label(value: str) -> str:
+    """Quote a cell that should hold a label; more than a short word may be a post in the wrong column."""
+    return quote_value(value, max_words=1, max_length=_MAX_LABEL_LENGTH)
+
+
+def is_unspaced(value: str) -> bool:
+    """True if a value has a long part without a space, as text in Chinese, Japanese or Thai has.
+
+    An identifier, such as a UUID or the name of a column, has none, however long it is.
+    """
+    return any(len(part) > _MAX_WORD_LENGTH and not _IDENTIFIER.fullmatch(part) for part in value.split())
 
 
 def label_of(cell: str) -> int | None:
@@ -106,9 +122,7 @@ def parse_label(row: Row, column: str, problems: list[str]) -> int | None:
     """Return 0 or 1; None, with the problem added to `problems`, if the cell is neither."""
     label = label_of(row[column])
     if label is None:
-        # One word at most: a longer value may be a post in the wrong column.
-        value = quote_value(row[column], max_words=1)
-        problems.append(f"row {row.number}: {column} is {value}; allowed are 0 and 1, or no and yes")
+        problems.append(f"row {row.number}: {column} is {quote_label(row[column])}; allowed are 0 and 1, or no and yes")
     return label
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -102,7 +103,12 @@ def study_template(data: Path | Recognised | None, file: Path) -> str:
 
 def _name(stem: str) -> str:
     """Return the name of a study whose file has this stem."""
-    return re.sub(r"[^A-Za-z0-9._\-]+", "-", stem)[:100] or "study"
+    name = re.sub(r"[^A-Za-z0-9._\-]+", "-", stem).strip("-.")[:100].rstrip("-.")
+    wanted = "[A-Za-z]" if any(map(str.isalpha, stem)) else "[0-9]"
+    if re.search(wanted, name):
+        return name
+    # Nothing that tells this file from another one is left, as of a name in Cyrillic.
+    return f"study-{hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]}"
 
 
 def _folds(corpus: Corpus) -> int:

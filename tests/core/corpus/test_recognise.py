@@ -190,6 +190,17 @@ def test_a_table_without_a_header_is_not_quoted(tmp_path):
     assert refused(path) == "seems to start with a post; add a first row with the names of the columns"
 
 
+def test_a_post_without_spaces_is_not_quoted(tmp_path):
+    post = "我昨天晚上又没有睡好觉今天早上起来头很疼"
+    posts = [f"{post}{number}" for number in range(4)]
+    path = write_csv(tmp_path / "t.csv", *([number, text, "01"[number % 2]] for number, text in enumerate(posts)))
+    assert refused(path) == "has no column of posts (it has: a text of 21 characters); name it: --column post=NAME"
+    path = write_csv(tmp_path / "t.csv", [0, posts[0], 1], *([1, text, 0] for text in POSTS))
+    assert refused(path) == "seems to start with a post; add a first row with the names of the columns"
+    assert post not in refused(table(tmp_path, id=IDS, text=POSTS, sad=["1", "0", "1", posts[0]], label=posts))
+    assert post not in refused(table(tmp_path, id=IDS, text=POSTS, label=posts))
+
+
 def test_a_named_column_must_exist(tmp_path):
     path = table(tmp_path, id=IDS, text=POSTS, sad=LABELS)
     assert "column textt is missing" in refused(path, {"post": "textt"})

@@ -279,7 +279,15 @@ def test_labels_are_parsed(cell, label):
 
 @pytest.mark.parametrize(
     ("cell", "shown"),
-    [("", "empty"), ("2", "'2'"), ("maybe", "'maybe'"), ("two words", "a text of 9 characters")],
+    [
+        ("", "empty"),
+        ("2", "'2'"),
+        ("maybe", "'maybe'"),
+        ("two words", "a text of 9 characters"),
+        ("x" * 12, f"'{'x' * 12}'"),
+        ("x" * 13, "a text of 13 characters"),
+        ("睡" * 13, "a text of 13 characters"),
+    ],
 )
 def test_cells_that_are_not_a_label_are_reported(cell, shown):
     problems = ["an earlier one"]
@@ -296,6 +304,14 @@ def test_cells_that_are_not_a_label_are_reported(cell, shown):
         ("one two three four", "a text of 18 characters"),
         ("x" * 40, f"'{'x' * 40}'"),
         ("x" * 41, "a text of 41 characters"),
+        ("失眠", "'失眠'"),
+        ("睡" * 20, f"'{'睡' * 20}'"),
+        ("睡" * 21, "a text of 21 characters"),
+        (f"是 {'睡' * 21}", "a text of 23 characters"),
+        ("ฉันนอนไม่หลับเมื่อคืนนี้", "a text of 24 characters"),
+        ("https://example.org/posts/17", "a text of 28 characters"),
+        ("123e4567-e89b-12d3-a456-426614174000", "'123e4567-e89b-12d3-a456-426614174000'"),
+        ("little_interest_or_pleasure", "'little_interest_or_pleasure'"),
         ("line\nbreak", r"'line\nbreak'"),
     ],
 )

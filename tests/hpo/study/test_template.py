@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import tomllib
 from importlib.resources import files
 from pathlib import Path
@@ -116,10 +117,48 @@ def test_mistakes_in_the_table_are_reported(tmp_path):
 def test_names_that_toml_does_not_allow_as_they_are(tmp_path):
     data = table(tmp_path / 'a "quoted" name.csv', criteria=("bell\a and\x7f", "two\nlines"))
     text, definition = written(data, tmp_path / "what is this?.toml")
-    assert definition.name == "what-is-this-"
+    assert definition.name == "what-is-this"
     assert len(definition.data.load(tmp_path)) == 40
     assert "\a" not in text
     assert "\x7f" not in text
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [
+        ("посты", r"study-[0-9a-f]{8}"),
+        ("данные", r"study-[0-9a-f]{8}"),
+        ("посты 2024", r"study-[0-9a-f]{8}"),
+        ("投稿.v2", r"v2"),
+        ("..--", r"study-[0-9a-f]{8}"),
+        ("2024 (1)", r"2024-1"),
+        ("-my posts-", r"my-posts"),
+        ("a" * 99 + " b", "a" * 99),
+    ],
+)
+def test_a_file_without_a_usable_name_has_a_study_of_its_own(tmp_path, stem, name):
+    _, definition = written(table(tmp_path / "posts.csv"), tmp_path / f"{stem}.toml")
+    assert re.fullmatch(name, definition.name)
+    assert definition.name == written(None, tmp_path / f"{stem}.toml")[1].name, "the same name every time"
+
+
+def test_files_without_a_letter_of_ascii_have_different_studies(tmp_path):
+    names = {written(None, tmp_path / f"{stem}.toml")[1].name for stem in ("посты", "данные", "посты 1", "данные 1")}
+    assert len(names) == 4
+
+
+def test_no_text_without_spaces_gets_into_the_study_file(tmp_path):
+    secret = "我昨天晚上又没有睡好觉今天早上起来头很疼"
+    path = tmp_path / "posts.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["post_id", "post", "anger", "note"])
+        for number in range(40):
+            note = f"{secret}{number}" if number % 4 == 3 else number % 2
+            writer.writerow([number, f"{secret}{number}", int(number % 3 == 0), note])
+    text, _ = written(path, tmp_path / "a.toml")
+    assert "note (not only labels: row 5 is a text of 21 characters)" in text
+    assert secret[:5] not in text
 
 
 def test_the_schema_line_names_a_file_that_exists(tmp_path):
