@@ -46,8 +46,10 @@ def command(
         from ..database.address import storage_url
         from ..database.connection import open_storage
         from ..database.studies import load_study
-        from ..results import tables, tracking
+        from ..results import tables
     if mlflow is not None:
+        with fast_imports():
+            from ..results import tracking  # imports torch
         tracking.check(mlflow, model)
     with storage_url(storage, create=False) as url:
         opened = load_study(open_storage(url), definition.name)

@@ -24,6 +24,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from sparse_evidence.core.errors import UserError
 from sparse_evidence.core.fitted import load_model
+from sparse_evidence.core.fitted.folder import CARD, DESCRIPTION, WEIGHTS
 
 from ..database import record
 from ..database.connection import engine_of, try_export_lock
@@ -32,6 +33,7 @@ from ..database.retry import is_transient
 from ..distribution import DISTRIBUTION
 from ..errors import StorageError
 from . import tracked
+from .best import FINGERPRINTS
 from .tracked import milliseconds
 
 if TYPE_CHECKING:
@@ -100,13 +102,16 @@ def export(
         best: from `best_result`.
         uri: `http(s)://[USER:PASSWORD@]HOST[:PORT]`; default: `MLFLOW_TRACKING_URI`.
         trials: also write every ended trial, as a nested run.
-        model: a folder with a fitted model, to be stored with the run.
+        model: a folder with a fitted model of this result, to be stored with the run.
 
     Raises:
-        UserError: MLflow is not installed, the address or the folder is wrong, or the server refuses.
+        UserError: MLflow is not installed, the address or the folder is wrong, the model is one of another study or of
+            other inputs, or the server refuses.
         StorageError: the server cannot be reached, or the database.
     """
     address = check(uri, model)
+    if model is not None:
+        _check_same(model, best)
     with _environment(address), _explained(address), _alone(study):
         from mlflow.tracking import MlflowClient
 
@@ -166,6 +171,26 @@ def check(uri: str | None, model: Path | None = None) -> SplitResult:
     if model is not None:
         load_model(model)
     return address
+
+
+def _check_same(model: Path, best: BestResult) -> None:
+    """Refuse a model that was not fitted from the study, or whose data, folds or definition are not the study's."""
+    info, provenance = load_model(model).info, best["provenance"]
+    if info.get("study") != best["study"]:
+        raise UserError(
+            f"the model {model} is of {_study_of(info)}, not of the study {best['study']!r} that is exported; give a "
+            "folder that `hpo fit` wrote from its result"
+        )
+    differing = [text for key, text in FINGERPRINTS.items() if info.get(key) != provenance.get(key)]
+    if differing:
+        raise UserError(
+            f"the model {model} was fitted with other {', other '.join(differing)} than the study {best['study']!r} "
+            "that is exported; fit it again from its result"
+        )
+
+
+def _study_of(info: Mapping[str, Any]) -> str:
+    return f"the study {info['study']!r}" if "study" in info else "no study"
 
 
 def _shown(address: SplitResult) -> str:
@@ -288,7 +313,8 @@ def _can_become(
 
 
 def _files_in(folder: Path) -> set[str]:
-    return {f"{MODEL_FOLDER}/{path.relative_to(folder).as_posix()}" for path in folder.rglob("*") if path.is_file()}
+    """The files of a fitted model, as artifacts; others that are kept there, such as predictions, may hold posts."""
+    return {f"{MODEL_FOLDER}/{name}" for name in (DESCRIPTION, WEIGHTS, CARD) if (folder / name).is_file()}
 
 
 def _files_of(here: _Experiment, run: str, path: str) -> set[str]:
@@ -307,7 +333,8 @@ def _write_artifacts(here: _Experiment, run: str, study: Study, best: BestResult
             (Path(folder) / "predictions.safetensors").write_bytes(packed)
         here.client.log_artifacts(run, folder)
     if model is not None:
-        here.client.log_artifacts(run, str(model), MODEL_FOLDER)
+        for file in sorted(_files_in(model)):
+            here.client.log_artifact(run, str(model / Path(file).name), MODEL_FOLDER)
 
 
 # --- its trials -------------------------------------------------------------------------------------------------------

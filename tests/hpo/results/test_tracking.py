@@ -49,7 +49,7 @@ from sparse_evidence.hpo.database.optuna_storage import study_id
 from sparse_evidence.hpo.database.studies import load_study
 from sparse_evidence.hpo.errors import StorageError
 from sparse_evidence.hpo.results import tracked, tracking
-from sparse_evidence.hpo.results.best import BestResult, best_result
+from sparse_evidence.hpo.results.best import FINGERPRINTS, BestResult, best_result
 from sparse_evidence.hpo.running import conclusions, objective
 from sparse_evidence.hpo.running.artifacts import Checkpoints, open_store
 from sparse_evidence.hpo.running.claims import Claim, Claims
@@ -125,8 +125,8 @@ def study(trained: str, request: pytest.FixtureRequest, monkeypatch: pytest.Monk
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a fitted model."""
+def fitted(trained: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model that is fitted to other posts, but says that it is of the study."""
     corpus = SyntheticSource(posts=60, criteria=2, sentences_mean=3).load(tmp_path_factory.mktemp("data"))
     encoder, chunks = locate(DEFAULT_ENCODER), ChunksConfig()
     view = embed_corpus(corpus, chunk(corpus.posts, chunks), encoder)[0]
@@ -134,7 +134,11 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ground = Ground(corpus, folds, chunks, lambda _: view, {DEFAULT_ENCODER: encoder}, METRIC)
     recipe = Recipe(CandidateConfig(LinearConfig(), TrainingConfig(), BCEConfig()), 7, 1, 1.0, trial=0)
     folder = tmp_path_factory.mktemp("fitted") / "model"
-    save_model(fit([recipe], ground).model, folder, "# A card\n")
+    opened = load_study(open_storage(trained), "tiny")
+    best = best_result(opened)
+    engine_of(opened).dispose()
+    info = {"study": best["study"], **{key: best["provenance"][key] for key in FINGERPRINTS}}
+    save_model(fit([recipe], ground).model.with_info(info), folder, "# A card\n")
     return folder
 
 
@@ -266,14 +270,24 @@ def test_what_mlflow_cannot_change_replaces_the_run(tracker, study, request):
     }
 
 
-def test_a_model_with_fewer_files_leaves_none_behind(tracker, study, fitted, tmp_path):
+def test_what_else_is_in_the_model_folder_stays_here(tracker, study, fitted, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(fitted, model)
+    (model / "predictions.csv").write_text("post\nA secret.\n")
     (model / "plots").mkdir()
-    (model / "plots" / "a").write_text("a")
-    tracking.export(study, best_result(study), tracker, model=model)
-    shutil.rmtree(model / "plots")
+    (model / "plots" / "page.html").write_text("A secret.")
     found = artifacts(tracker, tracking.export(study, best_result(study), tracker, model=model).run, tmp_path / "down")
+    assert {path.name for path in (found / "model").iterdir()} == {path.name for path in fitted.iterdir()}
+
+
+def test_files_of_an_earlier_export_that_are_no_part_of_the_model_are_removed(tracker, study, fitted, tmp_path):
+    first = tracking.export(study, best_result(study), tracker, model=fitted).run
+    (tmp_path / "predictions.csv").write_text("post\nA secret.\n")
+    client = mlflow.MlflowClient(tracking_uri=tracker)
+    client.log_artifact(first, str(tmp_path / "predictions.csv"), tracking.MODEL_FOLDER)
+    second = tracking.export(study, best_result(study), tracker, model=fitted).run
+    assert second != first
+    found = artifacts(tracker, second, tmp_path / "down")
     assert {path.name for path in (found / "model").iterdir()} == {path.name for path in fitted.iterdir()}
 
 
@@ -358,6 +372,24 @@ def test_an_altered_model_is_refused(fitted, tmp_path):
         tracking.check("http://127.0.0.1:5000", altered)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"study": "another"}, r"is of the study 'another', not of the study 'tiny' that is exported"),
+        ({"data_sha256": "0"}, r"was fitted with other posts, labels or groups than the study 'tiny'"),
+        ({"folds_sha256": "0", "definition_sha256": "0"}, r"was fitted with other folds, other study file than"),
+        (None, r"is of no study, not of the study 'tiny'"),
+    ],
+)
+def test_a_model_of_another_study_is_refused(study, fitted, tmp_path, changed, message):
+    model = load_model(fitted)
+    info = {} if changed is None else {**model.info, **changed}
+    save_model(model.with_info(info), tmp_path / "other", "# A card\n")
+    with pytest.raises(UserError, match=message) as raised:  # before the server is asked: nobody listens there
+        tracking.export(study, best_result(study), "http://127.0.0.1:1", model=tmp_path / "other")
+    assert "\n" not in str(raised.value)
+
+
 def test_without_an_address_it_is_asked_for(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError, match="set MLFLOW_TRACKING_URI"):
@@ -401,6 +433,22 @@ def test_exit_codes_of_the_command_line(study, trained, tmp_path):
         assert (done.returncode, len(done.stderr.splitlines())) == (code, 1), done.stderr
         assert "s3cret" not in done.stdout + done.stderr
     assert "MLflow server" in app.EXIT_CODES
+
+
+def test_an_export_to_a_file_does_not_load_what_an_export_to_mlflow_needs(study, trained, tmp_path):
+    task(tmp_path)
+    arguments = ["export", str(tmp_path / "tiny.toml"), "-o", str(tmp_path / "out.json"), "--storage", trained]
+    code = (
+        "import sys\n"
+        "from sparse_evidence.hpo.cli import app\n"
+        f"sys.argv = ['hpo', *{arguments!r}]\n"
+        "try:\n    app.main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "names = ('sparse_evidence.hpo.results.tracking', 'sparse_evidence.core.fitted', 'mlflow', 'torch')\n"
+        "print([name for name in names if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]"), done.stderr
+    assert (tmp_path / "out.json").exists()
 
 
 def test_without_mlflow_it_says_what_to_install(tmp_path):
