@@ -24,7 +24,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from sparse_evidence.core.errors import UserError
 from sparse_evidence.core.fitted import load_model
-from sparse_evidence.core.fitted.folder import CARD, DESCRIPTION, WEIGHTS
+from sparse_evidence.core.fitted.folder import FILES
 
 from ..database import record
 from ..database.connection import engine_of, try_export_lock
@@ -314,7 +314,7 @@ def _can_become(
 
 def _files_in(folder: Path) -> set[str]:
     """The files of a fitted model, as artifacts; others that are kept there, such as predictions, may hold posts."""
-    return {f"{MODEL_FOLDER}/{name}" for name in (DESCRIPTION, WEIGHTS, CARD) if (folder / name).is_file()}
+    return {f"{MODEL_FOLDER}/{name}" for name in FILES if (folder / name).is_file()}
 
 
 def _files_of(here: _Experiment, run: str, path: str) -> set[str]:
