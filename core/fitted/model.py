@@ -34,7 +34,7 @@ SENTENCES_PER_PASS = 4096
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What a model says of one post, and which sentences it hangs on."""
+    """What a model says of one post, and which sentences speak for it."""
 
     probability: Floats
     """[criteria]: calibrated probability that the post meets the criterion."""

@@ -27,7 +27,7 @@ class Options:
     long: bool = False
     """A row per post and criterion, instead of columns for every criterion."""
     evidence: bool = True
-    """The sentence that each decision hangs on, too; without it prediction is much faster."""
+    """The sentence that speaks most for each criterion, too; without it prediction is much faster."""
     prefix: str = ""
     """Before the names of the columns that are added."""
 

@@ -66,7 +66,7 @@ def command(
         ),
     ] = None,
 ) -> None:
-    """Predict posts: probability, decision and the sentence that it hangs on, beside every row of your table.
+    """Predict posts: probability, decision and the sentence that speaks most for it, beside your table.
 
     Each criterion adds the columns NAME.probability, NAME.decision, NAME.evidence, NAME.start and NAME.end. If the
     table has the columns post_id and criterion, each row is predicted for its own criterion.

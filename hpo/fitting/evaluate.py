@@ -21,8 +21,9 @@ from sparse_evidence.core.seeding import stable_seed
 from ..database import record
 from ..database.looks import record_look
 from ..errors import RefusedError
+from ..results.best import FINGERPRINTS
 from ..running.task import StudyTask
-from .fit import FINGERPRINTS, check_same
+from .fit import check_same
 
 if TYPE_CHECKING:
     from optuna import Study

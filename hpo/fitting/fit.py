@@ -15,19 +15,11 @@ from sparse_evidence.core.fitted.fitting import Ground
 from sparse_evidence.core.seeding import stable_seed
 
 from ..errors import RefusedError
-from ..results.best import relative_to
+from ..results.best import FINGERPRINTS, relative_to
 from ..results.provenance import versions
 from ..running.task import StudyTask
 from .card import model_card
 from .recipes import WINNER, Chosen, choose
-
-FINGERPRINTS = {
-    "data_sha256": "posts, labels or groups",
-    "folds_sha256": "folds",
-    "encoders_sha256": "encoder weights",
-    "definition_sha256": "study file",
-}
-"""Fingerprints of best.json, and what differs if they do, the most telling first."""
 
 
 def study_file(best: Mapping[str, Any], best_file: Path) -> Path:

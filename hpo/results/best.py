@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 SCHEMA = 2
-FINGERPRINTS = {"data_sha256": "posts, labels or groups", "folds_sha256": "folds", "definition_sha256": "study file"}
+FINGERPRINTS = {
+    "data_sha256": "posts, labels or groups",
+    "folds_sha256": "folds",
+    "encoders_sha256": "encoder weights",
+    "definition_sha256": "study file",
+}
 """Of the provenance: what a model has in common with its result, and what differs if it does not."""
 
 
