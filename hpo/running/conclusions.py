@@ -233,7 +233,9 @@ def _confirmed(confirm: Confirming, task: StudyTask) -> dict[str, Any]:
         "over_default": _gain(scores, winner, "default"),
         "over_baseline": _gain(scores, winner, baseline),
         "over_others": [
-            gain for name in baselines if name != baseline and (gain := _gain(scores, winner, name)) is not None
+            gain
+            for name in baselines
+            if name not in {baseline, "chance"} and (gain := _gain(scores, winner, name)) is not None
         ],
     }
 
