@@ -1,15 +1,18 @@
-"""The user's cache folder, and downloaded files in it whose hash is verified on every read."""
+"""The user's cache folder, files in it whose hash is verified on every read, and how files are written."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
 import stat
+import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock
 from platformdirs import user_cache_dir
@@ -17,6 +20,8 @@ from platformdirs import user_cache_dir
 from .errors import UserError
 
 CACHE_VARIABLE = "HPO_CACHE"
+STDOUT = Path("-")
+"""The name that means standard output."""
 _OPENED = ("/dev/fd/", "/dev/stdout", "/dev/stderr", "/proc/")
 """Names that start like this mean what the shell has opened: it is written to, even if it is a regular file."""
 
@@ -56,11 +61,18 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 
     A symbolic link stays: the file that it points to is written.
     """
+    with _replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that replaces `path` when the block ends without an error, as `write_atomically`."""
     path = Path(os.path.realpath(path))
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
@@ -68,6 +80,76 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         with suppress(OSError):
             Path(temporary).unlink()
         raise
+
+
+def is_stdout(path: Path) -> bool:
+    """Whether a path means standard output, by whatever name: then nothing else may be printed there."""
+    if path == STDOUT:
+        return True
+    try:
+        return os.path.samestat(path.stat(), os.fstat(1))
+    except OSError:
+        return False
+
+
+def check_writable(path: Path, example: str) -> None:
+    """Check that `open_output` can write here: before the work, not after it.
+
+    Args:
+        path: what the user has named.
+        example: the name of a file that could be written, for the message about a folder.
+
+    Raises:
+        UserError: the path is a folder, or it cannot be written to.
+    """
+    if is_stdout(path):
+        return
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file with --out, for example {path / example}")
+    try:
+        if is_replaced(path):
+            target = Path(os.path.realpath(path))
+            probe = target.with_name(f".{target.name}.probe")
+            probe.touch()  # a file can be created beside it, as replacing it does
+            probe.unlink()
+        elif not os.access(path, os.W_OK):
+            path.stat()  # says so if there is nothing
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise _cannot_be_written(path, error, "create its folder, or ") from error
+
+
+@contextmanager
+def open_output(path: Path) -> Iterator[BinaryIO]:
+    """Open what the user has named for writing.
+
+    A regular file is replaced when the block ends without an error, and otherwise stays as it is; only its owner may
+    read it. A symbolic link stays. Standard output, pipes and devices are written to, and opening a pipe waits until
+    something reads from it.
+
+    Raises:
+        UserError: it cannot be written.
+        BrokenPipeError: whatever read from it has ended.
+    """
+    try:
+        if is_stdout(path):
+            sys.stdout.flush()
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        elif is_replaced(path):
+            with _replacing(path) as file:
+                yield file
+        else:
+            with path.open("wb") as file:
+                yield file
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _cannot_be_written(path, error) from error
+
+
+def _cannot_be_written(path: Path, error: OSError, also: str = "") -> UserError:
+    return UserError(f"{path} cannot be written ({error.strerror or error}); {also}name another file with --out")
 
 
 def fetch_once(name: str, sha256: str, fetch: Callable[[], bytes]) -> bytes:

@@ -323,17 +323,15 @@ def _fitted(
 def _with_data(best: ResultLike, study: StudyLike | None) -> tuple[Mapping[str, Any], StudyTask]:
     """A result and the data of its study."""
     from .fitting.recipes import check_best, read_best
+    from .results.best import named_study_file
     from .running.task import load_task
 
     if isinstance(best, Mapping):
-        content, folder = check_best(best, "the result"), Path()
+        content, folder, what = check_best(best, "the result"), Path(), "the result"
     else:
-        content, folder = read_best(Path(best)), Path(best).parent
+        content, folder, what = read_best(Path(best)), Path(best).parent, str(best)
     if study is None:
-        named = content["provenance"].get("study_file")
-        if named is None:
-            raise UserError("the result does not name its study file; give the study, too")
-        study = folder / named
+        study = named_study_file(content["provenance"], folder, what, "give the study, too")
     return content, load_task(define(study))
 
 

@@ -6,6 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
+from ..errors import DataError, nearest
+from .tables import quote_value
+
 Field = Literal["post_id", "post", "criterion", "label", "criterion_text", "group", "evidence"]
 """What a column holds; also its name in the file, unless the setting `columns` says another."""
 
@@ -48,3 +51,30 @@ def candidates(names: Sequence[str], field: Field) -> list[str]:
     """
     same = [name for name in names if name == str(field)] or [name for name in names if normal(name) == field]
     return same[:1] or [name for name in names if normal(name) in ALIASES[field]]
+
+
+def post_column(where: str, names: Sequence[str], named: str | None = None, *, remedy: str) -> str:
+    """Return the column of the posts: the one that is named, called `post`, or the only one with a name like it.
+
+    Args:
+        where: what messages call the table.
+        names: its columns.
+        named: the column that the user has named, if any.
+        remedy: how to say which column it is, as the end of a sentence.
+
+    Raises:
+        DataError: there is no such column, or there are several.
+    """
+    found = [name for name in names if name == named] if named else candidates(names, "post")
+    if len(set(found)) == 1 and names.count(found[0]) == 1:
+        return found[0]
+    if found:
+        several = " and ".join(quote_value(name) for name in found)
+        raise DataError(where, [f"{several} could each hold the posts; {remedy}"])
+    missing = f"column {named or 'post'} is missing"
+    missing += f" (the table has: {', '.join(quote_value(name) for name in names[:20])})"
+    other = [char for char in ",;\t|" if len(names) == 1 and char in names[0]]
+    if other:
+        raise DataError(where, [f"{missing}; its cells seem to be separated by {other[0]!r}"])
+    close = nearest(named or "post", [quote_value(name).strip("'") for name in names])
+    raise DataError(where, [f"{missing}; did you mean {close!r}?" if close else f"{missing}; {remedy}"])

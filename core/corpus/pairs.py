@@ -16,7 +16,17 @@ import numpy.typing as npt
 from ..errors import ConfigError, DataError
 from .columns import REQUIRED, WIDE, Field
 from .data import UNLABELLED, Corpus, Criterion, Evidence, note_duplicates
-from .tables import FirstValues, Row, Table, criterion_in_words, find_passage, parse_label, quote_value, read_table
+from .tables import (
+    FirstLabels,
+    FirstValues,
+    Row,
+    Table,
+    criterion_in_words,
+    find_passage,
+    parse_label,
+    quote_value,
+    read_table,
+)
 from .wide import WideReader
 
 
@@ -123,7 +133,7 @@ class _PairsReader:
         self.texts = FirstValues("the text of criterion {}")
         self.post_numbers: dict[str, int] = {}
         self.criterion_numbers: dict[str, int] = {}
-        self.labels: dict[tuple[int, int], tuple[int, int]] = {}  # (post, criterion): label and the row it is in
+        self.labels = FirstLabels()
         self.evidence: set[tuple[int, int, int, int]] = set()
         self.merged = 0
         self.ignored_evidence = 0
@@ -136,8 +146,8 @@ class _PairsReader:
         if self.problems:
             raise DataError(str(self.table.path), self.problems)
         labels = np.full((len(self.post_numbers), len(self.criterion_numbers)), UNLABELLED, dtype=np.int8)
-        for pair, (label, _) in self.labels.items():
-            labels[pair] = label
+        for post, criterion, label in self.labels:
+            labels[self.post_numbers[post], self.criterion_numbers[criterion]] = label
         grouped = "group" in self.columns
         return Corpus(
             name=self.table.path.stem,
@@ -170,24 +180,12 @@ class _PairsReader:
         post_number = self.post_numbers.setdefault(post, len(self.post_numbers))
         criterion_number = self.criterion_numbers.setdefault(criterion, len(self.criterion_numbers))
         if label is not None:
-            self._add_label(row, (post_number, criterion_number), label)
+            self.merged += self.labels.add(post, criterion, label, row.number, self.problems)
             self._add_evidence(row, (post_number, criterion_number), label)
 
     def _text(self, row: Row, name: Field) -> str:
         """Return the cell as it is; empty if the table has no such column."""
         return row.cells[self.columns[name]] if name in self.columns else ""
-
-    def _add_label(self, row: Row, pair: tuple[int, int], label: int) -> None:
-        if pair in self.labels:
-            first, first_row = self.labels[pair]
-            if first != label:
-                post, criterion = (quote_value(self._text(row, name).strip()) for name in ("post_id", "criterion"))
-                self.problems.append(
-                    f"row {row.number}: post {post} and criterion {criterion} have label {label}, but label {first} in "
-                    f"row {first_row}"
-                )
-            self.merged += first == label
-        self.labels.setdefault(pair, (label, row.number))
 
     def _add_evidence(self, row: Row, pair: tuple[int, int], label: int) -> None:
         passage = self._text(row, "evidence").strip()

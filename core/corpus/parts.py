@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from ..cache import STDOUT
 from ..errors import DataError, UserError
 from .tables import cell_text, cells_of_any_length, is_utf8, parse_records, quote_value, readable
 
@@ -28,7 +29,7 @@ class Format(StrEnum):
 
 DELIMITERS = {Format.CSV: ",", Format.TSV: "\t"}
 
-STDIO = Path("-")
+STDIO = STDOUT
 """The name that means standard input or standard output."""
 ROWS_PER_PART = 1024
 CHARACTERS_PER_PART = 2**23

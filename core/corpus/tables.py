@@ -166,6 +166,32 @@ class FirstValues:
     def __getitem__(self, key: str) -> str:
         return self._values[key][0]
 
+    def __iter__(self) -> Iterator[str]:
+        """Yield the keys in the order in which they came."""
+        return iter(self._values)
+
+
+class FirstLabels:
+    """The first label of every post and criterion; a later row with another label is a problem."""
+
+    def __init__(self) -> None:
+        self._labels: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def add(self, post: str, criterion: str, label: int, row: int, problems: list[str]) -> bool:
+        """Remember the label if it is the first, otherwise compare it; return whether an earlier row has the same."""
+        known = (post, criterion) in self._labels
+        first, first_row = self._labels.setdefault((post, criterion), (label, row))
+        if first != label:
+            problems.append(
+                f"row {row}: post {quote_value(post)} and criterion {quote_value(criterion)} have label {label}, but "
+                f"label {first} in row {first_row}"
+            )
+        return known and first == label
+
+    def __iter__(self) -> Iterator[tuple[str, str, int]]:
+        """Yield posts, criteria and labels."""
+        return ((post, criterion, label) for (post, criterion), (label, _) in self._labels.items())
+
 
 def _read_bytes(path: Path, folder: Path) -> bytes:
     with readable(path, folder):

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
-from ..cache import is_replaced
-from ..errors import UserError
-from .parts import DELIMITERS, STDIO, Format, Part
+from ..cache import open_output
+from .parts import DELIMITERS, Format, Part
 
 Kind = Literal["text", "number", "integer", "flag"]
 """What a further column holds: text, floats, integers, or 0 and 1."""
@@ -62,39 +58,10 @@ def create_table(path: Path, form: Format) -> Iterator[Sink]:
     Raises:
         UserError: the file cannot be written.
     """
-    try:
-        with _opened(path) as file:
-            sink: Sink = _ParquetSink(file) if form == Format.PARQUET else _TextSink(file, DELIMITERS[form])
-            yield sink
-            sink.close()
-            file.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}); name another file with -o") from error
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    if path == STDIO:
-        yield sys.stdout.buffer
-        return
-    if not is_replaced(path):
-        with path.open("wb") as file:
-            yield file
-        return
-    target = Path(os.path.realpath(path))
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(target)
-    except BaseException:
-        with suppress(OSError):
-            Path(temporary).unlink()
-        raise
+    with open_output(path) as file:
+        sink: Sink = _ParquetSink(file) if form == Format.PARQUET else _TextSink(file, DELIMITERS[form])
+        yield sink
+        sink.close()
 
 
 class _TextSink:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..corpus.columns import candidates
+from ..corpus.columns import candidates, post_column
 from ..corpus.parts import Part, Source
 from ..corpus.tables import quote_value
 from ..corpus.writing import Column, Sink
@@ -139,14 +139,15 @@ def met(model: FittedModel, source: Source, options: Options) -> Iterator[tuple[
     post, _ = find_columns(model, source, options)
     names = [name.strip() for name in source.columns]
     known = candidates(names, "post_id")
-    last = None
+    last: tuple[str | None, str] | None = None
     for part in source.parts():
         labels = part.cells(names.index(known[0])) if known else [f"row {number}" for number in part.numbers]
         texts = part.cells(post)
         for label, text, found in zip(labels, texts, model.explain(texts), strict=True):
-            if text != last:
+            this = (label if known else None, text)  # without ids, posts with the same text are the same
+            if this != last:
                 yield label, _met(model, text, found)
-            last = text
+            last = this
 
 
 def _met(model: FittedModel, text: str, found: Explanation) -> list[Met]:
@@ -169,7 +170,8 @@ def find_columns(model: FittedModel, source: Source, options: Options) -> tuple[
         UserError, DataError: as `predict_table`.
     """
     names = [name.strip() for name in source.columns]
-    post = _post_column(source, names, options.column)
+    remedy = "name the column of the posts with --column NAME"
+    post = names.index(post_column(source.where, names, options.column, remedy=remedy))
     criterion = names.index("criterion") if {"post_id", "criterion"} <= set(names) else None
     if criterion is not None and options.long:
         raise UserError(f"{source.where} has a row per post and criterion already; leave out --long")
@@ -184,23 +186,6 @@ def find_columns(model: FittedModel, source: Source, options: Options) -> tuple[
             [f"it already has {', '.join(taken)}; give the new columns other names, such as --prefix predicted_"],
         )
     return post, criterion
-
-
-def _post_column(source: Source, names: Sequence[str], named: str | None) -> int:
-    there = f"the table has: {', '.join(quote_value(name) for name in names[:20])}"
-    found = [name for name in names if name == named] if named else candidates(names, "post")
-    if len(set(found)) == 1 and names.count(found[0]) == 1:
-        return names.index(found[0])
-    if found:
-        several = " and ".join(quote_value(name) for name in found)
-        raise DataError(source.where, [f"{several} could each hold the posts; name one column with --column NAME"])
-    close = nearest(named or "post", [quote_value(name).strip("'") for name in names])
-    hint = f"did you mean {close!r}?" if close else "name the column of the posts with --column NAME"
-    problems = [f"column {named or 'post'} is missing ({there}); {hint}"]
-    if len(names) == 1:
-        other = [char for char in ",;\t|" if char in names[0]]
-        problems += [f"its cells seem to be separated by {char!r}" for char in other[:1]]
-    raise DataError(source.where, problems)
 
 
 def _criteria(model: FittedModel, source: Source, part: Part, column: int) -> list[int]:

@@ -25,8 +25,7 @@ def command(
         Path | None,
         typer.Argument(
             metavar="DATA",
-            help="Other labelled posts: a table with the columns post_id, post, criterion and label. Default: the "
-            "hold-out of the model's study.",
+            help="Other labelled posts: a table as hpo init reads it. Default: the hold-out of the model's study.",
             show_default=False,
         ),
     ] = None,
@@ -69,10 +68,14 @@ def _on_holdout(fitted: FittedModel, folder: Path, study: Path | None, storage: 
         from ..database.studies import load_study
         from ..fitting import evaluate
         from ..results import live
+        from ..results.best import named_study_file
         from ..running.task import load_task
-    definition = load_definition(study or evaluate.study_file(fitted, folder))
+    name = evaluate.study_name(fitted, folder)
+    definition = load_definition(
+        study or named_study_file(fitted.info, folder, f"the model {folder}", "give it with --study")
+    )
     with storage_url(storage, create=False) as url:
-        opened = load_study(open_storage(url), fitted.info["study"])
+        opened = load_study(open_storage(url), name)
         evaluate.check_study(fitted, opened)  # said before minutes of embedding
         with live.EmbeddingProgress(make_console(stderr=quiet)) as progress:
             task = load_task(definition, progress=progress)

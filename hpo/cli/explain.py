@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sparse_evidence.core.errors import UserError
+
 from .shared import fast_imports, make_console
 
 
@@ -33,12 +35,20 @@ def command(
             show_default=False,
         ),
     ] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="STUDY", help="The study file. Default: the one that the model names.", show_default=False
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option(metavar="N", min=1, help="Posts on the page, evenly spread.")] = 200,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is no such page.")] = False,
 ) -> None:
     """Write a page that shows what a model looks for and what it finds. The page holds the posts' text."""
     from ..pages.writing import PageFile
 
+    if posts is not None and study is not None:
+        raise UserError("--study says where the posts are that the model was trained on; leave it out for other posts")
     page = PageFile(out or Path(f"{model.resolve().name}.html"), force=force)
     page.check()
     with fast_imports():
@@ -52,10 +62,12 @@ def command(
     console = make_console(stderr=page.is_stdout)
     if posts is None:
         with live.EmbeddingProgress(console) as progress:
-            shown = posts_of_study(fitted, model, limit, progress)
+            shown = posts_of_study(fitted, model, limit, progress, study)
     else:
         shown = posts_of_table(posts, fitted, limit)
     with console.status("explaining"):
         page.write(explain_page(fitted, shown))
+    for note in shown.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
     told = f"{count_text(len(shown.texts), 'post')}, with their text: {page}"
     console.print(told, markup=False, soft_wrap=True)

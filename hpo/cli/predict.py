@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sparse_evidence.core.cache import is_stdout
 from sparse_evidence.core.corpus.parts import STDIO, Format, format_of, open_table
 from sparse_evidence.core.errors import UserError
 
@@ -108,7 +109,7 @@ def _print(posts: Iterable[tuple[str, list[Met]]]) -> None:
         console.print(name, style="bold", markup=False, soft_wrap=True)
         table = Table.grid(padding=(0, 2))
         for one in found:
-            table.add_row("", one.criterion, f"{one.probability:.0%}", Text(one.evidence or "no text"))
+            table.add_row("", Text(one.criterion), f"{one.probability:.0%}", Text(one.evidence or "no text"))
         show_table(console, table if found else "  meets no criterion")
 
 
@@ -116,7 +117,7 @@ def _print(posts: Iterable[tuple[str, list[Met]]]) -> None:
 def _progress(out: Path) -> Iterator[Callable[[int, float | None], None] | None]:
     """A progress bar on a terminal, unless the table is written there, too; otherwise nothing."""
     console = make_console(stderr=True)
-    if not console.is_terminal or (out == STDIO and sys.stdout.isatty()):
+    if not console.is_terminal or (is_stdout(out) and sys.stdout.isatty()):
         yield None
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

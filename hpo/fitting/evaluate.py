@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from sparse_evidence.core import baselines, evaluation, metrics
 from sparse_evidence.core.corpus.data import Corpus
-from sparse_evidence.core.corpus.pairs import PairsSource
+from sparse_evidence.core.corpus.recognise import recognise
 from sparse_evidence.core.errors import DataError, UserError
 from sparse_evidence.core.fitted import FittedModel, checksum
 from sparse_evidence.core.fitted.evidence import evidence_hits
@@ -22,6 +22,7 @@ from ..database import record
 from ..database.looks import record_look
 from ..errors import RefusedError
 from ..results.best import FINGERPRINTS
+from ..results.wording import metric_text
 from ..running.task import StudyTask
 from .fit import check_same
 
@@ -80,19 +81,15 @@ class Ground:
 # ---- the hold-out ----------------------------------------------------------------------------------------------------
 
 
-def study_file(model: FittedModel, folder: Path) -> Path:
-    """The study file that a model names.
+def study_name(model: FittedModel, folder: Path) -> str:
+    """The name of the study that a model was fitted from.
 
     Raises:
-        UserError: it names none, or there is none.
+        UserError: it was not fitted from a study.
     """
-    stored = model.info.get("study_file")
-    if stored is None:
+    if "study" not in model.info:
         raise UserError(f"the model {folder} names no study, so it has no hold-out; give a file with labelled posts")
-    path = folder.resolve() / str(stored)
-    if not path.is_file():
-        raise UserError(f"the model {folder} names the study file {path}, which does not exist; give it with --study")
-    return path
+    return str(model.info["study"])
 
 
 def holdout_report(model: FittedModel, folder: Path, task: StudyTask, study: Study) -> Report:
@@ -155,19 +152,21 @@ def _holdout(task: StudyTask) -> Ground:
 
 
 def other_report(model: FittedModel, folder: Path, path: Path) -> Report:
-    """Judge a model on a table of labelled pairs. Nothing is counted, and no database is needed.
+    """Judge a model on a table of labelled posts. Nothing is counted, and no database is needed.
 
-    Whether the model was trained on some of these posts is not known.
+    Whether the model was trained on some of these posts is not known; that they are not all of its study's is checked.
 
     Args:
         model: loaded from `folder`.
         folder: the model's folder.
-        path: a table as the source "pairs" reads it; criteria are matched by name.
+        path: a table as `hpo init` reads it; criteria are matched by name.
 
     Raises:
-        UserError: the table cannot be used, or has no criterion of the model.
+        UserError: the table cannot be used, has no criterion of the model, or holds the posts of the model's study.
     """
-    corpus = PairsSource(path=str(path)).load(Path())
+    recognised = recognise(path)
+    corpus = recognised.source.load(Path())
+    _check_not_own(model, corpus, path)
     numbers = {criterion.name: number for number, criterion in enumerate(model.criteria)}
     shared = [column for column, criterion in enumerate(corpus.criteria) if criterion.name in numbers]
     if not shared:
@@ -189,6 +188,8 @@ def other_report(model: FittedModel, folder: Path, path: Path) -> Report:
     report = _report(model, ground, metric, stable_seed(0, "evaluate"))
     report |= {"data": "other data", "study": model.info.get("study"), "model": checksum(folder)}
     report["notes"] += corpus.notes
+    if recognised.ignored:
+        report["notes"].append(f"columns that were not read: {', '.join(recognised.ignored)}")
     unknown = [each.name for column, each in enumerate(corpus.criteria) if column not in shared]
     missing = [name for number, name in enumerate(numbers) if number not in ground.columns]
     if unknown:
@@ -196,6 +197,21 @@ def other_report(model: FittedModel, folder: Path, path: Path) -> Report:
     if missing:
         report["notes"].append(f"the file has no labels of {', '.join(missing)}")
     return report
+
+
+def _check_not_own(model: FittedModel, corpus: Corpus, path: Path) -> None:
+    """Raise a `UserError` if these are the data of the model's study: it was trained on most of them.
+
+    A study file may describe criteria in other words than its table, so the model's words are compared.
+    """
+    described = {criterion.name: criterion for criterion in model.criteria}
+    criteria = tuple(described.get(criterion.name, criterion) for criterion in corpus.criteria)
+    own = replace(corpus, criteria=criteria)
+    if model.info.get("data_sha256") in (own.fingerprint(), own.fingerprint(evidence=True)):
+        raise UserError(
+            f"{path} holds the posts of the model's own study, on which it was trained; give no file to look at the "
+            "hold-out, which is counted"
+        )
 
 
 def _listed(corpus: Corpus) -> str:
@@ -225,7 +241,7 @@ def _with_criteria(corpus: Corpus, columns: Sequence[int]) -> Corpus:
 def _report(model: FittedModel, ground: Ground, metric: str, seed: int) -> Report:
     """Everything that is measured; where the posts are from is for the caller to add."""
     corpus = ground.corpus
-    _check_measurable(corpus)
+    _check_measurable(corpus, metric)
     probabilities = model.probabilities(corpus.posts)[:, ground.columns]
     names = [criterion.name for criterion in corpus.criteria]
     measured = evaluation.evaluate(
@@ -250,10 +266,15 @@ def _report(model: FittedModel, ground: Ground, metric: str, seed: int) -> Repor
     }
 
 
-def _check_measurable(corpus: Corpus) -> None:
-    """Raise a `UserError` if no metric or no interval is defined on these posts."""
+def _check_measurable(corpus: Corpus, metric: str) -> None:
+    """Raise a `UserError` if the metric or its interval is not defined on these posts."""
     if not (corpus.labels == 1).any() or not (corpus.labels == 0).any():
         raise UserError(f"the posts of {corpus.name} have labels of one kind only; nothing can be ranked on them")
+    if np.isnan(metrics.score(metric, corpus.labels, np.zeros(corpus.labels.shape))):
+        raise UserError(
+            f"{metric_text(metric)} is not defined on the posts of {corpus.name}: each criterion has labels of one "
+            "kind only; give posts with both labels of a criterion"
+        )
     if len(set(corpus.groups)) < 2:
         raise UserError(f"the posts of {corpus.name} are all of one group; intervals need at least 2 groups")
 

@@ -15,7 +15,7 @@ from sparse_evidence.core.fitted.fitting import Ground
 from sparse_evidence.core.seeding import stable_seed
 
 from ..errors import RefusedError
-from ..results.best import FINGERPRINTS, relative_to
+from ..results.best import FINGERPRINTS, named_study_file, relative_to
 from ..results.provenance import versions
 from ..running.task import StudyTask
 from .card import model_card
@@ -26,12 +26,9 @@ def study_file(best: Mapping[str, Any], best_file: Path) -> Path:
     """The study file that a result names, found from the folder that the result is in.
 
     Raises:
-        UserError: the result names none.
+        UserError: the result names none, or there is no such file.
     """
-    stored = best["provenance"].get("study_file")
-    if stored is None:
-        raise UserError(f"{best_file} does not name its study file; give it with --study")
-    return best_file.parent / str(stored)
+    return named_study_file(best["provenance"], best_file.parent, str(best_file), "give it with --study")
 
 
 def check_same(best: Mapping[str, Any], task: StudyTask) -> None:

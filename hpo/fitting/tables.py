@@ -69,7 +69,7 @@ def _criteria(report: Report) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, values in report["evaluation"]["per_criterion"].items():
         table.add_row(
-            name,
+            Text(name),  # it may look like markup
             str(report["labelled"][name]),
             str(int(values["positives"])),
             *(short(values[key]) for key in ("average_precision", "auroc", "precision", "sensitivity", "f1")),

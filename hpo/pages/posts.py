@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from sparse_evidence.core.corpus.columns import Field, candidates
+from sparse_evidence.core.corpus.columns import candidates, post_column
 from sparse_evidence.core.corpus.data import UNLABELLED
-from sparse_evidence.core.corpus.tables import FirstValues, Table, parse_label, read_table
-from sparse_evidence.core.errors import DataError, UserError
+from sparse_evidence.core.corpus.tables import FirstLabels, FirstValues, Row, parse_label, quote_value, read_table
+from sparse_evidence.core.errors import DataError
 from sparse_evidence.core.fitted import FittedModel
 
 from ..errors import RefusedError
+from ..results.best import named_study_file
 from ..running.task import Progress, load_task
 from ..study.definition import load
 
@@ -37,6 +38,8 @@ class ShownPosts:
     """Name of the table, or of the study."""
     trained: bool
     """Whether the model was trained on them."""
+    notes: tuple[str, ...] = ()
+    """What was left out, for users."""
 
 
 def posts_of_table(path: Path, model: FittedModel, limit: int = LIMIT) -> ShownPosts:
@@ -50,69 +53,85 @@ def posts_of_table(path: Path, model: FittedModel, limit: int = LIMIT) -> ShownP
 
     Raises:
         UserError: the file cannot be read.
-        DataError: it has mistakes; the message lists them.
+        DataError: it has mistakes; the message lists them. Labels that contradict each other are some.
     """
     table = read_table(path, (), None)
-    column, id_column = _column(table, "post"), _column(table, "post_id")
-    if column is None:
-        raise DataError(str(path), ["column post is missing; name the column of the posts so"])
-    problems, texts, columns = list(table.problems), FirstValues("the text of post {}"), set(table.columns)
-    known = {criterion.name: column for column, criterion in enumerate(model.criteria)}
-    numbers: dict[str, int] = {}
-    labels: dict[tuple[int, int], int] = {}
+    column = post_column(str(path), table.columns, remedy="call the column of the posts post")
+    id_column = next(iter(candidates(table.columns, "post_id")), None)
+    problems, texts = list(table.problems), FirstValues("the text of post {}")
+    labelled = FirstLabels() if {"criterion", "label"} <= set(table.columns) else None
     for row in table.rows:
         name = row[id_column] if id_column else row.cells[column]
         if id_column and not name:
             problems.append(f"row {row.number}: {id_column} is empty")
             continue
         texts.add(name, row.cells[column], row.number, problems)
-        number = numbers.setdefault(name, len(numbers))
-        if {"criterion", "label"} <= columns and row["label"] and row["criterion"] in known:
-            label = parse_label(row, "label", problems)
-            labels[number, known[row["criterion"]]] = UNLABELLED if label is None else label
+        if labelled is not None and row["label"]:
+            _add_label(labelled, name, row, problems)
+    numbers = {name: number for number, name in enumerate(texts)}
     if not numbers and not problems:
         problems.append("it has no rows below the header")
     if problems:
         raise DataError(str(path), problems)
     names = tuple(numbers) if id_column else tuple(str(number + 1) for number in range(len(numbers)))
-    matrix = np.full((len(numbers), len(known)), UNLABELLED, dtype=np.int8)
-    for pair, value in labels.items():
-        matrix[pair] = value
     posts = tuple(texts[name] for name in numbers)
-    return _spread(names, posts, matrix if labels else None, limit, path.name, trained=False)
+    labels, unknown = _matrix(labelled or (), numbers, model)
+    notes = (f"the model does not know {', '.join(unknown)}; their labels were left out",) if unknown else ()
+    return replace(_spread(names, posts, labels, limit, path.name, trained=False), notes=notes)
 
 
-def _column(table: Table, field: Field) -> str | None:
-    found = candidates(table.columns, field)
-    return found[0] if found else None
+def _add_label(labelled: FirstLabels, post: str, row: Row, problems: list[str]) -> None:
+    """Add the label of a row to those of the rows before it."""
+    label = parse_label(row, "label", problems)
+    if not row["criterion"]:
+        problems.append(f"row {row.number}: criterion is empty")
+    elif label is not None:
+        labelled.add(post, row["criterion"], label, row.number, problems)
+
+
+def _matrix(
+    labelled: Iterable[tuple[str, str, int]], numbers: Mapping[str, int], model: FittedModel
+) -> tuple[npt.NDArray[np.int8] | None, list[str]]:
+    """The labels of posts as an int8 matrix `[posts, criteria]`, and the criteria that the model does not know."""
+    known = {criterion.name: column for column, criterion in enumerate(model.criteria)}
+    matrix = np.full((len(numbers), len(known)), UNLABELLED, dtype=np.int8)
+    unknown: dict[str, None] = {}
+    for post, criterion, label in labelled:
+        if criterion in known:
+            matrix[numbers[post], known[criterion]] = label
+        else:
+            unknown[quote_value(criterion)] = None
+    return matrix if (matrix != UNLABELLED).any() else None, list(unknown)
 
 
 def posts_of_study(
-    model: FittedModel, folder: Path, limit: int = LIMIT, progress: Progress | None = None
+    model: FittedModel,
+    folder: Path,
+    limit: int = LIMIT,
+    progress: Progress | None = None,
+    study: Path | None = None,
 ) -> ShownPosts:
     """The posts that a model was trained on; at most `limit`, evenly spread over them.
 
     Args:
-        model: a fitted model, which names its study file.
+        model: a fitted model.
         folder: the folder that the model was loaded from.
         limit: at least 1.
         progress: called while posts are embedded that are not in the cache.
+        study: the study file; default: the one that the model names.
 
     Raises:
         UserError: the study file or its data are not here any more, or cannot be read.
         RefusedError: they are not those that the model was trained on, so nobody knows which posts are the hold-out.
     """
-    named = model.info.get("study_file")
-    file = None if named is None else folder.resolve() / str(named)
-    if file is None or not file.is_file():
-        missing = "names no study file" if file is None else f"was trained by {file.name}, which is not where it was"
-        raise UserError(f"the model {folder} {missing}; give a table of posts: hpo explain {folder} posts.csv")
+    instead = f"give a table of posts: hpo explain {folder} posts.csv"
+    file = study or named_study_file(model.info, folder, f"the model {folder}", f"give it with --study, or {instead}")
     task = load_task(load(file), progress=progress)
     identity = task.identity()
     if any(model.info.get(key) != identity[key] for key in ("data_sha256", "folds_sha256")):
         raise RefusedError(
             f"the posts of {file} are not those that the model {folder} was trained on: posts, labels or folds differ; "
-            f"restore them, or give a table of posts: hpo explain {folder} posts.csv"
+            f"restore them, or {instead}"
         )
     shown = task.corpus.subset(task.folds.assignment >= 0)
     return _spread(shown.post_ids, shown.posts, shown.labels, limit, str(model.info["study"]), trained=True)

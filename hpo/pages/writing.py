@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparse_evidence.core.cache import is_replaced, write_atomically
+from sparse_evidence.core.cache import check_writable, is_replaced, is_stdout, open_output
 from sparse_evidence.core.errors import UserError
 
 GENERATOR = "sparse-evidence-hpo explain"
@@ -26,8 +24,8 @@ class PageFile:
 
     @property
     def is_stdout(self) -> bool:
-        """Whether the page goes to standard output: then nothing else may be printed there."""
-        return self.path == Path("-")
+        """Whether the page goes to standard output, by whatever name: then nothing else may be printed there."""
+        return is_stdout(self.path)
 
     def __str__(self) -> str:
         return "standard output" if self.is_stdout else str(self.path)
@@ -38,19 +36,8 @@ class PageFile:
         Raises:
             UserError: the path is a folder, its folder is missing or cannot be written to, or it is another file.
         """
-        if self.is_stdout:
-            return
-        if self.path.is_dir():
-            raise UserError(f"{self.path} is a folder; name a file with --out, for example {self.path / 'page.html'}")
-        try:
-            folder = Path(os.path.realpath(self.path)).parent
-            if not os.access(folder if is_replaced(self.path) else self.path, os.W_OK):
-                folder.stat()  # says so if there is none
-                raise PermissionError(13, "Permission denied")
-            foreign = is_replaced(self.path) and self.path.exists() and not self._is_page()
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be written ({error.strerror}); name another file with --out") from None
-        if foreign and not self.force:
+        check_writable(self.path, "page.html")
+        if not self.force and not self.is_stdout and is_replaced(self.path) and not self._is_page():
             raise UserError(
                 f"{self.path} is no page of hpo explain, and would be overwritten; name another file with --out, or "
                 "add --force"
@@ -63,20 +50,16 @@ class PageFile:
             UserError: as `check`, which is repeated.
         """
         self.check()
-        content = page.encode()
-        if self.is_stdout:
-            sys.stdout.buffer.write(content)
-            sys.stdout.flush()
-            return
-        try:
-            if is_replaced(self.path):
-                write_atomically(Path(os.path.realpath(self.path)), content)
-            else:
-                self.path.write_bytes(content)
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be written ({error.strerror}); name another file with --out") from None
+        with open_output(self.path) as file:
+            file.write(page.encode())
 
     def _is_page(self) -> bool:
-        with self.path.open("rb") as file:
-            head = file.read(_HEAD)
+        """Whether the file is such a page, empty or missing."""
+        try:
+            with self.path.open("rb") as file:
+                head = file.read(_HEAD)
+        except FileNotFoundError:
+            return True
+        except OSError:  # it may not be read
+            return False
         return not head or GENERATOR.encode() in head

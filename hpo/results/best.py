@@ -164,3 +164,24 @@ def relative_to(path: Path, folder: Path) -> str:
         return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
     except ValueError:
         return path.resolve().as_posix()
+
+
+def named_study_file(named: Mapping[str, Any], folder: Path, what: str, remedy: str) -> Path:
+    """The study file that a result or a model names.
+
+    Args:
+        named: the `provenance` of a result, or the `info` of a model.
+        folder: the folder that the result is in, or that of the model.
+        what: the result or the model, as the start of a sentence.
+        remedy: what to do if there is no such file, as the end of a sentence.
+
+    Raises:
+        UserError: it names none, or there is no such file.
+    """
+    stored = named.get("study_file")
+    if stored is None:
+        raise UserError(f"{what} does not name its study file; {remedy}")
+    path = Path(os.path.normpath(folder.resolve() / str(stored)))
+    if not path.is_file():
+        raise UserError(f"{what} names the study file {path}, which does not exist; {remedy}")
+    return path

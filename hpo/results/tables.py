@@ -54,8 +54,8 @@ def result_table(best: BestResult, where: str | None) -> RenderableType:
     details.add_column(style="bold", no_wrap=True)
     details.add_column(overflow="fold")
     for name, fact in [*_result_rows(best), *_single_rows(best), ("trials", _trials_text(best["trials"]))]:
-        details.add_row(name, fact)
-    details.add_row("written to", where or f"no file; `hpo export` writes {best['study']}.best.json")
+        details.add_row(name, Text(fact))  # paths and choices may look like markup
+    details.add_row("written to", Text(where or f"no file; `hpo export` writes {best['study']}.best.json"))
     return Group(_values(best), *_values_notes(best), "", claim, "", details)
 
 
@@ -397,7 +397,7 @@ def _workers(rows: Sequence[Mapping[str, Any]]) -> Table:
             str(row["trial"]), str(row["attempt"]), str(row["stage"] + 1), str(row["epoch"]),
             duration(row["held_seconds"]),
             "released" if row["released"] else f"{duration(row['heartbeat_age'])} ago",
-            str(row["slot"]), (row["gpu"] or "–")[:GPU_CHARACTERS], f"{row['pid']} {row['host']}",
+            str(row["slot"]), (row["gpu"] or "–")[:GPU_CHARACTERS], Text(f"{row['pid']} {row['host']}"),
         )  # fmt: skip
     return table
 
@@ -417,7 +417,7 @@ def plan_table(plan: Plan) -> RenderableType:
     parameters.add_column(style="bold", no_wrap=True)
     parameters.add_column(overflow="fold")
     for parameter in plan.parameters:
-        parameters.add_row(parameter.name, str(parameter))
+        parameters.add_row(parameter.name, Text(str(parameter)))
     notes = [Text(f"note: {note}") for note in plan.notes]
     title = Text("Positive posts: count, then % of all posts, of each fold, of the hold-out", style="bold")
     prevalence = _prevalence(plan.criteria, holdout=plan.held_out > 0)
@@ -503,7 +503,7 @@ def _prevalence(criteria: Sequence[Criterion], *, holdout: bool) -> Table:
     for criterion in criteria:
         of_folds = criterion.folds if folds <= MAX_FOLD_COLUMNS else _extremes(criterion.folds)
         shares = [criterion.prevalence, *of_folds, *([criterion.holdout] if holdout else [])]
-        table.add_row(criterion.name, str(criterion.positives), *(_percent(share, digits) for share in shares))
+        table.add_row(Text(criterion.name), str(criterion.positives), *(_percent(share, digits) for share in shares))
     return table
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,18 @@ def test_a_table_through_pipes(folder, tmp_path):
     out, err = process.communicate(table.read_bytes())
     assert (process.returncode, err) == (0, b"")
     assert pd.read_parquet(io.BytesIO(out))["criterion"].tolist() == CRITERIA * 2
+
+
+def test_a_reader_sees_names_that_look_like_markup(tmp_path):
+    model, name = linear_model(), "mood [/low]"
+    save_model(
+        replace(model, criteria=(replace(model.criteria[0], name=name), *model.criteria[1:])), tmp_path / "m", ""
+    )
+    table = write_frame(pd.DataFrame({"post": ["I feel sad and empty. I cry every day."]}), tmp_path / "posts.csv")
+    process = start(tmp_path / "m", table, "--show", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert name in out.decode()
 
 
 def test_mistakes_are_one_sentence_and_nothing_is_written(folder, tmp_path):

@@ -118,9 +118,13 @@ def test_the_only_column_like_post_is_used(model, tmp_path, name):
         (["id", "words"], {}, "column post is missing .*the table has: 'id', 'words'.*--column NAME"),
         (["id", "postt"], {}, "column post is missing .*did you mean 'postt'"),
         (["id", "post"], {"column": "pots"}, "column pots is missing .*did you mean 'post'"),
-        (["text", "body"], {}, "'text' and 'body' could each hold the posts; name one"),
+        (
+            ["text", "body"],
+            {},
+            "'text' and 'body' could each hold the posts; name the column of the posts with --column",
+        ),
         (["post", "post"], {}, "could each hold the posts|'post'"),
-        (["id;post"], {}, "its cells seem to be separated by ';'"),
+        (["id;post"], {}, "column post is missing .the table has: 'id;post'.; its cells seem to be separated by ';'$"),
         (["post", f"{CRITERIA[0]}.decision"], {}, f"it already has '{CRITERIA[0]}.decision'.*--prefix"),
         (["post", "evidence"], {"long": True}, "it already has 'evidence'"),
         (["post", "criterion"], {"long": True}, "it already has 'criterion'"),
@@ -170,3 +174,9 @@ def test_a_post_with_a_row_per_criterion_is_shown_once(model, tmp_path):
     pairs = pd.DataFrame({"post": [POSTS[0], POSTS[0], POSTS[3]]})
     with open_table(write_frame(pairs, tmp_path / "posts.csv"), format_of(tmp_path / "posts.csv", None)) as table:
         assert [name for name, _ in met(model, table, Options())] == ["row 2", "row 4"]
+
+
+def test_two_posts_with_the_same_text_are_both_shown(model, tmp_path):
+    table = pd.DataFrame({"id": ["a", "b", "b"], "criterion": [CRITERIA[0], *CRITERIA], "post": [POSTS[0]] * 3})
+    with open_table(write_frame(table, tmp_path / "posts.csv"), format_of(tmp_path / "posts.csv", None)) as source:
+        assert [name for name, _ in met(model, source, Options())] == ["a", "b"]

@@ -201,13 +201,13 @@ def test_other_data_or_another_study_in_its_place_are_refused(folder, model, stu
     assert len(looks()) == before
 
 
-def test_the_study_file_is_found_from_the_model(folder, model, tmp_path):
-    assert evaluate.study_file(model, folder / "model").resolve() == folder / "study.toml"
+def test_a_model_that_was_moved_asks_for_its_study(folder, model, tmp_path):
     shutil.copytree(folder / "model", tmp_path / "model")
-    with pytest.raises(UserError, match="which does not exist; give it with --study"):
-        evaluate.study_file(load_model(tmp_path / "model"), tmp_path / "model")
+    done = hpo(tmp_path, "evaluate", "model")
+    assert done.returncode == 2
+    assert "which does not exist; give it with --study" in done.stderr
     with pytest.raises(UserError, match="names no study, so it has no hold-out"):
-        evaluate.study_file(model.with_info({}), folder / "model")
+        evaluate.study_name(model.with_info({}), folder / "model")
 
 
 def test_a_study_without_a_holdout_has_nothing_to_look_at(folder, model, study, task, looks):
@@ -259,3 +259,50 @@ def test_criteria_are_matched_by_name(folder, model, holdout, tmp_path):
         table = write_pairs(tmp_path / "wrong.csv", holdout, names, rows)
         with pytest.raises(UserError, match=sentence):
             evaluate.other_report(model, folder / "model", table)
+
+
+def test_the_studys_own_table_is_refused(folder, model, task, looks, tmp_path):
+    """It holds the posts that the model was trained on, and the hold-out, which would not be counted."""
+    counted = len(looks())
+    table = write_pairs(tmp_path / "own.csv", task.corpus)
+    done = hpo(folder, "evaluate", "model", table)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "own.csv holds the posts of the model's own study" in done.stderr
+    learns = replace(task.corpus, name="own").fingerprint(evidence=True)
+    with pytest.raises(UserError, match="give no file to look at the hold-out"):
+        evaluate.other_report(model.with_info({**model.info, "data_sha256": learns}), folder / "model", table)
+    assert len(looks()) == counted
+
+
+def test_a_wide_table_is_measured_as_one_of_pairs(folder, model, holdout, tmp_path):
+    names = [criterion.name for criterion in holdout.criteria]
+    path = tmp_path / "wide.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "author_id", "text", *names, "remark"])
+        for row in zip(holdout.post_ids, holdout.groups, holdout.posts, *holdout.labels.T, strict=True):
+            writer.writerow([*row, "read by two"])
+    wide = evaluate.other_report(model, folder / "model", path)
+    pairs = evaluate.other_report(model, folder / "model", write_pairs(tmp_path / "pairs.csv", holdout))
+    assert wide["scores"] == pairs["scores"]
+    assert "columns that were not read: remark" in wide["notes"]
+
+
+def test_a_metric_that_is_not_defined_is_one_sentence(folder, model, tmp_path):
+    first, second = (criterion.name for criterion in model.criteria)
+    path = tmp_path / "one_kind.csv"
+    rows = [f"{post},Words.,{name},{label}" for post in range(4) for name, label in ((first, 1), (second, 0))]
+    path.write_text("\n".join(["post_id,post,criterion,label", *rows]))
+    ranked = model.with_info({**model.info, "metric": "auroc"})
+    with pytest.raises(UserError, match="is not defined on the posts of one_kind: each criterion has labels of one"):
+        evaluate.other_report(ranked, folder / "model", path)
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(folder, model, holdout, tmp_path):
+    name = "mood [/low]"
+    first = model.criteria[0]
+    renamed = replace(model, criteria=(replace(first, name=name), *model.criteria[1:]))
+    table = write_pairs(tmp_path / "pairs.csv", holdout, {first.name: name})
+    console = Console(file=io.StringIO(), width=80)
+    console.print(tables.report_table(evaluate.other_report(renamed, folder / "model", table)))
+    assert name in console.file.getvalue()

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import stat
+import subprocess
 import sys
 from html import unescape
 
@@ -161,9 +162,27 @@ def test_mistakes_of_a_table_are_named_without_text(model, tmp_path):
     path.write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="column post is missing"):
         posts_of_table(path, model)
+    path.write_text("text,body\n1,2\n")
+    with pytest.raises(DataError, match="'text' and 'body' could each hold the posts; call the column of the posts"):
+        posts_of_table(path, model)
     path.write_text("post\n")
     with pytest.raises(DataError, match="no rows"):
         posts_of_table(path, model)
+
+
+def test_labels_that_contradict_each_other_are_refused_and_unknown_criteria_named(model, tmp_path):
+    path, name = tmp_path / "posts.csv", model.criteria[0].name
+    path.write_text(f"post_id,post,criterion,label\n1,Words.,{name},1\n1,Words.,{name},0\n1,Words.,,1\n")
+    with pytest.raises(DataError) as raised:
+        posts_of_table(path, model)
+    assert raised.value.problems == (
+        f"row 3: post '1' and criterion '{name}' have label 0, but label 1 in row 2",
+        "row 4: criterion is empty",
+    )
+    path.write_text(f"post_id,post,criterion,label\n1,Words.,{name},1\n1,Words.,other,0\n")
+    shown = posts_of_table(path, model)
+    assert shown.labels.tolist() == [[1, -1]]
+    assert shown.notes == ("the model does not know 'other'; their labels were left out",)
 
 
 def test_without_a_table_the_search_posts_are_shown_and_never_the_hold_out(model, folder, task):
@@ -177,8 +196,9 @@ def test_without_a_table_the_search_posts_are_shown_and_never_the_hold_out(model
 def test_other_data_and_missing_studies_are_refused(model, folder, study, tmp_path):
     with pytest.raises(UserError, match=r"give a table of posts: hpo explain"):
         posts_of_study(model, tmp_path / "moved")
-    with pytest.raises(UserError, match="names no study file"):
+    with pytest.raises(UserError, match="does not name its study file; give it with --study, or give a table"):
         posts_of_study(model.with_info({}), folder)
+    assert posts_of_study(model, tmp_path / "moved", study=study).trained
     (tmp_path / "model").mkdir()
     (tmp_path / "study.toml").write_text(STUDY.replace("sentences_mean = 5", "sentences_mean = 6"))
     with pytest.raises(RefusedError, match="are not those that the model"):
@@ -314,9 +334,24 @@ def test_the_verb_writes_a_page_of_the_study_and_of_a_table(folder, table, tmp_p
     code, out, err = call(folder, table, "-o", "-")
     assert (code, err) == (0, "13 posts, with their text: standard output\n")
     assert out.startswith("<!doctype html>")
+    code, out, err = call(folder, table, "--study", "study.toml")
+    assert (code, out) == (2, "")
+    assert "leave it out for other posts" in err
     code, out, err = call(folder, tmp_path / "none.csv")
     assert (code, out) == (2, "")
     assert "none.csv does not exist" in err
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_nothing_but_the_page_goes_to_standard_output(folder, table, tmp_path, name):
+    page = tmp_path / "page.html"
+    command = [sys.executable, "-m", "sparse_evidence.hpo", "explain", folder, table, "--limit", "2", "-o", name]
+    with page.open("w", encoding="utf-8") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "2 posts, with their text: standard output\n")
+    html = page.read_text(encoding="utf-8")
+    assert html.startswith("<!doctype html>")
+    assert html.rstrip().endswith("</html>")
 
 
 # --- a real browser ---------------------------------------------------------------------------------------------------

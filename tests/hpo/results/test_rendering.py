@@ -56,6 +56,21 @@ def planned(folds: int = 5, **changed: object) -> Plan:
     return Plan(**{**values, **changed})
 
 
+def test_names_and_paths_that_look_like_markup_are_shown_as_they_are():
+    name, encoder = "mood [/low]", "/models/[/bold]"
+    parameter = Parameter("model.encoder", "model", "encoder", Choices((encoder, "default"), "default"))
+    shown = drawn(
+        tables.plan_table(
+            planned(criteria=(Criterion(name, 5, 0.1, (0.1,) * 5, 0.1),), parameters=(parameter,), path="[/a].toml")
+        )
+    )
+    for text in (name, encoder, "[/a].toml"):
+        assert text in shown
+    result = drawn(tables.result_table(best(params={"model.encoder": encoder}), "[/b].json"))
+    for text in (encoder, "[/b].json"):
+        assert text in result
+
+
 @pytest.mark.parametrize("folds", [2, 5, 10, 50])
 def test_a_plan_of_ten_criteria_and_many_folds_is_readable(folds):
     text = drawn(tables.plan_table(planned(folds)))
