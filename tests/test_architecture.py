@@ -30,7 +30,7 @@ VERBS = {
     "validate": {"STUDY", "--json"},
     "run": {"STUDY", "--workers", "--trials", "--out", "-o", "--force", "--from", "--fit", "--storage"},
     "fit": {"BEST", "--out", "-o", "--study", "--what", "--single"},
-    "explain": {"MODEL_DIR", "[POSTS]", "--out", "-o", "--limit", "--force"},
+    "explain": {"MODEL_DIR", "[POSTS]", "--out", "--study", "-o", "--limit", "--force"},
     "nested": {"STUDY", "--outer", "--workers", "--trials", "--storage", "--json"},
     "worker": {
         "STUDY",

@@ -58,9 +58,8 @@ def test_a_table_through_pipes(folder, tmp_path):
 
 def test_a_reader_sees_names_that_look_like_markup(tmp_path):
     model, name = linear_model(), "mood [/low]"
-    save_model(
-        replace(model, criteria=(replace(model.criteria[0], name=name), *model.criteria[1:])), tmp_path / "m", ""
-    )
+    criteria = (replace(model.criteria[0], name=name), *model.criteria[1:])
+    save_model(replace(model, criteria=criteria), tmp_path / "m", "card")
     table = write_frame(pd.DataFrame({"post": ["I feel sad and empty. I cry every day."]}), tmp_path / "posts.csv")
     process = start(tmp_path / "m", table, "--show", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     out, err = process.communicate()

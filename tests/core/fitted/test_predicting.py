@@ -92,7 +92,8 @@ def test_without_evidence_there_are_probabilities_and_decisions(model, frame, tm
     assert found.columns.tolist() == [*frame.columns, *new]
     probabilities = found[new[::2]].to_numpy()
     assert probabilities == pytest.approx(model.probabilities(POSTS), abs=1e-6)
-    assert (found[new[1::2]].to_numpy() == (probabilities >= model.threshold)).all()
+    with_text = [[True], [False], [True], [True]]  # a post without text meets nothing
+    assert (found[new[1::2]].to_numpy() == (probabilities >= model.threshold) & with_text).all()
 
 
 def test_progress_counts_rows(model, tmp_path):
