@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -96,6 +97,7 @@ def run(
         StorageError: the database is unreachable.
         KeyboardInterrupt: it was stopped; no finished trial is lost.
     """
+    _import_tqdm()
     from .database.address import storage_url
     from .results import live, tables
     from .results.console import make_console, show
@@ -373,3 +375,10 @@ def _disconnect(study: optuna.Study) -> None:
     from .database.connection import engine_of
 
     engine_of(study).dispose()
+
+
+def _import_tqdm() -> None:
+    """Import what encoders show progress with, without its warning in notebooks that have no ipywidgets."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import tqdm.auto  # noqa: F401

@@ -18,6 +18,7 @@ from typing import Any
 import optuna
 import pytest
 import typer
+from browser import Browser, installed
 from loop_tools import tiny
 
 from sparse_evidence.core.corpus.recognise import recognise
@@ -147,6 +148,31 @@ def test_the_notebook_runs(tmp_path):
     assert {"ensemble", "default", "retrieval", "confirmed"} <= set(re.findall(r"\w+", leaderboard))
     assert "probability" in predictions
     assert "Then we walked home." in predictions or "We met at the station." in predictions
+    look_at(notebook, tmp_path)
+
+
+def look_at(notebook: Path, folder: Path) -> None:
+    """Draw a notebook that was run in a real browser, in both widths and colour schemes; skipped without a browser."""
+    import nbconvert
+
+    executable = installed()
+    if executable is None:
+        pytest.skip("no browser is installed, so nobody has looked at the notebook")
+    with Browser(executable, folder / "profile") as browser:
+        for theme in ("light", "dark"):
+            html, _ = nbconvert.HTMLExporter(theme=theme, require_js_url="", mathjax_url="").from_filename(
+                str(notebook)
+            )
+            page = folder / f"{theme}.html"
+            page.write_text(html, encoding="utf-8")
+            for width in (1280, 390):
+                browser.open(page.as_uri(), width=width, height=900, dark=theme == "dark", mobile=width < 500)
+                picture = folder / f"notebook-{width}-{theme}.png"
+                browser.picture(picture)
+                print(picture)
+                assert browser.run("document.querySelectorAll('table.dataframe').length") >= 2, "data frames are tables"
+                assert browser.run("[...document.querySelectorAll('.jp-RenderedHTMLCommon, pre')].length") > 10
+                assert picture.stat().st_size > 10_000
 
 
 def text_of(output: dict[str, Any]) -> str:
