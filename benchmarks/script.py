@@ -2,15 +2,16 @@
 
 Embeddings are computed once and stored in a file, the folds are grouped, trials are shared through Postgres, every
 epoch is reported and MedianPruner decides. Folds are trained one after the other with `benchmarks.reference`. The
-process that finishes the last requested trial stops; the other still finishes its current trial. With a time limit
-instead, each process finishes the trial that it began within the limit.
+process that finishes the last requested trial stops; the other still finishes its current trial. With a limit of CPU
+time instead, each process finishes the trial that it began within the limit.
 
-    python -m benchmarks.script STUDY URL NAME EMBEDDINGS.npz WORKER (--trials N | --seconds S)
+    python -m benchmarks.script STUDY URL NAME EMBEDDINGS.npz WORKER (--trials N | --cpu-seconds S)
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def main() -> None:
         parser.add_argument(name)
     limit = parser.add_mutually_exclusive_group(required=True)
     limit.add_argument("--trials", type=int)
-    limit.add_argument("--seconds", type=float)
+    limit.add_argument("--cpu-seconds", type=float)
     options = parser.parse_args()
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -103,8 +104,13 @@ def main() -> None:
     sampler = optuna.samplers.TPESampler(seed=short_seed(definition.search.seed, "worker", options.worker))
     study = optuna.load_study(study_name=options.name, storage=storage, sampler=sampler)  # its pruner: MedianPruner
     ended = (TrialState.COMPLETE, TrialState.PRUNED)
-    enough = [optuna.study.MaxTrialsCallback(options.trials, states=ended)] if options.trials else []
-    study.optimize(lambda trial: evaluate(trial, definition, corpus, folds), timeout=options.seconds, callbacks=enough)
+
+    def stop_in_time(study: optuna.Study, _: optuna.trial.FrozenTrial) -> None:
+        if time.process_time() >= options.cpu_seconds:
+            study.stop()
+
+    enough = optuna.study.MaxTrialsCallback(options.trials, states=ended) if options.trials else stop_in_time
+    study.optimize(lambda trial: evaluate(trial, definition, corpus, folds), callbacks=[enough])
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -49,15 +51,15 @@ def measure(names: tuple[str, ...] = ("home", "editorials")) -> dict[str, float]
                 variant = write_variant(path, Path(folder) / path.name, {"search": {"seed": str(seed)}})
                 definition = load(variant)
                 out, limit = Path(folder) / "best.json", ("--trials", str(definition.search.trials))
-                ours = run_hpo(definition.path, fresh("ours"), out)
+                ours = run_hpo(definition.path, fresh("ours"), out).seconds
                 script, study = run_script(definition, task, fresh("script"), Path(folder), limit)
                 winners = (
                     space.from_dict(json.loads(out.read_text())["config"]),
                     space.suggest(definition, study.best_trial),
                 )
-            seconds += [ours, script]
+            seconds += [ours, script.seconds]
             values += [rescored(task, winner) for winner in winners]
-            print(f"{name}, seed {seed}: {ours:.1f} and {script:.1f} s", file=sys.stderr)
+            print(f"{name}, seed {seed}: {ours:.1f} and {script.seconds:.1f} s", file=sys.stderr)
         ours_seconds, script_seconds = map(float, seconds / len(SEARCHES[name]))
         ours_value, script_value = map(float, values / len(SEARCHES[name]))
         figures |= {
@@ -70,18 +72,32 @@ def measure(names: tuple[str, ...] = ("home", "editorials")) -> dict[str, float]
     return figures
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
+@dataclass(frozen=True)
+class Cost:
+    """What processes took from their start to their end, start-up included."""
+
+    seconds: float
+    cpu_seconds: float
+    """Of all their cores, without the database server; unlike seconds, the same on a busy machine."""
+
+
+def _cost(run: Callable[[], object]) -> Cost:
+    started, before = time.perf_counter(), _cpu_of_children()
     run()
-    return time.perf_counter() - started
+    return Cost(time.perf_counter() - started, _cpu_of_children() - before)
 
 
-def run_hpo(path: Path, url: str, out: Path, *, workers: int = PROCESSES) -> float:
-    """Run a study file with `hpo run` in the database at `url`, which writes `out`; returns the seconds it took."""
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)  # of those that have ended, and of their children
+    return used.ru_utime + used.ru_stime
+
+
+def run_hpo(path: Path, url: str, out: Path, *, workers: int = PROCESSES) -> Cost:
+    """Run a study file with `hpo run` in the database at `url`, which writes `out`; returns what it took."""
     command = [sys.executable, "-m", "sparse_evidence.hpo", "run", str(path)]
     command += ["--workers", str(workers), "--out", str(out)]
     environment = {**os.environ, "HPO_STORAGE": url}
-    return _seconds(lambda: subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL))
+    return _cost(lambda: subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL))
 
 
 def run_script(
@@ -92,15 +108,15 @@ def run_script(
     limit: tuple[str, str],
     *,
     workers: int = PROCESSES,
-) -> tuple[float, optuna.Study]:
-    """Run the plain script; returns the seconds it took, and its study.
+) -> tuple[Cost, optuna.Study]:
+    """Run the plain script; returns what it took, and its study.
 
     Args:
         definition: what it searches.
         task: the data, embedded, with folds.
         url: an empty database.
         folder: where the embeddings are written.
-        limit: `("--trials", N)` or `("--seconds", S)`.
+        limit: `("--trials", N)` or `("--cpu-seconds", S)`, of each process.
         workers: number of processes.
     """
     default = space.default_parameters(definition)
@@ -121,7 +137,7 @@ def run_script(
         processes = [subprocess.Popen([*command, str(worker), *limit], env=environment) for worker in range(workers)]
         assert [process.wait() for process in processes] == [0] * workers
 
-    return _seconds(run), study
+    return _cost(run), study
 
 
 def rescored(task: StudyTask, candidate: CandidateConfig) -> float:

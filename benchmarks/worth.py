@@ -5,9 +5,10 @@
     python -m benchmarks.worth --permuted --repeats 0..19 --out permuted.jsonl
     python -m benchmarks.worth --summary films.jsonl permuted.jsonl [--write]
 
-A repeat runs `hpo run` on its study and the plain script (`benchmarks.script`) for the same time, and judges both
-(`benchmarks.truth`) on text or splits that neither has seen. One line of JSON per repeat is appended to the file;
-repeats that the file has already are skipped. `--write` stores the summary in results.json.
+A repeat runs `hpo run` on its study and the plain script (`benchmarks.script`) for the same CPU time, and judges both
+(`benchmarks.truth`) on text or splits that neither has seen. With the same wall time, whatever else a machine does
+during one of them would count against it. One line of JSON per repeat is appended to the file; repeats that the file
+has already are skipped. `--write` stores the summary in results.json.
 
 Judging takes long but, unlike the searches, does not depend on the machine's speed. With `--no-judge` only the searches
 run; the same command without it judges them later, perhaps elsewhere.
@@ -59,7 +60,7 @@ TARGETS = {
     "exported": ("true worth of what a search exports", ""),
     "baseline": ("true worth of the better of the linear and the retrieval baseline", ""),
     "default": ("true worth of the default configuration", ""),
-    "script": ("true worth of the winner of a plain script in the same time", ""),
+    "script": ("true worth of the winner of a plain script in the same CPU time", ""),
     "reported": ("what the search reports", ""),
     "optimism": ("reported minus true", "-0.01 to 0.01"),
     "coverage": ("share of repeats whose 95 % interval covers the truth", "≥ 0.9"),
@@ -141,26 +142,26 @@ def search(corpus: str, repeat: int, settings: Settings) -> dict[str, Any]:
         case = cases.make_case(corpus, repeat, folder, trials=settings.trials, permuted=settings.permuted)
         out = folder / "best.json"
         url = fresh("ours")
-        seconds = run_hpo(case.study, url, out, workers=settings.workers)
+        cost = run_hpo(case.study, url, out, workers=settings.workers)
         best = json.loads(out.read_text(encoding="utf-8"))
         reported = read_best(best)
         line = {
             "corpus": corpus, "repeat": repeat, "permuted": settings.permuted, "trials": settings.trials,
-            "workers": settings.workers, "seconds": seconds, "winner": reported.winner,
-            "members": list(reported.members), "reported": reported.value, "interval": reported.interval,
-            "beats_baselines": reported.beats_baselines,
+            "workers": settings.workers, "seconds": cost.seconds, "cpu_seconds": cost.cpu_seconds,
+            "winner": reported.winner, "members": list(reported.members), "reported": reported.value,
+            "interval": reported.interval, "beats_baselines": reported.beats_baselines,
         }  # fmt: skip
         if settings.permuted:
             return line
         task = load_task(load(case.study))
         study = optuna.load_study(study_name=best["study"], storage=open_storage(url))
-        limit = ("--seconds", str(seconds))
-        script_seconds, theirs = run_script(
+        limit = ("--cpu-seconds", str(cost.cpu_seconds / settings.workers))
+        script_cost, theirs = run_script(
             load(case.script), task, fresh("script"), folder, limit, workers=settings.workers
         )
         candidates = _ensembles(study, reported) | {"script": (_script_winner(case, theirs, task),)}
         return line | {
-            "script_seconds": script_seconds, "script_trials": len(theirs.trials),
+            "script_cpu_seconds": script_cost.cpu_seconds, "script_trials": len(theirs.trials),
             "candidates": {name: [_as_json(member) for member in members] for name, members in candidates.items()},
         }  # fmt: skip
 
