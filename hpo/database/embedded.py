@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
@@ -36,8 +37,11 @@ LONGEST_SOCKET = 103
 """Longest path of a Unix socket that every system supports, in bytes."""
 START_SECONDS = 60.0
 MAX_CONNECTIONS = 200
+SHORT_SOCKETS = Path("/tmp")  # noqa: S108 (checked)
 _ORPHANS = "pre-existing shared memory block"
 """Postgres reports this while sessions of a killed server are still ending; a retry succeeds."""
+_REASON = re.compile(r"(?:error|fatal|panic): +(.*)", re.IGNORECASE)
+"""How Postgres's commands begin the line that says what went wrong."""
 
 
 @contextmanager
@@ -118,7 +122,7 @@ class Server:
             self._run("pg_ctl", "stop", "-w", "-s", "-m", "fast")
         except StorageError as error:
             logger.warning("%s", error, extra={"action": "embedded_stop_failed"})
-        if sockets and Path(sockets) != self.data:
+        if sockets and _is_short(Path(sockets), self.data):
             shutil.rmtree(sockets, ignore_errors=True)
 
     def pid(self) -> int | None:
@@ -180,7 +184,7 @@ class Server:
             r"[\w./-]+", str(self.data)
         ):
             return self.data
-        short = Path(tempfile.mkdtemp(prefix="hpo-pg-", dir="/tmp"))
+        short = Path(tempfile.mkdtemp(prefix="hpo-pg-", dir=SHORT_SOCKETS))
         embedded_root.give(short)
         return short
 
@@ -193,11 +197,19 @@ class Server:
                 _as_owner(call, output)
             except (OSError, subprocess.SubprocessError) as error:
                 output.seek(0)
-                reason = (output.read().strip() or str(error)).replace("\n", "; ")
+                reason = _reason(output.read()) or str(error)
+                log = f"; {self._log_tail()}" if data is None else ""  # a database that is being created has none
                 raise StorageError(
-                    f"The embedded Postgres in {self.data} failed at {command} ({reason}; {self._log_tail()}): "
+                    f"The embedded Postgres in {self.data} failed at {command} ({reason}{log}): "
                     "fix that, or name a Postgres with --storage URL (HPO_STORAGE)."
                 ) from error
+
+
+def _reason(output: str) -> str:
+    """What a command of Postgres says went wrong; all that it says, if no line is marked as that."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    marked = [match[1] for line in lines if (match := _REASON.search(line))]
+    return "; ".join(dict.fromkeys(marked or lines))
 
 
 def _as_owner(call: list[str], output: IO[str]) -> None:
@@ -247,6 +259,7 @@ def home(folder: Path) -> Path:
     folder = Path(os.path.abspath(folder))  # noqa: PTH100 (resolve() would follow symbolic links)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_owner(folder)
         with _locked(folder / "lock"):
             if not embedded_root.is_root():
                 return folder
@@ -257,13 +270,38 @@ def home(folder: Path) -> Path:
         raise UserError(f"{folder} cannot be written ({error.strerror}): {embedded_root.INSTEAD}.") from error
 
 
+def _check_owner(folder: Path) -> None:
+    """Refuse a `.hpo` folder, or a link to one, that someone else made: what is in it may lead anywhere."""
+    if {folder.lstat().st_uid, folder.stat().st_uid} != {os.geteuid()}:
+        raise UserError(f"{folder} belongs to another user: {embedded_root.INSTEAD}.")
+
+
 def _postmaster_line(data: Path, number: int) -> str:
-    """Return a line of `postmaster.pid` (0 process, 3 port, 4 the socket's folder), empty if there is none (yet)."""
+    """Return a line of `postmaster.pid` (0 process, 3 port, 4 the socket's folder), empty if there is none (yet).
+
+    For root the file belongs to a weaker account. So a line that this server would not write counts as missing.
+    """
     try:
         lines = (data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return ""
-    return lines[number].strip() if len(lines) > number else ""
+    line = lines[number].strip() if len(lines) > number else ""
+    if number == 4:
+        is_ours = Path(line).resolve() == data.resolve() or _is_short(Path(line), data)
+    else:
+        is_ours = re.fullmatch(r"[1-9][0-9]{0,8}", line) is not None
+    return line if line and is_ours else ""
+
+
+def _is_short(sockets: Path, data: Path) -> bool:
+    """Whether it is a folder that `_sockets` made for this server, or another one under the same account."""
+    if sockets.parent != SHORT_SOCKETS or not re.fullmatch(r"hpo-pg-\w+", sockets.name):
+        return False
+    try:
+        status = sockets.lstat()
+        return stat.S_ISDIR(status.st_mode) and status.st_uid == data.stat().st_uid
+    except OSError:
+        return False
 
 
 def _alive(pid: int) -> bool:
@@ -277,7 +315,7 @@ def _alive(pid: int) -> bool:
 
 
 def _open_lock(path: Path) -> IO[bytes]:
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "r+b")
 
 
 def _is_last(users: IO[bytes]) -> bool:
