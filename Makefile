@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Each test process uses one torch thread, so two processes fill two cores.
 TEST_PROCESSES ?= 2
 
-.PHONY: help install demo test lint schema format bench up lock clean
+.PHONY: help install demo test lint schema format bench up fuzz lock sbom clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/'
@@ -43,11 +43,21 @@ format: install  ## format and fix with ruff
 bench: install  ## measure speed and worth, write benchmarks/results.json
 	$(BIN)/python -m benchmarks
 
-up:  ## start Postgres, the dashboard and workers in containers (POSTGRES_PASSWORD, HPO_DASHBOARD_PASSWORD)
+up:  ## start Postgres, the dashboard and workers in containers (passwords: docker-compose.yml)
 	docker compose --profile $$(nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu) up --build --detach
 
-lock: install  ## write the installed packages to requirements.lock
+fuzz: install  ## try 10,000 study files and 10,000 tables in every state (FUZZ_EXAMPLES)
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-10000} OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/acceptance/test_fuzz.py
+
+lock: install  ## write the installed packages to requirements.lock, and those of the product with hashes
 	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --quiet --no-config --universal --python-version 3.11 --generate-hashes \
+	  --no-annotate --constraint requirements.lock --extra s3 --extra mlflow --extra lora \
+	  --custom-compile-command 'make lock' --output-file requirements.hashed.lock
+
+sbom: install  ## write what the image holds to sbom.json (CycloneDX)
+	$(BIN)/cyclonedx-py requirements requirements.hashed.lock --pyproject pyproject.toml --output-reproducible \
+	  --output-file sbom.json
 
 clean:  ## remove .venv (the embedded database under .hpo/ stays)
 	rm -rf $(VENV)

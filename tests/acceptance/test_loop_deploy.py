@@ -58,8 +58,7 @@ def interpolate(value: Any, environ: dict[str, str]) -> Any:
     return VARIABLE.sub(replacement, value) if isinstance(value, str) else value
 
 
-SECRETS = {"POSTGRES_PASSWORD": "p", "HPO_DASHBOARD_PASSWORD": "d"}  # pragma: allowlist secret
-SERVICES = interpolate(COMPOSE, SECRETS | {"STUDY": "tiny.toml"})["services"]
+SERVICES = interpolate(COMPOSE, {"STUDY": "tiny.toml"})["services"]
 
 
 # ---- schemas ---------------------------------------------------------------------------------------------------------
@@ -79,10 +78,27 @@ def test_the_kubernetes_job_is_valid() -> None:
         jsonschema.validate({**JOB, "spec": {**JOB["spec"], "paralelism": 1}}, schema)
 
 
-@pytest.mark.parametrize("missing", SECRETS)
-def test_compose_refuses_to_start_without_a_password(missing: str) -> None:
-    with pytest.raises(LookupError, match=f"set {missing}, or give --env-file"):
-        interpolate(COMPOSE, {key: value for key, value in SECRETS.items() if key != missing})
+def test_passwords_are_files_in_a_folder_of_the_user() -> None:
+    secrets = interpolate(COMPOSE, {"SECRETS": "/private"})["secrets"]
+    assert {name: secret["file"] for name, secret in secrets.items()} == {
+        name: f"/private/{name}" for name in ("postgres_password", "dashboard_password")
+    }
+    for service in SERVICES.values():
+        read = {value for name, value in service["environment"].items() if "PASSWORD" in name}
+        assert read == {f"/run/secrets/{name}" for name in service["secrets"]}
+        assert all(name.endswith("_FILE") for name in service["environment"] if "PASSWORD" in name)
+    assert "/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_every_container_is_confined() -> None:
+    for service in SERVICES.values():
+        assert service["read_only"] is True
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["pids_limit"] > 0
+        assert service["mem_limit"]
+        assert "/tmp" in service["tmpfs"]
+    version = PROJECT["version"]
+    assert CONTAINER["image"] == f"sparse-evidence-hpo:{version}"
 
 
 def test_no_file_contains_a_password() -> None:
@@ -136,13 +152,44 @@ def test_the_build_context_is_exactly_what_the_dockerfile_copies() -> None:
     assert all((ROOT / source).exists() for source in copied())
 
 
-def test_the_lock_pins_every_package_of_the_image_and_the_image_has_no_development_tools() -> None:
-    locked = {
-        line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "requirements.lock").read_text().split()
+def locked(file: str) -> dict[str, str]:
+    """The version of every package in a lock file."""
+    lines = (ROOT / file).read_text().splitlines()
+    pins = [line.split()[0].partition("==") for line in lines if "==" in line and not line.startswith((" ", "#"))]
+    return {name.lower().replace("_", "-"): version for name, _, version in pins}
+
+
+def test_the_lock_with_hashes_has_what_the_image_needs_and_no_development_tools() -> None:
+    """At the versions that the tests ran with."""
+    hashed, tested = locked("requirements.hashed.lock"), locked("requirements.lock")
+    extras = [line for name in ("s3", "mlflow", "lora") for line in PROJECT["optional-dependencies"][name]]
+    product = requirements(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["s3"])
+    assert {"torch", "optuna", "boto3", "sqlalchemy", "setuptools"} <= product | {"setuptools"} <= hashed.keys()
+    assert {Requirement(line).name for line in extras} <= hashed.keys()
+    assert {name: hashed[name] for name in hashed.keys() & tested} == {
+        name: tested[name] for name in hashed if name in tested
     }
-    packages = requirements(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["s3"])
-    assert {"torch", "optuna", "boto3", "sqlalchemy"} <= packages <= locked
-    assert not packages & {"mypy", "ruff", "pytest", "hypothesis", "import-linter"}
+    assert product <= tested.keys()
+    assert not hashed.keys() & {"mypy", "ruff", "pytest", "hypothesis", "import-linter", "uv", "cyclonedx-bom", "pip"}
+    blocks = re.split(r"\n(?=\S)", (ROOT / "requirements.hashed.lock").read_text().partition("make lock\n")[2])
+    assert all("--hash=sha256:" in block for block in blocks)
+    assert "://" not in "".join(blocks), "no registry is named"
+    assert "RUN pip install --require-hashes -r requirements.hashed.lock" in DOCKERFILE
+
+
+def test_the_bill_of_materials_lists_the_image(tmp_path: Path) -> None:
+    made = subprocess.run(["make", "-n", "sbom"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.replace(
+        "\\\n", " "
+    )
+    (arguments,) = [line.split()[1:] for line in made.splitlines() if "cyclonedx-py" in line]
+    out = tmp_path / "sbom.json"
+    call = [sys.executable, "-m", "cyclonedx_py", *[str(out) if word == "sbom.json" else word for word in arguments]]
+    subprocess.run(call, cwd=ROOT, check=True, capture_output=True)
+    components = json.loads(out.read_text())["components"]
+    assert {entry["name"].lower(): entry["version"] for entry in components}.items() >= {
+        name: version for name, version in locked("requirements.hashed.lock").items() if name in {"torch", "optuna"}
+    }.items()
+    assert all(reference["hashes"] for entry in components for reference in entry["externalReferences"])
 
 
 def requirements(lines: list[str]) -> set[str]:
