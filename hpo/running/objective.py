@@ -127,7 +127,8 @@ def _prune(claim: Claim, cv: CrossValidation) -> TrialState:
 
 def _complete(claim: Claim, cv: CrossValidation) -> TrialState:
     summary = _summary(cv)
-    attributes = {CURVES: cv.curves(), CV: summary}
+    # A trial that confirms is scored only once, so it has no curves.
+    attributes = {CV: summary} if cv.fixed_epochs else {CURVES: cv.curves(), CV: summary}
     claim.finish(TrialState.COMPLETE, summary["mean"], attributes=attributes, logits=cv.predictions())
     return TrialState.COMPLETE
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any, cast
@@ -60,6 +60,8 @@ class StudyTask:
     """Chunks and criteria of the study, summed over its encoders and windows."""
     computed: int
     """How many of them `load_task` embedded; the others were cached, or repeat another text."""
+    _fresh: dict[int, Folds] = field(default_factory=dict, init=False)
+    """The folds of the fresh splits so far: dividing the posts takes as long as a tenth of a small trial."""
 
     @property
     def criteria(self) -> tuple[str, ...]:
@@ -133,7 +135,9 @@ class StudyTask:
         Raises:
             SplitError: the posts cannot be split again.
         """
-        return replace(self, folds=fresh_folds(self.corpus, self.folds, self.confirm_seed(split)))
+        if split not in self._fresh:
+            self._fresh[split] = fresh_folds(self.corpus, self.folds, self.confirm_seed(split))
+        return replace(self, folds=self._fresh[split])
 
     def outer_folds(self, count: int) -> Folds:
         """The posts of the search, divided into the outer folds of a nested cross-validation.
