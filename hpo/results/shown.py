@@ -200,7 +200,7 @@ def with_notes(studies: ShownStudies) -> Callable[[View], View]:
 
 def _is_empty(note: Mapping[str, Any]) -> bool:
     """Whether nobody has written the note; a person's note has a version from 1, even after it was cleared."""
-    return note["version"] == 0
+    return bool(note["version"] == 0)
 
 
 def escaped(text: str) -> str:
