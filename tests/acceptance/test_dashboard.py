@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from browser import Browser, installed
 from dashboard_pages import look_at
 from study_in_work import PRUNED_AT_THE_END_OF_A_STAGE, make_study
@@ -13,6 +14,7 @@ from sparse_evidence.hpo.database.connection import engine_of
 from sparse_evidence.hpo.results.best import best_result
 
 
+@pytest.mark.slow
 def test_the_pages_of_a_study_in_work(start, call, database: str, tmp_path: Path) -> None:
     study = make_study(tmp_path, database)
     best = best_result(study)
