@@ -45,6 +45,7 @@ VERBS = {
     },
     "confirm": {"STUDY", "--workers", "--leaders", "--splits", "--storage"},
     "status": {"STUDY", "--storage", "--json"},
+    "why": {"STUDY", "TRIAL", "--json", "--storage"},
     "leaderboard": {"STUDY", "--top", "--csv", "--json", "--storage"},
     "export": {"STUDY", "--out", "-o", "--force", "--mlflow", "--mlflow-trials", "--model", "--storage"},
     "predict": {

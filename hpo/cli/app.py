@@ -35,6 +35,7 @@ from . import (
     run,
     status,
     validate,
+    why,
     worker,
 )
 from .shared import OptionalAddress, print_error
@@ -66,6 +67,7 @@ app.command(name="worker")(worker.command)
 app.command(name="confirm")(confirm.command)
 app.command(name="status")(status.command)
 app.command(name="leaderboard")(leaderboard.command)
+app.command(name="why")(why.command)
 app.command(name="export", cls=OptionalAddress)(export.command)
 app.command(name="fit")(fit.command)
 app.command(name="explain")(explain.command)

@@ -26,19 +26,19 @@ def command(
     allow_changes: Annotated[bool, typer.Option("--allow-changes", help="Allow editing and deleting.")] = False,
     storage: Storage = None,
 ) -> None:
-    """Serve optuna-dashboard over the study's database (password: HPO_DASHBOARD_PASSWORD)."""
+    """Serve optuna-dashboard over the study's database (password: HPO_DASHBOARD_PASSWORD, or ..._PASSWORD_FILE)."""
     from ..results import dashboard
 
     dashboard.check_exposure(host)
     definition = load_definition(study) if study is not None else None
     with fast_imports():
         from ..database.address import storage_url
-        from ..database.connection import open_storage
+        from ..database.connection import LOOK_SECONDS, open_storage
+        from ..database.record import CURVES
         from ..database.studies import load_study
     with storage_url(storage, create=False) as url:
-        opened = open_storage(url)
+        opened = open_storage(url, retry_seconds=LOOK_SECONDS, without=(CURVES,))
         if definition is not None:
             load_study(opened, definition.name)
-        dashboard.serve(
-            opened, host=host, port=port, changes=allow_changes, ready=lambda address: print(address, flush=True)
-        )
+        writing = open_storage(url, retry_seconds=LOOK_SECONDS) if allow_changes else None
+        dashboard.serve(opened, writing, host=host, port=port, ready=lambda address: print(address, flush=True))

@@ -44,7 +44,7 @@ def command(
         raise UserError("--mlflow-trials and --model say what goes to an MLflow server; name it with --mlflow")
     with fast_imports():
         from ..database.address import storage_url
-        from ..database.connection import open_storage
+        from ..database.connection import LOOK_SECONDS, open_storage
         from ..database.studies import load_study
         from ..results import tables
     if mlflow is not None:
@@ -52,7 +52,7 @@ def command(
             from ..results import tracking  # imports torch
         tracking.check(mlflow, model)
     with storage_url(storage, create=False) as url:
-        opened = load_study(open_storage(url), definition.name)
+        opened = load_study(open_storage(url, retry_seconds=LOOK_SECONDS), definition.name)
         result = best.best_result(opened, definition.path, output.file)
         output.write(result)
         console = make_console(stderr=output.is_stdout)

@@ -12,12 +12,12 @@ def command(study: StudyFile, storage: Storage = None, as_json: AsJson = False) 
     definition = load_definition(study)
     with fast_imports():
         from ..database.address import storage_url
-        from ..database.connection import open_storage
+        from ..database.connection import LOOK_SECONDS, open_storage
         from ..database.studies import load_study
         from ..results import tables
         from ..results.status import study_status
     with storage_url(storage, create=False) as url:
-        opened = load_study(open_storage(url), definition.name)
+        opened = load_study(open_storage(url, retry_seconds=LOOK_SECONDS), definition.name)
         status = study_status(opened, grace_seconds=definition.service.grace_seconds)
     if as_json:
         print(json.dumps(status, indent=2, sort_keys=True, allow_nan=False))

@@ -58,7 +58,7 @@ def normalize_url(url: str) -> str:
         )
     parsed = parsed.set(drivername="postgresql+psycopg2")
     if parsed.password is None and "password" not in parsed.query:
-        parsed = parsed.set(password=_password_from_file())
+        parsed = parsed.set(password=password_from_file("HPO_STORAGE_PASSWORD_FILE"))
     return parsed.render_as_string(hide_password=False)
 
 
@@ -83,9 +83,15 @@ def describe(url: str | URL) -> str:
     return mask_password(parsed.set(drivername=parsed.get_backend_name()))
 
 
-def _password_from_file() -> str | None:
-    """Read the file that `HPO_STORAGE_PASSWORD_FILE` names; None leaves it to libpq (`PGPASSWORD`, `~/.pgpass`)."""
-    name = os.environ.get("HPO_STORAGE_PASSWORD_FILE")
+def password_from_file(variable: str) -> str | None:
+    """Read the password from the file that an environment variable names; None if it names none.
+
+    For `HPO_STORAGE_PASSWORD_FILE`, None leaves the password to libpq (`PGPASSWORD`, `~/.pgpass`).
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    name = os.environ.get(variable)
     if not name:
         return None
     try:
@@ -93,6 +99,6 @@ def _password_from_file() -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(
-            f"The password file {name} (HPO_STORAGE_PASSWORD_FILE) cannot be read: {reason}; "
+            f"The password file {name} ({variable}) cannot be read: {reason}; "
             "name a readable file that contains the password."
         ) from error

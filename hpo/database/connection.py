@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 RETRY_SECONDS = 600.0
 """How long a worker waits for a database that has become unreachable."""
+LOOK_SECONDS = 5.0
+"""How long commands that only look wait for it: a person, or a page in a browser, is waiting for the answer."""
 CONNECT_SECONDS = 8
 """How long connecting may take before the database counts as unreachable."""
 BUSY_SECONDS = 60.0

@@ -53,6 +53,10 @@ REASON = "hpo:reason"
 ATTEMPTS = "hpo:attempts"
 """How many workers started the trial, if more than one."""
 
+PRUNED = "hpo:pruned"
+"""What the pruning rule compared when it pruned the trial: `folds`, `value`, `threshold`, `peers`, `stage_ended`, as in
+`running.pruning.Judged`."""
+
 FIXED = "fixed_params"
 """Optuna's own name, among the system attributes: the parameters that a queued trial is started with."""
 CONFIRM = "hpo:confirm"
@@ -178,3 +182,9 @@ def reason(trial: FrozenTrial) -> str | None:
 def attempts(trial: FrozenTrial) -> int:
     """How many workers started the trial."""
     return int(trial.user_attrs.get(ATTEMPTS, 1))
+
+
+def pruned(trial: FrozenTrial) -> dict[str, Any] | None:
+    """What the pruning rule compared; None if the trial is not pruned, or by a version that did not store it."""
+    stored: dict[str, Any] | None = trial.user_attrs.get(PRUNED)
+    return stored

@@ -17,11 +17,11 @@ from sparse_evidence.core.metrics import METRICS
 from sparse_evidence.core.training.crossval import CrossValidation
 
 from ..database import record
-from ..database.record import BASELINES, CONFIG, CURVES, CV, SEED
+from ..database.record import BASELINES, CONFIG, CURVES, CV, PRUNED, SEED
 from ..study import space
 from .artifacts import Checkpoints
 from .claims import Claim
-from .pruning import SameFoldsRule
+from .pruning import Judged, SameFoldsRule
 from .task import StudyTask
 
 
@@ -65,8 +65,8 @@ def run(
                 # passed it, and the worker died before it could checkpoint that.
                 if not claim.reported(cv.folds_begun):
                     if rule.should_prune(cv.folds_begun, cv.projected_value(), stage_ended=event.stage_ended):
-                        return _prune(claim, cv)
-                    if event.stage_ended:
+                        return _prune(claim, cv, rule.judged)
+                    if event.stage_ended and cv.folds_begun < cv.folds.count:
                         _report(claim, cv)
                 if stop():
                     checkpoints.save(claim, config, cv)
@@ -115,13 +115,18 @@ def _baselines(claim: Claim, task: StudyTask, split: int) -> TrialState:
 
 
 def _report(claim: Claim, cv: CrossValidation) -> None:
-    """Report the stage that has just ended: the trial continues, and other trials are compared with it."""
+    """Report a stage that has just ended: the trial continues, and other trials are compared with it.
+
+    The last stage is reported with the trial's end: no trial is pruned by it, and the last report is then the value.
+    """
     claim.trial.report(cv.value_so_far(), step=cv.folds_begun)
 
 
-def _prune(claim: Claim, cv: CrossValidation) -> TrialState:
+def _prune(claim: Claim, cv: CrossValidation, judged: Judged | None) -> TrialState:
+    assert judged is not None, "a trial is pruned by a comparison"
     report = {cv.folds_begun: cv.value_so_far()}
-    claim.finish(TrialState.PRUNED, attributes={CURVES: cv.curves()}, reports=report, logits=cv.predictions())
+    attributes = {CURVES: cv.curves(), PRUNED: asdict(judged)}
+    claim.finish(TrialState.PRUNED, attributes=attributes, reports=report, logits=cv.predictions())
     return TrialState.PRUNED
 
 
@@ -129,7 +134,8 @@ def _complete(claim: Claim, cv: CrossValidation) -> TrialState:
     summary = _summary(cv)
     # A trial that confirms is scored only once, so it has no curves.
     attributes = {CV: summary} if cv.fixed_epochs else {CURVES: cv.curves(), CV: summary}
-    claim.finish(TrialState.COMPLETE, summary["mean"], attributes=attributes, logits=cv.predictions())
+    report = {cv.folds.count: summary["mean"]}
+    claim.finish(TrialState.COMPLETE, summary["mean"], attributes=attributes, reports=report, logits=cv.predictions())
     return TrialState.COMPLETE
 
 
