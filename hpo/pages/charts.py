@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 Point = tuple[float, float]
 """Across and up, in the units of the axes."""
 
-LABEL_PIXELS = 7
-"""About how wide a character of a label is."""
+LABEL_CHARACTERS = 40
+"""About so many characters fit below an axis on a phone."""
 
 
 # --- axes -------------------------------------------------------------------------------------------------------------
@@ -101,48 +102,50 @@ class Plot:
 
     def line(self, points: Sequence[Point], style: str, title: str = "") -> None:
         """Draw a line through the points."""
-        self._path([f"{self._x(x)},{self._y(y)}" for x, y in points], "L", style, title)
+        self._path([f"{self._x(x)},{self._y(y)}" for x, y in points], style, title)
 
     def steps(self, points: Sequence[Point], style: str, title: str = "") -> None:
         """Draw a line that keeps the height of a point until the next one."""
         parts = [f"{self._x(x)},{self._y(y)}" for x, y in points[:1]]
-        for (_, before), (x, y) in zip(points, points[1:], strict=False):
+        for (_, before), (x, y) in pairwise(points):
             parts += [f"{self._x(x)},{self._y(before)}"] + ([f"{self._x(x)},{self._y(y)}"] if y != before else [])
-        self._path(parts, "L", style, title)
+        self._path(parts, style, title)
 
     def level(self, value: float, style: str, title: str = "") -> None:
         """Draw a line across the whole plot; nothing if the value is not on the axis."""
         if self._up.holds(value):
             at = _percent(1 - self._up.share(value))
-            self._mark(f'<line class="{style}" x1="0" x2="100%" y1="{at}" y2="{at}">', title, "</line>")
+            self._line(style, ("0", "100%"), (at, at), title)
 
     def vertical(self, value: float, style: str, title: str = "") -> None:
         """Draw a line from the bottom to the top."""
         at = _percent(self._across.share(value))
-        self._mark(f'<line class="{style}" x1="{at}" x2="{at}" y1="0" y2="100%">', title, "</line>")
+        self._line(style, (at, at), ("0", "100%"), title)
 
     def dot(self, x: float, y: float, style: str, title: str = "", *, radius: float = 3.5) -> None:
         """Draw a dot; one that is beyond the axis lies on its end."""
         across, up = _percent(self._across.share(x)), _percent(1 - self._up.share(y))
-        self._mark(f'<circle class="{style}" cx="{across}" cy="{up}" r="{radius:g}">', title, "</circle>")
+        mark = Markup('<circle class="{}" cx="{}" cy="{}" r="{:g}">{}</circle>')
+        self._marks.append(mark.format(style, across, up, radius, _title(title)))
 
     def range(self, x: float, low: float, high: float, style: str, title: str = "") -> None:
         """Draw an interval of the vertical axis."""
         across, bottom, top = (
             _percent(share) for share in (self._across.share(x), 1 - self._up.share(low), 1 - self._up.share(high))
         )
-        self._mark(f'<line class="{style}" x1="{across}" x2="{across}" y1="{bottom}" y2="{top}">', title, "</line>")
+        self._line(style, (across, across), (bottom, top), title)
 
     def svg(self) -> Markup:
         """The plot as SVG."""
         return _svg("plot", self._height, self._label, [*self._grid, *self._marks])
 
-    def _path(self, parts: Sequence[str], joint: str, style: str, title: str) -> None:
-        if len(parts) > 1:
-            self._marks.append(_stretched(f"M{joint.join(parts)}", 1000, 1000, style, title))
+    def _path(self, points: Sequence[str], style: str, title: str) -> None:
+        if len(points) > 1:
+            self._marks.append(_stretched(f"M{'L'.join(points)}", 1000, 1000, style, title))
 
-    def _mark(self, start: str, title: str, end: str) -> None:
-        self._marks.append(Markup(start) + _title(title) + Markup(end))  # noqa: S704  (numbers and our own classes)
+    def _line(self, style: str, across: tuple[str, str], up: tuple[str, str], title: str) -> None:
+        mark = Markup('<line class="{}" x1="{}" x2="{}" y1="{}" y2="{}">{}</line>')
+        self._marks.append(mark.format(style, *across, *up, _title(title)))
 
     def _x(self, value: float) -> str:
         return f"{1000 * self._across.share(value):.0f}"
@@ -245,6 +248,8 @@ class Strand:
     """Where it crosses each axis; None if it has no value there."""
     style: str
     title: str
+    first: int = 0
+    """The axis at which it starts."""
 
 
 def parallel(lanes: Sequence[Lane], strands: Iterable[Strand], label: str) -> Markup:
@@ -256,6 +261,7 @@ def parallel(lanes: Sequence[Lane], strands: Iterable[Strand], label: str) -> Ma
         points = [
             f"{1000 * (ABSENT if share is None else START + (1 - START) * share):.0f},{LANE * row + LANE // 2}"
             for row, share in enumerate(strand.shares)
+            if row >= strand.first
         ]
         lines.append(_stretched(f"M{'L'.join(points)}", 1000, height, strand.style, strand.title))
     return _svg("lanes", height, label, [*lines, *marks])
@@ -268,12 +274,12 @@ def _lane(lane: Lane, at: int) -> Markup:
     if lane.may_be_absent:
         axis += Markup('<circle class="absent" cx="0" cy="{}" r="3"><title>not a parameter of the trial</title>'
                        "</circle>").format(at)  # fmt: skip
-    room = 100 // max(len(lane.labels), 1)  # characters, on a phone about half of them fit
+    room = max(LABEL_CHARACTERS // max(len(lane.labels), 1), 3)
     for share, text in lane.labels:
         anchor = "start" if share < 0.01 else "end" if share > 0.99 else "middle"
-        axis += Markup(
-            '<text class="tick" x="{}" y="{}" text-anchor="{}">{}<title>{}</title></text>'
-        ).format(_percent(START + (1 - START) * share), at + 16, anchor, shortened(text, max(room // 2, 3)), text)  # fmt: skip
+        axis += Markup('<text class="tick" x="{}" y="{}" text-anchor="{}">{}{}</text>').format(
+            _percent(START + (1 - START) * share), at + 16, anchor, shortened(text, room), _title(text)
+        )
     return axis
 
 
@@ -311,11 +317,7 @@ def _stretched(path: str, width: int, height: int, style: str, title: str) -> Ma
 
 def swatch(style: str, kind: str) -> Markup:
     """A sample for a legend: `dot` or `line`."""
-    inside = (
-        Markup('<circle class="{}" cx="11" cy="7" r="4"/>')
-        if kind == "dot"
-        else Markup('<path class="{}" d="M0,7L22,7"/>')
-    )
+    shapes = {"dot": '<circle class="{}" cx="11" cy="7" r="4"/>', "line": '<path class="{}" d="M0,7L22,7"/>'}
     return Markup('<svg class="swatch" width="22" height="14" aria-hidden="true">{}</svg>').format(
-        inside.format(escape(style))
+        Markup(shapes[kind]).format(style)  # noqa: S704  (our own shapes)
     )

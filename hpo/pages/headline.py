@@ -121,10 +121,10 @@ def _searched(snapshot: Snapshot) -> list[tuple[str, str]]:
     parameters = len({name for trial in snapshot.trials for name in trial.params})
     requested, finished = trials["requested"] or 0, trials["finished"]
     states = [f"{trials['complete']:,} complete", f"{trials['pruned']:,} pruned"]
-    states += [f"{trials['infeasible'] + trials['failed']:,} failed"] if trials["infeasible"] + trials["failed"] else []
-    count = (
-        f"{finished:,} of {count_text(requested, 'trial')}" if finished < requested else count_text(finished, "trial")
-    )
+    if failed := trials["infeasible"] + trials["failed"]:
+        states.append(f"{failed:,} failed")
+    count = count_text(max(requested, finished), "trial")
+    count = f"{finished:,} of {count}" if finished < requested else count
     return [
         ("Data", ", ".join(data)),
         ("Searched", f"{', '.join(names)}; {count_text(parameters, 'parameter')}"),
@@ -184,7 +184,11 @@ def _gains(snapshot: Snapshot) -> tuple[str, tuple[Line, ...], str] | None:
         return None
     axis = axis_of([0.0, *(end for _, value, interval in gains for end in (value, *(interval or ())))])
     lines = tuple(
-        Line(f"over {_plain(name)}", estimate, strip(axis, estimate, interval=interval, value=value, zero=True))
+        Line(
+            f"over {BASELINE_NAMES.get(name, f'the {name}')}",
+            estimate,
+            strip(axis, estimate, interval=interval, value=value, zero=True),
+        )
         for name, value, interval in gains
         for estimate in [f"{signed(value)} ({interval_text(interval)})"]
     )
@@ -205,18 +209,15 @@ def _plain(name: str) -> str:
 def _baselines(snapshot: Snapshot) -> tuple[str, tuple[Line, ...], str]:
     """What has to be beaten, beside the best trial so far."""
     metric = snapshot.status["metric"]
-    found = [(_plain(key), value, False) for key, _, value in shown_baselines(metric, snapshot.status["baselines"] or {})
-             if key in BASELINE_NAMES]  # fmt: skip
+    baselines = shown_baselines(metric, snapshot.status["baselines"] or {})
+    found = [(_plain(key), value, False) for key, _, value in baselines if key in BASELINE_NAMES]
     if snapshot.best is not None and snapshot.best["value"] is not None:
         found.insert(0, (f"trial {snapshot.best['trial']}, best so far", snapshot.best["value"], True))
     axis = axis_of([value for _, value, _ in found])
     lines = tuple(Line(name, short(value), strip(axis, short(value), value=value), own) for name, value, own in found)
     note = "All on the same folds of the search. The best of many trials is also the luckiest: expect less."
-    return (
-        f"{capitalized(snapshot.metric)} beside the baselines",
-        lines,
-        note if lines else "No baseline is measured yet.",
-    )
+    note = note if lines else "No baseline is measured yet."
+    return f"{capitalized(snapshot.metric)} beside the baselines", lines, note
 
 
 def compared(snapshot: Snapshot) -> tuple[list[dict[str, Any]], Axis]:
@@ -270,15 +271,11 @@ def _step(snapshot: Snapshot, phase: Phase) -> Step:
         confirming = status["confirming"] or {"finished": 0, "planned": 0}
         told = confirming_text(confirming["finished"], confirming["planned"]).removeprefix("confirming: ")
         if snapshot.is_worked_on:
-            return Step(
-                f"Wait until the result is confirmed on fresh splits: {told} so far. Then make this page again."
-            )
+            return Step(f"Wait until the result is confirmed on fresh splits, {told}. Then make this page again.")
         return Step(f"Confirming was interrupted, {told}. Resume it:", (f"hpo confirm {file}",))
     if phase == Phase.UNCONFIRMED:
         leaders = "" if snapshot.definition.confirm.leaders else " --leaders 8"
-        sentence = (
-            "Confirm the result on fresh splits before you rely on the number: it was chosen on these very folds."
-        )
+        sentence = "Confirm the result on fresh splits before you rely on its number: these folds chose it."
         return Step(sentence, (f"hpo confirm {file}{leaders}",))
     return _use(snapshot, phase)
 
@@ -308,13 +305,11 @@ def _use(snapshot: Snapshot, phase: Phase) -> Step:
         on = "once on the posts that were held out" if held_out else "on other labelled posts"
         return Step(f"Train {candidate_text(name)} on all posts of the search, and measure it {on}:", (fit, evaluate))
     gain = best["confirmed"]["over_baseline"] if best["confirmed"] else None
-    width = (
-        "" if gain is None or gain["interval"] is None else f" ({interval_text(better_by(best['metric'], gain)[1])})"
-    )
+    width = "" if gain is None else f" ({interval_text(better_by(best['metric'], gain)[1])})"
     sentence = (
-        f"Do not report a gain over the baselines. More labelled posts would narrow its interval{width}; another model "
-        "or encoder may raise it."
+        f"Do not report a gain over the baselines. More labelled posts would narrow the gain's interval{width}; "
+        "another model or encoder may raise the gain."
     )
-    if name in {"ensemble", "default"} or (name or "").isdecimal() or name in {"retrieval", "linear"}:
-        return Step(f"{sentence} If you need a model now, this trains {candidate_text(str(name))}:", (fit,))
-    return Step(sentence)
+    if name is None or name in {"chance", "zero_shot"}:  # nothing that could be fitted
+        return Step(sentence)
+    return Step(f"{sentence} If you need a model now, this trains {candidate_text(name)}:", (fit,))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,11 +59,11 @@ def precision_recall(snapshot: Snapshot) -> Ranking:
         return Ranking((), "It needs the labels, and the study's data cannot be read where this page was made.")
     if not _is_ours(snapshot, corpus.labels, snapshot.logits):
         return Ranking((), "It needs the labels, and the data where this page was made are not those of the study.")
-    found = _on_fresh_splits(snapshot) or _on_search_folds(snapshot)
-    confirmed = snapshot.confirmed is not None and len(found) > 0 and any(name in BASELINE_NAMES for name in found)
+    fresh = _on_fresh_splits(snapshot)
+    found = fresh or _on_search_folds(snapshot)
     names = [criterion.name for criterion in corpus.criteria]
     curves = {name: _curves(corpus.labels, logits) for name, logits in found.items()}
-    return Ranking((_overall(snapshot, curves, corpus.labels, confirmed=confirmed), *_by_criterion(names, curves)))
+    return Ranking((_overall(snapshot, curves, corpus.labels, confirmed=bool(fresh)), *_by_criterion(names, curves)))
 
 
 def _is_ours(snapshot: Snapshot, labels: Labels, logits: Logits) -> bool:
@@ -76,10 +75,10 @@ def _is_ours(snapshot: Snapshot, labels: Labels, logits: Logits) -> bool:
     rows = ~np.isnan(logits).any(axis=1)
     scores = metrics.average_precision_per_criterion(labels[rows], metrics.sigmoid(logits[rows]))
     positives = (labels[rows] == 1).sum(axis=0)
-    return all(
-        count == known["positives"] and (known["average_precision"] is None or abs(score - known["average_precision"]) < TOLERANCE)
-        for score, count, known in zip(scores.tolist(), positives.tolist(), stored.values(), strict=True)
-    )  # fmt: skip
+    expected = [known["average_precision"] for known in stored.values()]
+    return positives.tolist() == [known["positives"] for known in stored.values()] and all(
+        known is None or abs(score - known) < TOLERANCE for score, known in zip(scores.tolist(), expected, strict=True)
+    )
 
 
 def _on_search_folds(snapshot: Snapshot) -> dict[str, list[Logits]]:
@@ -122,9 +121,10 @@ def _on_fresh_splits(snapshot: Snapshot) -> dict[str, list[Logits]]:
 
 
 def _curves(labels: Labels, logits: Sequence[Logits]) -> npt.NDArray[np.float64]:
-    """Precision at every recall `[criteria, recalls]`, as a mean over the splits; NaN for a criterion without positives."""
-    return np.mean([[precision_at(labels[:, column], part[:, column]) for column in range(labels.shape[1])]
-                    for part in logits], axis=0)  # fmt: skip
+    """Precision at every recall `[criteria, recalls]`, as a mean over the splits; NaN without positives."""
+    columns = range(labels.shape[1])
+    splits = [[precision_at(labels[:, column], part[:, column]) for column in columns] for part in logits]
+    return np.asarray(np.mean(splits, axis=0))
 
 
 def precision_at(labels: npt.NDArray[np.int8], scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
@@ -149,53 +149,58 @@ def _overall(
 ) -> Figure:
     """The mean over the criteria."""
     plot = Plot(Axis(0.0, 1.0), Axis(0.0, 1.0), "precision against recall, mean over the criteria", height=300)
-    chance = float(np.nanmean((labels == 1).sum(0) / np.maximum((labels >= 0).sum(0), 1)))
+    chance = float(((labels == 1).sum(0) / np.maximum((labels >= 0).sum(0), 1)).mean())
     plot.level(chance, "baseline", f"random order: {short(chance)}")
-    keys = []
-    for number, (name, curve) in reversed(list(enumerate(curves.items()))):
-        mean = np.nanmean(curve, axis=0)
-        plot.line(
-            list(zip(RECALLS.tolist(), mean.tolist(), strict=True)), f"curve curve-{number}", candidate_text(name)
+    styles = _styles(curves)
+    for name, curve in reversed(curves.items()):
+        plot.line(_points(curve[~np.isnan(curve).any(axis=1)].mean(axis=0)), styles[name], candidate_text(name))
+    keys = (*_keys(styles), Key(swatch("baseline", "line"), f"random order {short(chance)}"))
+    if confirmed and snapshot.confirmed is not None:
+        where = f"On {count_text(snapshot.confirmed['splits'], 'fresh split')}, which chose nothing."
+    else:
+        where = (
+            "On the folds of the search, which flatter what was chosen on them; the baselines' predictions are stored "
+            "when the result is confirmed."
         )
-        keys.append(
-            Key(swatch(f"curve curve-{number}", "line"), capitalized(candidate_text(name).removeprefix("the ")))
-        )
-    keys = [*reversed(keys), Key(swatch("baseline", "line"), f"random order {short(chance)}")]
-    where = (
-        f"On {count_text((snapshot.confirmed or {})['splits'], 'fresh split')}, which chose nothing."
-        if confirmed
-        else "On the folds of the search, which flatter what was chosen on them. The baselines' predictions are stored when the result is confirmed."
-    )
     caption = (
         "Read it from the left: of the posts that are ranked first, how many meet the criterion (precision), until a "
         "share of all that do is found (recall). A curve that is higher at the recall that you need is better."
     )
     notes = (where, "Mean over the criteria; all folds of a split are ranked together.")
-    return Figure("Precision and recall", caption, (Panel(plot.svg()),), tuple(keys), "precision, by recall", notes)
+    return Figure("Precision and recall", caption, (Panel(plot.svg()),), keys, "precision, by recall", notes)
 
 
-def _by_criterion(names: Sequence[str], curves: Mapping[str, npt.NDArray[Any]]) -> list[Figure]:
+def _by_criterion(names: Sequence[str], curves: Mapping[str, npt.NDArray[np.float64]]) -> list[Figure]:
     """A picture for every criterion: the winner against the best baseline; nothing for a single criterion."""
     if len(names) < 2:
         return []
-    first = next(iter(curves))
-    others = [name for name in curves if name in BASELINE_NAMES and name != first] or [
-        name for name in curves if name != first
-    ]
-    rival = max(others, key=lambda name: float(np.nanmean(curves[name]))) if others else None
+    first, *others = curves
+    rivals = [name for name in others if name in BASELINE_NAMES] or others
+    rival = max(rivals, key=lambda name: float(np.nanmean(curves[name])), default=None)
+    styles = {name: style for name, style in _styles(curves).items() if name in {first, rival}}
     panels = []
-    order = {name: position for position, name in enumerate(curves)}
     for column, criterion in enumerate(names[:SHOWN_CRITERIA]):
         plot = Plot(Axis(0.0, 1.0), Axis(0.0, 1.0), f"precision against recall of {criterion}", height=130)
-        for name in filter(None, (rival, first)):
-            curve = curves[name][column].tolist()
-            if curve[0] == curve[0]:
-                plot.line(
-                    list(zip(RECALLS.tolist(), curve, strict=True)), f"curve curve-{order[name]}", candidate_text(name)
-                )
+        for name in reversed(styles):
+            plot.line(_points(curves[name][column]), styles[name], candidate_text(name))
         panels.append(Panel(plot.svg(), criterion))
-    keys = tuple(Key(swatch(f"curve curve-{order[name]}", "line"), capitalized(candidate_text(name).removeprefix("the ")))
-                 for name in filter(None, (first, rival)))  # fmt: skip
     notes = (f"The first {SHOWN_CRITERIA} of {len(names)} criteria.",) if len(names) > SHOWN_CRITERIA else ()
     caption = "Criteria whose two curves lie together gain nothing from the search."
-    return [Figure("By criterion", caption, tuple(panels), keys, "precision, by recall", notes)]
+    keys = tuple(_keys(styles))
+    return [Figure("Precision and recall by criterion", caption, tuple(panels), keys, "precision, by recall", notes)]
+
+
+def _styles(curves: Mapping[str, object]) -> dict[str, str]:
+    return {name: f"curve curve-{number}" for number, name in enumerate(curves)}
+
+
+def _keys(styles: Mapping[str, str]) -> list[Key]:
+    return [
+        Key(swatch(style, "line"), capitalized(candidate_text(name).removeprefix("the ")))
+        for name, style in styles.items()
+    ]
+
+
+def _points(precision: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
+    """The points of a curve; none if it is undefined."""
+    return [] if np.isnan(precision).any() else list(zip(RECALLS.tolist(), precision.tolist(), strict=True))

@@ -13,9 +13,9 @@ from ..database import record
 from ..results.best import provenance_of
 from ..results.tables import fold_size, nested_claim
 from ..results.wording import capitalized, duration, metric_text, short
-from . import figures, html
-from .figures import setting_text
+from . import effort, figures, html, parameters
 from .headline import compared, headline, winner_key
+from .parameters import setting_text
 from .ranking import precision_recall
 from .snapshot import Snapshot, read_snapshot
 
@@ -43,7 +43,7 @@ def report_page(study: Study, definition: StudyDefinition) -> str:
 
 def render(snapshot: Snapshot) -> str:
     """The page as HTML; everything that it needs is in it."""
-    important = figures.importances(snapshot)
+    important = parameters.importances(snapshot)
     ranking = precision_recall(snapshot)
     fold_rows, fold_axis = figures.fold_rows(snapshot)
     candidates, value_axis = compared(snapshot)
@@ -68,15 +68,15 @@ def render(snapshot: Snapshot) -> str:
         settings=_settings(snapshot),
         importances=important,
         complete=len(snapshot.ranked),
-        least_trials=figures.LEAST_TRIALS,
-        parallel=figures.parallel_coordinates(snapshot, important),
+        least_trials=parameters.LEAST_TRIALS,
+        parallel=parameters.parallel_coordinates(snapshot, important.names),
         pruner=snapshot.pruner,
-        stages=figures.pruning_stages(snapshot),
-        pruning=figures.pruning(snapshot),
+        stages=effort.pruning_stages(snapshot),
+        pruning=effort.pruning(snapshot),
         failures=_failures(snapshot),
-        costs=figures.cost_rows(snapshot),
-        cost=figures.cost(snapshot),
-        at_once=figures.at_once(snapshot),
+        costs=effort.cost_rows(snapshot),
+        cost=effort.cost(snapshot),
+        at_once=effort.at_once(snapshot),
         workers=[_worker(row) for row in snapshot.status["workers"]],
         attempts=snapshot.status["attempts"],
         provenance=_provenance(snapshot),
@@ -112,18 +112,8 @@ def _criteria(snapshot: Snapshot) -> dict[str, Any] | None:
     best = snapshot.best
     if best is None:
         return None
-    rows = [
-        CriterionRow(
-            name,
-            _of_posts(scores),
-            "–" if scores["prevalence"] is None else f"{100 * scores['prevalence']:.1f} %",
-            *(short(scores[key]) for key in ("average_precision", "f1", "precision", "sensitivity")),
-        )
-        for name, scores in best["cv"]["per_criterion"].items()
-    ]
-    pooled = best["cv"]["pooled"]
-    total = CriterionRow("All pairs together", _of_posts(pooled), f"{100 * (pooled['prevalence'] or 0):.1f} %",
-                         *(short(pooled[key]) for key in ("average_precision", "f1", "precision", "sensitivity")))  # fmt: skip
+    rows = [_criterion_row(name, scores) for name, scores in best["cv"]["per_criterion"].items()]
+    total = _criterion_row("All pairs together", best["cv"]["pooled"])
     ignoring = (best["cv"]["floors"] or {}).get("criterion_only_f1")
     return {
         "trial": best["trial"],
@@ -132,6 +122,12 @@ def _criteria(snapshot: Snapshot) -> dict[str, Any] | None:
         "without_text": None if ignoring is None else short(ignoring),
         "is_result": winner_key(best) == str(best["trial"]),
     }
+
+
+def _criterion_row(name: str, scores: Mapping[str, Any]) -> CriterionRow:
+    prevalence = "–" if scores["prevalence"] is None else f"{100 * scores['prevalence']:.1f} %"
+    measured = (short(scores[key]) for key in ("average_precision", "f1", "precision", "sensitivity"))
+    return CriterionRow(name, _of_posts(scores), prevalence, *measured)
 
 
 def _of_posts(scores: Mapping[str, Any]) -> str:
@@ -223,7 +219,7 @@ def _commands(snapshot: Snapshot) -> list[tuple[str, str]]:
     file, trials = shlex.quote(str(snapshot.definition.path)), snapshot.status["trials"]["requested"] or 0
     return [
         (
-            "Run the search again, with the same data and seed, in an empty database",
+            "Run the search again, from the same data and in an empty database",
             f"hpo run {file} --trials {trials}",
         ),
         ("Write the result as JSON", f"hpo export {file}"),

@@ -44,8 +44,8 @@ class PageFile:
         check_writable(self.path, "page.html")
         if not self.force and not self.is_stdout and is_replaced(self.path) and not self._is_page():
             raise UserError(
-                f"{self.path} is no page of hpo {self.verb}, and would be overwritten; name another file with --out, or "
-                "add --force"
+                f"{self.path} is no page of hpo {self.verb}, and would be overwritten; name another file with --out, "
+                "or add --force"
             )
 
     def write(self, page: str) -> None:
