@@ -90,7 +90,8 @@ def _ped_anova(snapshot: Snapshot, complete: int) -> dict[str, float]:
     top = min(max(0.1, TOP_TRIALS / complete), 0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of parameters that few trials have: the page says how many
-        return get_param_importances(snapshot.study, evaluator=PedAnovaImportanceEvaluator(target_quantile=top))
+        found = get_param_importances(snapshot.study, evaluator=PedAnovaImportanceEvaluator(target_quantile=top))
+    return dict(sorted(found.items(), key=lambda entry: (-entry[1], entry[0])))  # of equal ones in the same order
 
 
 # --- parallel coordinates ---------------------------------------------------------------------------------------------
