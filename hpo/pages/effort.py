@@ -103,7 +103,8 @@ def pruning(snapshot: Snapshot) -> Figure | None:
         Key(swatch("hollow", "dot"), "pruned"),
         Key(swatch("threshold", "line"), "threshold, from the trials with smaller numbers"),
     )
-    notes = thinned_note(sum(min(len(values), room) for values in stages.values()), sum(map(len, stages.values())))
+    shown = sum(min(len(values), room) for values in stages.values())
+    notes = thinned_note(shown, sum(map(len, stages.values())), what="values")
     axes = f"{snapshot.metric} on the folds so far, by trial"
     return Figure("Why trials were pruned", caption, panels, keys, axes, notes)
 

@@ -74,12 +74,12 @@ def thinned(items: Sequence[T], most: int, is_kept: Callable[[T], bool] = lambda
     return [item for position, item in enumerate(items) if position in chosen or is_kept(item)]
 
 
-def thinned_note(shown: int, total: int, kept: str = "") -> tuple[str, ...]:
-    """What a caption says of values that are not drawn; nothing if all are."""
+def thinned_note(shown: int, total: int, kept: str = "", what: str = "trials") -> tuple[str, ...]:
+    """What a caption says of the trials that are not drawn; nothing if all are."""
     if shown == total:
         return ()
     chosen = f"{kept}, and an even choice of the others" if kept else "an even choice"
-    return (f"Of {total:,} values, {shown:,} are drawn: {chosen}.",)
+    return (f"Of {total:,} {what}, {shown:,} are drawn: {chosen}.",)
 
 
 def axis_of_most(values: Sequence[float], always: Sequence[float] = ()) -> Axis:

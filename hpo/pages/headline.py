@@ -143,7 +143,7 @@ def _value(snapshot: Snapshot) -> tuple[str, str, str, str]:
     found, name = winners_value(best), winner_key(best)
     if found is None or name is None:
         where = "on the folds that chose it: too good, neither corrected for that nor confirmed"
-        return short(best["value"]), "", f"of trial {best['trial']}, the best so far", where
+        return short(best["value"]), "", f"of trial {best['trial']}, the best one so far", where
     interval = "" if found["interval"] is None else interval_text(found["interval"])
     return short(found["value"]), interval, f"of {_named(best, name)}", _where(snapshot, best)
 
@@ -212,7 +212,7 @@ def _baselines(snapshot: Snapshot) -> tuple[str, tuple[Line, ...], str]:
     baselines = shown_baselines(metric, snapshot.status["baselines"] or {})
     found = [(_plain(key), value, False) for key, _, value in baselines if key in BASELINE_NAMES]
     if snapshot.best is not None and snapshot.best["value"] is not None:
-        found.insert(0, (f"trial {snapshot.best['trial']}, best so far", snapshot.best["value"], True))
+        found.insert(0, (f"trial {snapshot.best['trial']}, the best one", snapshot.best["value"], True))
     axis = axis_of([value for _, value, _ in found])
     lines = tuple(Line(name, short(value), strip(axis, short(value), value=value), own) for name, value, own in found)
     note = "All on the same folds of the search. The best of many trials is also the luckiest: expect less."

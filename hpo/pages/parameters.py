@@ -26,7 +26,7 @@ LEAST_SHARE = 0.01
 """Of the importance: parameters with less are only named."""
 TOP_TRIALS = 5
 """Importance compares the best tenth of the trials with all, but at least so many."""
-SHOWN_STRANDS = 300
+SHOWN_STRANDS = 150
 """Trials in parallel coordinates; more cannot be told apart."""
 BEST_STRANDS = 5
 """The best trials, which stand out there."""

@@ -57,6 +57,7 @@ def render(snapshot: Snapshot) -> str:
         value_ends=(short(value_axis.low), short(value_axis.high)),
         fold_size=None if snapshot.best is None else fold_size(snapshot.best["cv"]),
         confirmed=snapshot.confirmed,
+        honest_name=_honest_name(snapshot),
         reason="" if snapshot.best is None else snapshot.best["reason"],
         nested=_nested(snapshot),
         history=figures.history(snapshot),
@@ -83,6 +84,13 @@ def render(snapshot: Snapshot) -> str:
         commands=_commands(snapshot),
         definition=json.dumps(snapshot.started_with, indent=1, ensure_ascii=False),
     )
+
+
+def _honest_name(snapshot: Snapshot) -> str:
+    """What the values to believe are called; empty if there are none yet."""
+    if snapshot.best is None or (snapshot.best["confirmed"] is None and snapshot.best["ensemble"] is None):
+        return ""
+    return "corrected" if snapshot.best["confirmed"] is None else "confirmed"
 
 
 def _nested(snapshot: Snapshot) -> str:

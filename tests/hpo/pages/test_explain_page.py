@@ -11,6 +11,7 @@ from html import unescape
 import numpy as np
 import pytest
 from browser import Browser, installed
+from colours import contrast, palettes
 
 from sparse_evidence.core.config import (
     DEFAULT_ENCODER,
@@ -28,7 +29,6 @@ from sparse_evidence.hpo.cli import app as cli
 from sparse_evidence.hpo.errors import RefusedError
 from sparse_evidence.hpo.pages.explain import explain_page
 from sparse_evidence.hpo.pages.findings import find
-from sparse_evidence.hpo.pages.html import stylesheet
 from sparse_evidence.hpo.pages.posts import posts_of_study, posts_of_table
 from sparse_evidence.hpo.pages.writing import PageFile
 from sparse_evidence.hpo.running.task import load_task
@@ -261,22 +261,7 @@ def test_texts_are_escaped_and_scripts_are_ours_alone(page):
 # --- colours ----------------------------------------------------------------------------------------------------------
 
 
-def luminance(colour):
-    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
-
-
-def contrast(first, second):
-    """The contrast ratio of WCAG 2.2."""
-    low, high = sorted([luminance(first), luminance(second)])
-    return (high + 0.05) / (low + 0.05)
-
-
-LIGHT, *DARK = [
-    dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
-    for block in re.findall(r":root[^{]*\{([^}]*)\}", stylesheet("explain"))
-]
+LIGHT, *DARK = palettes("explain")
 
 
 def test_the_dark_colours_are_the_same_by_the_system_and_by_the_button():
