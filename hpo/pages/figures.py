@@ -163,7 +163,8 @@ def _draw_winner(plot: Plot, x: float, winner: tuple[str, Mapping[str, Any]]) ->
     name, score = winner
     title = f"{candidate_text(name)}, confirmed: {estimate_text(score['mean'], score['interval'])}"
     if score["interval"] is not None:
-        plot.range(x, *score["interval"], "interval", title)
+        low, high = score["interval"]
+        plot.range(x, low, high, "interval", title)
     plot.dot(x, score["mean"], "confirmed", title, radius=5)
 
 

@@ -152,7 +152,7 @@ def _overall(
     chance = float(((labels == 1).sum(0) / np.maximum((labels >= 0).sum(0), 1)).mean())
     plot.level(chance, "baseline", f"random order: {short(chance)}")
     styles = _styles(curves)
-    for name, curve in reversed(curves.items()):
+    for name, curve in reversed(list(curves.items())):
         plot.line(_points(curve[~np.isnan(curve).any(axis=1)].mean(axis=0)), styles[name], candidate_text(name))
     keys = (*_keys(styles), Key(swatch("baseline", "line"), f"random order {short(chance)}"))
     if confirmed and snapshot.confirmed is not None:
