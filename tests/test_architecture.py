@@ -47,6 +47,7 @@ VERBS = {
     "status": {"STUDY", "--storage", "--json"},
     "why": {"STUDY", "TRIAL", "--json", "--storage"},
     "leaderboard": {"STUDY", "--top", "--csv", "--json", "--storage"},
+    "report": {"STUDY", "--out", "-o", "--force", "--storage"},
     "export": {"STUDY", "--out", "-o", "--force", "--mlflow", "--mlflow-trials", "--model", "--storage"},
     "predict": {
         "MODEL_DIR",

@@ -32,6 +32,7 @@ from . import (
     leaderboard,
     nested,
     predict,
+    report,
     run,
     status,
     validate,
@@ -68,6 +69,7 @@ app.command(name="confirm")(confirm.command)
 app.command(name="status")(status.command)
 app.command(name="leaderboard")(leaderboard.command)
 app.command(name="why")(why.command)
+app.command(name="report")(report.command)
 app.command(name="export", cls=OptionalAddress)(export.command)
 app.command(name="fit")(fit.command)
 app.command(name="explain")(explain.command)
