@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +17,8 @@ from ..results.console import make_console, show
 from ..running import process
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..study.definition import StudyDefinition
 
 __all__ = ["make_console", "show"]
@@ -91,9 +95,36 @@ def print_error(message: str) -> None:
 
 def load_definition(study: Path) -> StudyDefinition:
     """Read the study file. Raises a `DefinitionError` that lists every mistake in it."""
-    from ..study.definition import load
+    with step(f"reading {study}"):
+        from ..study.definition import load
 
-    return load(study)
+        return load(study)
+
+
+def tell_start(console: Console, study: StudyDefinition) -> None:
+    """Say in a pipe what is about to start, before imports and data, which take seconds; a terminal shows each step."""
+    if not _shows_steps():
+        console.print(f"starting {study.name} ({study.path})", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def step(text: str) -> Iterator[None]:
+    """On a terminal, show what is being waited for until the block ends. Nothing may be printed inside of it."""
+    if not _shows_steps():
+        yield
+        return
+    width = shutil.get_terminal_size().columns - 1
+    sys.stderr.write(f"\r\x1b[2K{text[:width]}")
+    sys.stderr.flush()
+    try:
+        yield
+    finally:
+        sys.stderr.write("\r\x1b[2K")
+        sys.stderr.flush()
+
+
+def _shows_steps() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 @contextmanager
@@ -101,6 +132,18 @@ def fast_imports() -> Iterator[None]:
     """Turn the garbage collector off while heavy modules are imported, and exempt their objects from it afterwards."""
     process.disable_gc()
     try:
-        yield
+        with step("loading torch and Optuna"):
+            yield
     finally:
         process.freeze_gc()
+
+
+@contextmanager
+def database(storage: str | None, *, create: bool = True) -> Iterator[str]:
+    """Yield the URL of the database, as `storage_url`, and show on a terminal that the embedded one is starting."""
+    from ..database.address import named_storage, storage_url
+
+    with ExitStack() as stack:
+        with step("connecting to the database" if named_storage(storage) else "starting the embedded database"):
+            url = stack.enter_context(storage_url(storage, create=create))
+        yield url

@@ -20,6 +20,7 @@ from ..database.record import BASELINE_NAMES
 from ..running.conclusions import as_json, best_baseline, make_scorer
 from . import winner
 from .best import nothing_complete
+from .finished import trial_seconds
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -216,10 +217,8 @@ class _Board:
 
 
 def _seconds(trial: FrozenTrial) -> float | None:
-    """How long a finished trial took."""
-    if trial.datetime_start is None or trial.datetime_complete is None:
-        return None
-    return round((trial.datetime_complete - trial.datetime_start).total_seconds(), 3)
+    seconds = trial_seconds(trial)
+    return None if seconds is None else round(seconds, 3)
 
 
 def flat(board: Leaderboard) -> list[dict[str, Any]]:
