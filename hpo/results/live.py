@@ -29,6 +29,7 @@ from .finished import HEADING, finished_trials, model_name, outcome_text, row_te
 from .pace import PaceMeter
 from .wording import (
     baselines_text,
+    best_text,
     confirming_text,
     count_text,
     duration,
@@ -383,5 +384,4 @@ def _best_text(best: FrozenTrial | None) -> tuple[str, str]:
     """The best trial and its style: `0.5437 (trial 26, instance)`."""
     if best is None:
         return "not known yet", "dim"
-    model = model_name(best)
-    return f"{number(best.value)} (trial {best.number}{'' if model is None else f', {model}'})", "bold green"
+    return best_text(best.value, best.number, model_name(best)), "bold green"
