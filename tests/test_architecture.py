@@ -44,7 +44,9 @@ VERBS = {
         "--confirm-only",
     },
     "confirm": {"STUDY", "--workers", "--leaders", "--splits", "--storage"},
-    "status": {"STUDY", "--storage", "--json"},
+    "status": {"STUDY", "--watch", "--storage", "--json"},
+    "list": {"--storage", "--json"},
+    "delete": {"STUDY", "--yes", "-y", "--storage", "--artifacts"},
     "leaderboard": {"STUDY", "--top", "--csv", "--json", "--storage"},
     "export": {"STUDY", "--out", "-o", "--force", "--mlflow", "--mlflow-trials", "--model", "--storage"},
     "predict": {

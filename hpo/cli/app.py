@@ -40,7 +40,7 @@ from . import (
     worker,
 )
 from . import list as list_studies
-from .shared import OptionalAddress, print_error
+from .shared import Command, OptionalAddress, print_error
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage or an invalid file, 3 database (or MLflow server) unreachable, "
@@ -84,6 +84,10 @@ app.command(name="delete")(delete.command)
 app.command(name="dashboard")(dashboard.command)
 
 
+for registered in app.registered_commands:
+    registered.cls = OptionalAddress if registered.cls is OptionalAddress else Command
+
+
 def _print_version(requested: bool) -> None:
     if requested:
         from importlib.metadata import version
@@ -95,7 +99,8 @@ def _print_version(requested: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+        bool,
+        typer.Option("--version", metavar="", help="Print the version.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     """Options of `hpo` itself. The help text comes from `app`."""

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
@@ -72,7 +72,23 @@ Out = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Overwrite a file that is not this study's result.")]
 
 
-class OptionalAddress(typer.core.TyperCommand):
+class Command(typer.core.TyperCommand):
+    """A command whose help leaves out what typer adds: braces around an argument, the type of a flag."""
+
+    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # its own Context
+        """`[OPTIONS] STUDY`, not `[OPTIONS] {STUDY}`."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]  # its own Context
+        """The parameters, `--help` included."""
+        parameters = super().get_params(ctx)
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
+
+
+class OptionalAddress(Command):
     """A command whose option `--mlflow` may stand without an address, which typer has no way to say.
 
     Only a text with `://` after it is taken for the address: a study file is not.

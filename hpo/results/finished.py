@@ -40,7 +40,7 @@ def outcome_text(trial: FrozenTrial) -> str:
 
 
 def row_text(trial: FrozenTrial, *, is_best: bool = False) -> Text:
-    """A line of at most 80 columns: number, value, model, time; attempts if more than one; whether it is the best yet.
+    """A line that is cut, not wrapped: number, value, model, time; attempts if more than one; if it is the best yet.
 
     A trial that confirms another one has the number of that.
     """
