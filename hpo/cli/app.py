@@ -21,9 +21,11 @@ from sparse_evidence.core.errors import UserError
 from ..distribution import DISTRIBUTION
 from ..errors import Exit, RefusedError, StorageError, exit_code_of
 from ..running import process
+from ..running.signals import STOP_ON_EOF
 from . import (
     confirm,
     dashboard,
+    delete,
     evaluate,
     explain,
     export,
@@ -39,11 +41,13 @@ from . import (
     why,
     worker,
 )
-from .shared import OptionalAddress, print_error
+from . import list as list_studies
+from .shared import Command, OptionalAddress, print_error
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage or an invalid file, 3 database (or MLflow server) unreachable, "
-    "4 refused (data, folds, configuration or code differ from what the study was started with), 75 out of memory, "
+    "4 refused (data, folds, configuration or code differ from what the study was started with; delete: workers run), "
+    "75 out of memory, "
     "76 stalled (after either, start the worker again, as --slots does), 130 interrupted."
 )
 
@@ -51,7 +55,10 @@ MAX_LISTED = 20
 """Mistakes of a file that are printed; the rest is counted."""
 
 RESUMABLE = "no finished trial is lost; run the same command to resume"
-INTERRUPTED = {"predict": "the table is incomplete, and no file was written; run the same command again"}
+INTERRUPTED = {
+    "predict": "the table is incomplete, and no file was written; run the same command again",
+    "delete": "the study is deleted completely or not at all; `hpo list` shows which",
+}
 """What an interruption means, by verb; for the others it is `RESUMABLE`."""
 
 app = typer.Typer(
@@ -67,6 +74,7 @@ app.command(name="run")(run.command)
 app.command(name="worker")(worker.command)
 app.command(name="confirm")(confirm.command)
 app.command(name="status")(status.command)
+app.command(name="list")(list_studies.command)
 app.command(name="leaderboard")(leaderboard.command)
 app.command(name="why")(why.command)
 app.command(name="report")(report.command)
@@ -76,7 +84,12 @@ app.command(name="explain")(explain.command)
 app.command(name="predict")(predict.command)
 app.command(name="evaluate")(evaluate.command)
 app.command(name="nested")(nested.command)
+app.command(name="delete")(delete.command)
 app.command(name="dashboard")(dashboard.command)
+
+
+for registered in app.registered_commands:
+    registered.cls = OptionalAddress if registered.cls is OptionalAddress else Command
 
 
 def _print_version(requested: bool) -> None:
@@ -90,7 +103,8 @@ def _print_version(requested: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+        bool,
+        typer.Option("--version", metavar="", help="Print the version.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     """Options of `hpo` itself. The help text comes from `app`."""
@@ -116,8 +130,8 @@ def _run() -> int:
     try:
         # typer returns 130 for a KeyboardInterrupt, which is also our exit code
         code = app(sys.argv[1:] or ["--help"], prog_name="hpo", standalone_mode=False) or Exit.DONE
-        if code == Exit.INTERRUPTED:
-            print_error(f"interrupted: {INTERRUPTED.get(sys.argv[1], RESUMABLE)}")
+    except KeyboardInterrupt:  # before the verb began
+        code = Exit.INTERRUPTED
     except typer.TyperException as error:
         message = error.format_message()
         print_error(f"{message}{'' if message.endswith(('.', '?')) else '.'} See `{_verb_of(error)} --help`")
@@ -129,6 +143,9 @@ def _run() -> int:
         with suppress(OSError):
             sys.stdout = open("/dev/null", "w")  # noqa: PTH123, SIM115 (the flush at exit must not fail)
         code = Exit.FAILED
+    if code == Exit.INTERRUPTED and not os.environ.get(STOP_ON_EOF):  # a supervisor says it for its workers
+        verb = next(iter(sys.argv[1:]), "")
+        print_error(f"interrupted: {INTERRUPTED.get(verb, RESUMABLE)}")
     return int(code)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .shared import Storage, fast_imports, load_definition
+from .shared import Storage, database, fast_imports, load_definition
 
 
 def command(
@@ -32,11 +32,10 @@ def command(
     dashboard.check_exposure(host)
     definition = load_definition(study) if study is not None else None
     with fast_imports():
-        from ..database.address import storage_url
         from ..database.connection import LOOK_SECONDS, open_storage
         from ..database.record import CURVES
         from ..database.studies import load_study
-    with storage_url(storage, create=False) as url:
+    with database(storage, create=False) as url:
         opened = open_storage(url, retry_seconds=LOOK_SECONDS, without=(CURVES,))
         if definition is not None:
             load_study(opened, definition.name)

@@ -9,7 +9,7 @@ import typer
 
 from sparse_evidence.core.errors import UserError
 
-from .shared import Force, Out, Storage, StudyFile, fast_imports, load_definition, make_console, show
+from .shared import Force, Out, Storage, StudyFile, database, fast_imports, load_definition, make_console, show
 
 
 def command(
@@ -43,7 +43,6 @@ def command(
     if mlflow is None and (mlflow_trials or model is not None):
         raise UserError("--mlflow-trials and --model say what goes to an MLflow server; name it with --mlflow")
     with fast_imports():
-        from ..database.address import storage_url
         from ..database.connection import LOOK_SECONDS, open_storage
         from ..database.studies import load_study
         from ..results import tables
@@ -51,7 +50,7 @@ def command(
         with fast_imports():
             from ..results import tracking  # imports torch
         tracking.check(mlflow, model)
-    with storage_url(storage, create=False) as url:
+    with database(storage, create=False) as url:
         opened = load_study(open_storage(url, retry_seconds=LOOK_SECONDS), definition.name)
         result = best.best_result(opened, definition.path, output.file)
         output.write(result)

@@ -15,11 +15,13 @@ from .shared import (
     StudyFile,
     Trials,
     Workers,
+    database,
     fast_imports,
     load_definition,
     make_console,
     print_error,
     show,
+    tell_start,
 )
 
 if TYPE_CHECKING:
@@ -61,13 +63,13 @@ def command(
         from sparse_evidence.core.fitted.folder import check_free
 
         check_free(fit)
+    console = make_console(stderr=output.is_stdout)
+    tell_start(console, definition)
     with fast_imports():
-        from ..database.address import storage_url
         from ..results import live, tables, wording
         from ..running import launcher, warm_start, worker  # noqa: F401 (the launcher imports it later)
         from ..study import space
-    console = make_console(stderr=output.is_stdout)
-    with storage_url(storage) as url:
+    with database(storage) as url:
         warm = None if start_from is None else warm_start.read_warm_start(start_from, definition, url)
         try_first = () if warm is None else warm.parameters
         with live.EmbeddingProgress(console) as progress:

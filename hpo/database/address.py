@@ -24,8 +24,7 @@ def storage_url(url: str | None = None, *, folder: Path | None = None, create: b
     (default: the current one), which runs while at least one process is inside this context. With `create=False`, for
     commands that only read, a missing `.hpo/` is a `UserError`: the folder is probably the wrong one.
     """
-    named = url or os.environ.get("HPO_STORAGE")
-    if named:
+    if named := named_storage(url):
         yield normalize_url(named)
         return
     from . import embedded
@@ -38,6 +37,11 @@ def storage_url(url: str | None = None, *, folder: Path | None = None, create: b
         )
     with embedded.serve(folder) as embedded_url:
         yield embedded_url
+
+
+def named_storage(url: str | None = None) -> str | None:
+    """The database that the user named with `--storage` or `HPO_STORAGE`; None means the embedded Postgres."""
+    return url or os.environ.get("HPO_STORAGE") or None
 
 
 def normalize_url(url: str) -> str:

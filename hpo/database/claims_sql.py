@@ -18,8 +18,9 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -397,6 +398,37 @@ def count_trials(study: optuna.Study) -> Counts:
             return count_by_state(connection, study_id(study))
 
     return retry(read, storage.retry_seconds)
+
+
+# ---- all studies, and the end of one ---------------------------------------------------------------------------------
+
+_COUNT_WORKERS = sa.text(f"""
+SELECT c.study_id, count(*) FILTER (WHERE NOT c.released AND NOT ({_IS_SILENT})), max(c.heartbeat)
+FROM hpo_claims c JOIN trials t USING (trial_id) WHERE t.state = 'RUNNING' GROUP BY 1
+""")  # noqa: S608 (constants)
+
+
+def count_workers(connection: sa.Connection, grace_seconds: float) -> dict[int, tuple[int, datetime]]:
+    """Count the workers at work on every study that has claims, and their last heartbeat, by the study's key."""
+    rows = connection.execute(_COUNT_WORKERS, {"grace": grace_seconds})
+    return {study: (workers, heartbeat) for study, workers, heartbeat in rows}
+
+
+_ARTIFACTS = sa.text("SELECT checkpoint, pending FROM hpo_claims WHERE study_id = ANY(:studies)")
+
+
+def list_artifacts(connection: sa.Connection, studies: Sequence[int]) -> list[str]:
+    """Return every artifact that the claims of these studies name, finished trials included."""
+    rows = connection.execute(_ARTIFACTS, {"studies": list(studies)})
+    return sorted({artifact for row in rows for artifact in row if artifact})
+
+
+_DELETE_CLAIMS = sa.text("DELETE FROM hpo_claims WHERE study_id = ANY(:studies)")
+
+
+def delete_claims(connection: sa.Connection, studies: Sequence[int]) -> None:
+    """Delete all claims of these studies, whoever owns them; their artifacts must be removed before."""
+    connection.execute(_DELETE_CLAIMS, {"studies": list(studies)})
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------

@@ -35,6 +35,9 @@ NESTED = "hpo:nested"
 OUTER_FOLD = "hpo:outer_fold"
 """Of a child study of a nested cross-validation: what its result scores on its outer fold."""
 
+READ_BY_LIST = (IDENTITY, REQUESTED, ENSEMBLE, CONFIRMING, CONFIRMED, PLAN, NESTED)
+"""What is read of every study when all are listed."""
+
 # --- attributes of a trial --------------------------------------------------------------------------------------------
 
 CONFIG = "hpo:config"

@@ -249,6 +249,27 @@ def enqueue(connection: sa.Connection, study_id: int, trials: Iterable[QueuedTri
         batch.write(connection)
 
 
+# Every table of Optuna that refers to a study or to a trial, each before the one that it refers to.
+_OF_TRIAL = (
+    "trial_heartbeats", "trial_intermediate_values", "trial_params", "trial_system_attributes", "trial_user_attributes",
+    "trial_values",
+)  # fmt: skip
+_OF_STUDY = ("trials", "study_directions", "study_system_attributes", "study_user_attributes", "studies")
+_DELETE_STUDIES = [
+    *(
+        f"DELETE FROM {table} USING trials t WHERE {table}.trial_id = t.trial_id AND t.study_id = ANY(:studies)"  # noqa: S608
+        for table in _OF_TRIAL
+    ),
+    *(f"DELETE FROM {table} WHERE study_id = ANY(:studies)" for table in _OF_STUDY),  # noqa: S608 (constants)
+]
+
+
+def delete_studies(connection: sa.Connection, studies: Collection[int]) -> None:
+    """Delete studies with all their trials, in the caller's transaction. Tables that refer to trials follow."""
+    for statement in _DELETE_STUDIES:
+        connection.execute(sa.text(statement), {"studies": list(studies)})
+
+
 def _stored(value: float) -> tuple[float | None, str]:
     kind = _KINDS.get(value)
     return (value, "FINITE") if kind is None else (None, kind)

@@ -10,6 +10,7 @@ from ..database import record
 from ..database.connection import engine_of
 from . import winner
 from .best import best_trial
+from .finished import model_name
 from .pace import recent_pace
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class BestSoFar(TypedDict):
 
     trial: int
     value: float
+    model: str | None
     params: dict[str, Any]
 
 
@@ -178,7 +180,12 @@ def _best(study: Study) -> BestSoFar | None:
     trial = best_trial(study)
     if trial is None or trial.value is None:
         return None
-    return {"trial": trial.number, "value": trial.value, "params": dict(trial.params)}
+    return {
+        "trial": trial.number,
+        "value": trial.value,
+        "model": model_name(trial),
+        "params": dict(trial.params),
+    }
 
 
 def _pace(study: Study, trials: TrialCounts) -> PaceValues:

@@ -87,6 +87,7 @@ class Claims:
         worker: the process that claims.
         discard: removes the artifacts of trials that have ended.
         stalled: called in the heartbeat's thread; should end the process, because the main thread hangs.
+        follow: called after every epoch with the trial's number, the stage and the epoch.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Claims:
         worker: Worker | None = None,
         discard: Discard = lambda _: True,
         stalled: Callable[[], None] = lambda: None,
+        follow: Callable[[int, int, int], None] = lambda *_: None,
     ) -> None:
         self.engine = engine
         self.study = study
@@ -110,6 +112,7 @@ class Claims:
         self.worker = worker or Worker()
         self.discard = discard
         self.stalled = stalled
+        self.follow = follow
 
     def claim(self) -> Claim | Wait | Finished:
         """Take over an abandoned trial or start a new one; return `Wait` or `Finished` if there is none.
@@ -207,6 +210,7 @@ class Claim:
     def progress(self, stage: int, epoch: int) -> None:
         """Record the progress; the next heartbeat sends it, so this is cheap. Raises `ClaimLostError`."""
         self._heartbeat.progress(stage, epoch)
+        self._claims.follow(self.trial.number, stage, epoch)
         if self.lost.is_set():
             raise ClaimLostError
 

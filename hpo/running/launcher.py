@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..study.definition import StudyDefinition
     from ..study.fields import Scalar
     from .confirming import Progress as ConfirmProgress
+    from .position import Position
     from .task import Progress, StudyTask
 
 REFRESH_SECONDS = 0.5
@@ -46,6 +47,9 @@ class Observer(Protocol):
 
     def line(self, text: str) -> None:
         """Receive a line that a worker wrote."""
+
+    def positions(self, positions: Mapping[int, Position]) -> None:
+        """Receive where the workers of this machine are, by process id, every `REFRESH_SECONDS`, before the counts."""
 
     def stopping(self) -> None:
         """A signal arrived, and the workers are releasing their trials."""
@@ -161,6 +165,7 @@ def _watch(started: StartedStudy, observer: Observer, pool: WorkerPool, stop: th
 
     def report() -> bool:
         counts = count_trials(started.study)
+        observer.positions(pool.positions())
         observer.counts(counts)
         is_concluded = counts.finished >= started.trials and _is_concluded(started)
         if counts.finished >= started.trials and (progress := _confirm_progress(started)) is not None:

@@ -18,6 +18,7 @@ from typing import IO, Self
 
 from ..database.retry import Backoff
 from ..errors import Exit
+from .position import Position, PositionFile
 from .signals import STOP_ON_EOF, STOP_SECONDS
 from .slots import Slot
 
@@ -80,6 +81,11 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
         Only this call restarts crashed workers, so make it about once a second.
         """
         return sum(slot.poll() for slot in self._slots)
+
+    def positions(self) -> dict[int, Position]:
+        """Where the workers are, by process id; without those that have finished no epoch yet."""
+        found = (slot.position() for slot in self._slots)
+        return {pid: position for pid, position in found if position is not None}
 
     def failure(self) -> tuple[int, str]:
         """Why no worker is left: an exit code, and how each worker ended, with the last line it printed."""
@@ -145,6 +151,7 @@ class _Slot:
 
     def _handle_end(self, code: int) -> None:
         """Print how the process ended, and schedule a restart unless it would end the same way."""
+        self._process.forget_position()
         message = f"worker {self._number} {describe_exit(code)}"
         immediately = code in _RESTART_IMMEDIATELY
         if not immediately:
@@ -159,6 +166,9 @@ class _Slot:
 
     def last_line(self) -> str:
         return self._process.last_line()
+
+    def position(self) -> tuple[int, Position | None]:
+        return self._process.position()
 
     def terminate(self) -> None:
         self._stopping = True
@@ -178,9 +188,11 @@ class _Process:
 
     def __init__(self, arguments: list[str], environment: dict[str, str], print_line: PrintLine) -> None:
         self._last_line = ""
+        self._position_file = PositionFile()
         self._process = subprocess.Popen(  # noqa: S603 (our own command line)
             [sys.executable, "-m", "sparse_evidence.hpo", *arguments],
-            env=environment,
+            env=environment | self._position_file.environment(),
+            pass_fds=[self._position_file.number],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -202,6 +214,13 @@ class _Process:
     def code(self) -> int | None:
         return self._process.poll()
 
+    def position(self) -> tuple[int, Position | None]:
+        """Its process id, and where it is."""
+        return self._process.pid, self._position_file.read()
+
+    def forget_position(self) -> None:
+        self._position_file.close()
+
     def last_line(self) -> str:
         """The last line of its output, in parentheses."""
         self._listener.join(timeout=1)
@@ -221,6 +240,7 @@ class _Process:
         if self.code() is None:
             self._process.kill()
         self._process.wait()
+        self.forget_position()
         self._listener.join(timeout=5)
         if self._process.stdin is not None:
             self._process.stdin.close()

@@ -22,6 +22,7 @@ from ..study.definition import StudyDefinition
 from . import claims, conclusions, confirming, objective, process
 from .artifacts import ArtifactStore, Checkpoints
 from .joining import join_study, measure_baselines
+from .position import position_writer
 from .reaper import Reaper
 from .slots import VISIBLE_DEVICES
 from .task import Progress, StudyTask, default_device, load_task
@@ -107,13 +108,14 @@ def _run_trials(
     study = join_study(definition, task, url, trials=0 if options.confirm_only else options.trials)
     checkpoints = Checkpoints(store, every_seconds=definition.service.checkpoint_seconds)
     measure_baselines(study, task)
+    follow = position_writer()
     process.freeze_gc()
 
     def run_trial(claim: claims.Claim) -> TrialState | None:
         return objective.run(claim, task, checkpoints, device=device, stop=stop.is_set)
 
     def run_all(searched: optuna.Study, budget: int | None, more: Callable[[], bool] = lambda: False) -> None:
-        queue = _claims(definition, searched, options, budget, device, checkpoints)
+        queue = _claims(definition, searched, options, budget, device, checkpoints, follow)
         with Reaper(queue) as reaper:
             _loop(queue, run_trial, stop, more)
             if not stop.is_set():
@@ -168,6 +170,7 @@ def _claims(
     budget: int | None,
     device: str,
     checkpoints: Checkpoints,
+    follow: Callable[[int, int, int], None],
 ) -> claims.Claims:
     service = definition.service
     gpu = os.environ.get(VISIBLE_DEVICES) if device == "cuda" else None
@@ -182,6 +185,7 @@ def _claims(
         worker=Worker(slot=options.slot, gpu=gpu),
         discard=checkpoints.discard,
         stalled=lambda: os._exit(Exit.STALLED),  # the main thread hangs, so only this ends the process
+        follow=follow,
     )
 
 

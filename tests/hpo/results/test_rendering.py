@@ -266,7 +266,8 @@ def status(**changed: object) -> dict[str, object]:
         "study": "quickstart", "metric": "average_precision", "workers": [worker], "attempts": {"3": 2},
         "trials": {"requested": 40, "finished": 12, "complete": 8, "pruned": 4, "infeasible": 0, "failed": 0,
                    "running": 1, "released": 0},
-        "best": {"value": 0.4971, "trial": 3, "params": {}}, "baselines": {"linear": 0.4589, "mean_prevalence": 0.2},
+        "best": {"value": 0.4971, "trial": 3, "model": "iris", "params": {}},
+        "baselines": {"linear": 0.4589, "mean_prevalence": 0.2},
         "pace": {"trials_per_hour": 45.0, "seconds_left": 840.0},
         "confirming": None, "ensemble": None, "confirmed": None, "claim": None, "nested": None,
     } | changed  # fmt: skip
@@ -275,11 +276,20 @@ def status(**changed: object) -> dict[str, object]:
 def test_a_status_with_workers():
     text = drawn(tables.status_table(status()))
     for expected in (
-        "12 of 40 trials finished", "8 complete, 4 pruned, 1 running\n", "best average precision 0.4971 (trial 3)",
+        "12 of 40 trials finished", "8 complete, 4 pruned, 1 running\n",
+        "best average precision 0.4971 (trial 3, iris)",
         "Baselines (average precision): linear 0.4589, prevalence (mean) 0.2000", "45.0 trials/h, 14 min 00 s left",
         "started more than once: trial 3 (2 times)", "123456", "1 min 15 s", "3 s ago",
     ):  # fmt: skip
         assert expected in text.replace(" \n", "\n").replace("  \n", "\n")
+
+
+def test_a_worker_that_has_finished_no_epoch_shows_no_position():
+    state = status()
+    state["workers"][0] |= {"stage": 0, "epoch": 0, "heartbeat_age": 75.0}
+    assert "1234 1 – – 1 min 15 s just claimed 7" in unwrapped(drawn(tables.status_table(state)))
+    state["workers"][0] |= {"released": True}
+    assert "1 min 15 s released 7" in unwrapped(drawn(tables.status_table(state)))
 
 
 def test_a_gpu_is_named_by_the_start_of_its_uuid():

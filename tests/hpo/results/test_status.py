@@ -75,7 +75,7 @@ def test_a_finished_trial_baselines_and_json(study, data, run_next):
     assert json.loads(json.dumps(status, allow_nan=False)) == status
     assert (status["trials"]["finished"], status["trials"]["running"], status["workers"]) == (1, 0, [])
     trial = study.trials[0]
-    assert status["best"] == {"trial": 0, "value": trial.value, "params": trial.params}
+    assert status["best"] == {"trial": 0, "value": trial.value, "model": "iris", "params": trial.params}
     assert status["baselines"] == data.baselines()
 
 
