@@ -49,7 +49,7 @@ def command(
 
     if posts is not None and study is not None:
         raise UserError("--study says where the posts are that the model was trained on; leave it out for other posts")
-    page = PageFile(out or Path(f"{model.resolve().name}.html"), force=force)
+    page = PageFile(out or Path(f"{model.resolve().name}.html"), "explain", force=force)
     page.check()
     with fast_imports():
         from sparse_evidence.core.fitted import load_model
