@@ -205,6 +205,24 @@ class Study(AbstractContextManager["Study"]):
         output.write(best_result(self.optuna(), self._file, output.file))
         return output.path
 
+    def report(self, path: str | os.PathLike[str] | None = None, *, force: bool = False) -> Path:
+        """Write a page on the study, finished or running, as `hpo report`, and return the file.
+
+        Args:
+            path: where; default: `NAME.report.html` in the current folder.
+            force: overwrite a file that is no such page.
+
+        Raises:
+            UserError: the file cannot be written or is no such page.
+        """
+        from .pages.report import report_page
+        from .pages.writing import PageFile
+
+        page = PageFile(Path(f"{self.name}.report.html" if path is None else path), "report", force=force)
+        page.check()
+        page.write(report_page(self.optuna(), self.definition))
+        return page.path
+
     def trials(self) -> pd.DataFrame:
         """Every trial, a row each, by number; a parameter is a column `params.NAME`.
 

@@ -46,6 +46,7 @@ VERBS = {
     "confirm": {"STUDY", "--workers", "--leaders", "--splits", "--storage"},
     "status": {"STUDY", "--storage", "--json"},
     "leaderboard": {"STUDY", "--top", "--csv", "--json", "--storage"},
+    "report": {"STUDY", "--out", "-o", "--force", "--storage"},
     "export": {"STUDY", "--out", "-o", "--force", "--mlflow", "--mlflow-trials", "--model", "--storage"},
     "predict": {
         "MODEL_DIR",

@@ -32,6 +32,7 @@ from . import (
     leaderboard,
     nested,
     predict,
+    report,
     run,
     status,
     validate,
@@ -66,6 +67,7 @@ app.command(name="worker")(worker.command)
 app.command(name="confirm")(confirm.command)
 app.command(name="status")(status.command)
 app.command(name="leaderboard")(leaderboard.command)
+app.command(name="report")(report.command)
 app.command(name="export", cls=OptionalAddress)(export.command)
 app.command(name="fit")(fit.command)
 app.command(name="explain")(explain.command)

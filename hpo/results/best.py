@@ -99,7 +99,7 @@ def best_result(study: Study, study_file: Path | None = None, out: Path | None =
         "reason": chosen.reason,
         "claim": chosen.claim,
         "provenance": {
-            **_provenance(record.identity(study)),
+            **provenance_of(record.identity(study)),
             "study_file": None if study_file is None else relative_to(study_file, (out or Path("-")).parent),
         },
     }
@@ -145,7 +145,8 @@ def _trials(study: Study) -> dict[str, int | None]:
     }
 
 
-def _provenance(identity: Mapping[str, Any]) -> dict[str, Any]:
+def provenance_of(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result of the study depends on: its hashes and seed, and the code and packages that run now."""
     return {
         "definition_sha256": identity["definition_sha256"],
         "data_sha256": identity["data_sha256"],

@@ -281,7 +281,7 @@ def fresh_scores(confirm: Confirming, task: StudyTask, trials: Sequence[FrozenTr
     scores: dict[str, FreshScores] = {}
     for split in range(plan.splits):
         scorer = make_scorer(task.on_split(split))
-        found = _on_split(confirm, trials, split, dropped)
+        found = logits_on_split(confirm, trials, split, dropped)
         candidates: dict[str, npt.NDArray[Any]] = {name: logits for name, logits in found.items() if name != "0"}
         if members:
             candidates["ensemble"] = selection.mean_logits({member: found[str(member)] for member in members}, members)
@@ -298,7 +298,7 @@ def fresh_scores(confirm: Confirming, task: StudyTask, trials: Sequence[FrozenTr
     return scores
 
 
-def _on_split(
+def logits_on_split(
     confirm: Confirming, trials: Sequence[FrozenTrial], split: int, dropped: Container[int]
 ) -> dict[str, npt.NDArray[np.float32]]:
     """The logits `[posts, criteria]` of every configuration and every baseline that was scored on a split."""
