@@ -203,14 +203,12 @@ def strip(
     return _svg("whisker", 20, label, marks)
 
 
-def bar(share: float, label: str, tick: float | None = None) -> Markup:
-    """A share of 1 as a horizontal bar, with a tick at another share."""
+def bar(share: float, label: str) -> Markup:
+    """A share of 1 as a horizontal bar."""
     marks = [
         Markup('<rect class="bar-back" y="4" width="100%" height="10"/>'),
         Markup('<rect class="bar-fill" y="4" width="{}" height="10"/>').format(_percent(min(max(share, 0.0), 1.0))),
     ]
-    if tick is not None:
-        marks.append(_line("mean", min(tick, 1.0), min(tick, 1.0), 1, 17))
     return _svg("bar", 18, label, marks)
 
 

@@ -228,8 +228,7 @@ def compared(snapshot: Snapshot) -> tuple[list[dict[str, Any]], Axis]:
     rows = [(name, label, value, honest(best, name)) for name, label, value in candidates(best)]
     ends = [value for _, _, value, found in rows for value in _ends(value, found)]
     axis, result = axis_of(ends), winner_key(best)
-    scores = (best["confirmed"] or {}).get("scores", {})
-    return [_compared(row, axis, scores.get(row[0], {}), row[0] == result) for row in rows], axis
+    return [_compared(row, axis, row[0] == result) for row in rows], axis
 
 
 def _ends(value: float | None, found: Mapping[str, Any] | None) -> list[float]:
@@ -240,21 +239,18 @@ def _ends(value: float | None, found: Mapping[str, Any] | None) -> list[float]:
 def _compared(
     row: tuple[str, str, float | None, Mapping[str, Any] | None],
     axis: Axis,
-    score: Mapping[str, Any],
     is_result: bool,
 ) -> dict[str, Any]:
     name, label, value, found = row
     interval = None if found is None or name == "chance" else found["interval"]  # chance is not estimated
     chosen = value is not None and (name == "ensemble" or name.isdecimal())
     text = "" if found is None else short(found["value"])
-    splits = "" if len(score.get("splits", ())) < 2 else ", ".join(map(short, score["splits"]))
     shown = value if found is None else found["value"]
     return {
         "name": capitalized(label),
         "search": f"{short(value)}{'*' if chosen else ''}",
         "true": text,
         "interval": "" if interval is None else interval_text(interval),
-        "splits": splits,
         "picture": strip(axis, f"{label}: {text or short(value)}", interval=interval, value=shown),
         "is_result": is_result,
     }
