@@ -39,7 +39,8 @@ def command(
     """Estimate what searching, choosing and fitting are worth together, by nested cross-validation."""
     definition = load_definition(study)
     console = make_console(stderr=as_json)
-    tell_start(console, definition)
+    if not as_json:
+        tell_start(console, definition)
     with fast_imports():
         from ..fitting import nested
         from ..results import live, tables
