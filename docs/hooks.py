@@ -210,10 +210,10 @@ def exit_codes() -> str:
 def result() -> str:
     """Every key of `best.json`, from its schema."""
     schema = json.loads((ROOT / "studies" / "best.schema.json").read_text(encoding="utf-8"))
-    parts = [_keys(schema, "")]
+    parts = [_keys(schema)]
     for name, entry in schema["$defs"].items():
-        if any("properties" in option for option in _options(entry)):
-            parts.append(f"## {name} {{ #{name} }}\n\n{_keys(entry, f'{name}.')}")
+        kind = "" if entry.get("type") == "object" else f"*{_kind(entry)}*\n\n"
+        parts.append(f"## {name} {{ #{name} }}\n\n{kind}{_keys(entry)}")
     return "\n\n".join(parts)
 
 
@@ -222,7 +222,7 @@ def _options(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [entry, *entry.get("anyOf", []), *entry.get("oneOf", []), *entry.get("allOf", [])]
 
 
-def _keys(entry: Mapping[str, Any], anchor: str) -> str:
+def _keys(entry: Mapping[str, Any]) -> str:
     lines = [entry.get("description", "")]
     for option in _options(entry):
         if option is not entry and "properties" in option and "description" in option:
