@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import MISSING
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
 from typing import Any
@@ -133,7 +134,7 @@ def _table(title: str, anchor: str, cls: type, searched: Mapping[str, object]) -
         entry = described[key]
         if "const" in entry:
             continue
-        facts = [_allowed(field.allowed, entry), f"default {_default(entry)}"]
+        facts = [_allowed(field.allowed, entry), _default(entry, required=field.default is MISSING)]
         if key in searched:
             facts.append(f"searched by default: {searched[key]}")
         if cls.__name__ == "TrainingConfig":
@@ -150,10 +151,11 @@ def _allowed(allowed: str, entry: Mapping[str, Any]) -> str:
     return f"one of {', '.join(f'`{choice}`' for choice in choices)}" if choices else allowed
 
 
-def _default(entry: Mapping[str, Any]) -> str:
+def _default(entry: Mapping[str, Any], *, required: bool) -> str:
     if "default" not in entry:
-        return "see below" if "Default:" in entry.get("description", "") else "none: give one"
-    return f"`{json.dumps(entry['default'], ensure_ascii=False)}`" if entry["default"] not in ([], {}) else "empty"
+        return "required" if required else "default: see below"
+    empty = entry["default"] in ([], {})
+    return "default empty" if empty else f"default `{json.dumps(entry['default'], ensure_ascii=False)}`"
 
 
 def _definition(term: str, facts: str, meaning: str) -> str:
@@ -165,13 +167,13 @@ def verbs() -> str:
     from sparse_evidence.hpo.cli.app import app
 
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # it is a group
-    return "\n\n".join(_verb(name, command) for name, command in sorted(commands.items()))
+    return "\n\n".join(_verb(name, command) for name, command in commands.items())
 
 
 def _verb(name: str, command: Any) -> str:  # noqa: ANN401 - typer's own class, which has no public name
     arguments = [part for part in command.params if part.param_type_name == "argument"]
     synopsis = " ".join([f"hpo {name}", *(_argument(part) for part in arguments)])
-    lines = [f"## {name}", f"```\n{synopsis} [OPTIONS]\n```", inspect.cleandoc(command.help or "")]
+    lines = [f"## hpo {name} {{ #{name} }}", f"```\n{synopsis} [OPTIONS]\n```", inspect.cleandoc(command.help or "")]
     for part in command.params:
         if part.param_type_name == "argument":
             term = f"`{_argument(part)}`"

@@ -127,7 +127,9 @@ def test_the_readme_has_the_commands_of_the_tutorial():
 def test_the_python_api_works_as_described(tmp_path):
     """All blocks of docs/python.md in order, in one process and on one study."""
     tiny(tmp_path, name="study", leaders=2).rename(tmp_path / "study.toml")
-    blocks = [block.removeprefix("python\n") for block in docs("python.md").split("```")[1::2] if block.startswith("python\n")]
+    blocks = [
+        block.removeprefix("python\n") for block in docs("python.md").split("```")[1::2] if block.startswith("python\n")
+    ]
     assert len(blocks) == 5
     try:
         printed = run_python("\n".join(blocks), tmp_path)
@@ -327,7 +329,7 @@ def test_measured_figures_are_those_of_the_last_measurement():
 
 
 def shell_lines() -> list[tuple[str, str]]:
-    """Every line of a `console` block that calls `hpo`, with its page; variables and what follows a pipe are cut off."""
+    """Every line of a `console` block that calls `hpo`, with its page, up to a pipe or a comment."""
     blocks = [(page.name, block) for page in PAGES for block in page.read_text(encoding="utf-8").split("```")[1::2]]
     lines = [(page, line) for page, block in blocks if block.startswith("console\n") for line in block.splitlines()]
     calls = [(page, re.search(r"(?:^\$ |&& )(?:[A-Z_]+=\S+ )*(hpo .*)", line)) for page, line in lines]
@@ -355,6 +357,6 @@ def test_options_exist(page):
         verb, *words = call.split()
         if verb in verbs:
             known = {option for parameter in verbs[verb].params for option in parameter.opts} | {"--help"}
-            assert {word for word in re.findall(r"--[a-z-]+", " ".join(words))} <= known, call
+            assert set(re.findall(r"--[a-z-]+", " ".join(words))) <= known, call
         else:
             assert verb in {"command", "VERB"}, call

@@ -122,7 +122,7 @@ def test_no_file_contains_a_password() -> None:
     for file in (ROOT / "docker-compose.yml", ROOT / "Dockerfile", *(ROOT / "deploy").glob("*.yaml")):
         for line in file.read_text().splitlines():
             if not line.lstrip().startswith("#"):
-                assert not re.search(r"PASSWORD(_FILE)?\s*[:=]\s*(?!\$|/|\?|$)\S", line.replace(":?", "?")), line
+                assert not re.search(r"PASSWORD(_FILE)?\s*[:=]\s*(?!\$|/|\?|null$|$)\S", line.replace(":?", "?")), line
 
 
 def test_workers_have_a_gpu_and_time_to_stop_and_no_port_is_public() -> None:
