@@ -40,7 +40,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--site-dir",
         str(folder),
     ]  # quiet, it warns of nothing
-    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert (folder / "index.html").is_file()
     return folder
@@ -60,7 +60,7 @@ def test_a_broken_link_is_an_error(tmp_path: Path) -> None:
     kept = [line for line in lines if not line.startswith(("hooks:", "watch:"))]
     (tmp_path / "mkdocs.yml").write_text("\n".join(kept), encoding="utf-8")
     call = [sys.executable, "-m", "mkdocs", "build"]
-    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode != 0
     assert "nowhere.md" in done.stderr
 
