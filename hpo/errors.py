@@ -12,7 +12,9 @@ class Exit(IntEnum):
     """Exit codes of every command."""
 
     DONE = 0
+    """Done; also a worker that was stopped by its first SIGTERM or SIGINT, and released its trial."""
     FAILED = 1
+    """Failed; the message says why. Run the same command to resume."""
     USAGE = 2
     """Wrong usage, or an invalid file."""
     STORAGE = 3
@@ -24,6 +26,7 @@ class Exit(IntEnum):
     STALLED = 76
     """A worker's trial finished no epoch for `[service] stall_seconds`: a fresh process should replace it."""
     INTERRUPTED = 130
+    """Interrupted by Ctrl-C or SIGTERM; no finished trial is lost, run the same command to resume."""
 
 
 class DefinitionError(UserError):
