@@ -121,7 +121,7 @@ def run(
             )
         stack.callback(_disconnect, started.study)
         if warm is not None:
-            console.print(f"note: {warm.sentence}", markup=False)
+            console.print(f"note: {warm.sentence}")
         outcome = live.watch(started, console, workers)
         if outcome.code:
             raise RunError(f"{live.failure_text(outcome)}; run the study again to resume it")

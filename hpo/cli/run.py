@@ -65,7 +65,6 @@ def command(
         from ..database.address import storage_url
         from ..results import live, tables, wording
         from ..running import launcher, warm_start, worker  # noqa: F401 (the launcher imports it later)
-        from ..study import space
     console = make_console(stderr=output.is_stdout)
     with storage_url(storage) as url:
         warm = None if start_from is None else warm_start.read_warm_start(start_from, definition, url)
@@ -73,8 +72,8 @@ def command(
         with live.EmbeddingProgress(console) as progress:
             started = launcher.start_study(definition, url, trials=trials, try_first=try_first, progress=progress)
         task = started.task
-        for note in [*space.notes(definition), *([] if warm is None else [warm.sentence])]:
-            console.print(f"note: {note}", markup=False)  # [search] is no style
+        for note in [*task.notes, *([] if warm is None else [warm.sentence])]:
+            console.print(f"note: {note}")
         console.print(f"{definition.name}: {len(task.corpus)} posts, {wording.texts_text(task.texts, task.computed)}")
         outcome = watch(started, console, workers)
         if outcome.code == 0 or best.best_trial(started.study) is not None:
