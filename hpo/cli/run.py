@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import Exit
 from .fit import fit_and_tell
 from .shared import (
     Force,
@@ -76,12 +77,15 @@ def command(
             console.print(f"note: {note}")
         console.print(f"{definition.name}: {len(task.corpus)} posts, {wording.texts_text(task.texts, task.computed)}")
         outcome = watch(started, console, workers)
-        if outcome.code == 0 or best.best_trial(started.study) is not None:
+        if best.best_trial(started.study) is not None:
             result = best.best_result(started.study, definition.path, output.file)
             output.write(result)
             show(console, tables.result_table(result, str(output)))
             if fit is not None and not outcome.code:
                 fit_and_tell(console, dict(result), task, fit)
+        elif not outcome.code:
+            print_error(str(best.nothing_complete(started.study)))
+            raise typer.Exit(Exit.FAILED)
     if outcome.code:
         raise typer.Exit(outcome.code)
 

@@ -67,7 +67,7 @@ class EmbeddingProgress(AbstractContextManager["EmbeddingProgress"]):
     def _draw(self, what: str, done: int, total: int) -> None:
         if self._progress is None:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(BAR_WIDTH),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
