@@ -150,7 +150,7 @@ class Study(AbstractContextManager["Study"]):
         self._task: StudyTask | None = None
         with ExitStack() as stack:
             self._url = stack.enter_context(storage_url(storage, create=False))
-            self._study = load_study(open_storage(self._url), definition.name)
+            self._study = load_study(open_storage(self._url, create=False), definition.name)
             stack.callback(_disconnect, self._study)
             self._close = weakref.finalize(self, stack.pop_all().close)
 

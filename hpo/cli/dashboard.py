@@ -36,7 +36,7 @@ def command(
         from ..database.connection import open_storage
         from ..database.studies import load_study
     with storage_url(storage, create=False) as url:
-        opened = open_storage(url)
+        opened = open_storage(url, create=False)
         if definition is not None:
             load_study(opened, definition.name)
         dashboard.serve(

@@ -52,7 +52,7 @@ def command(
             from ..results import tracking  # imports torch
         tracking.check(mlflow, model)
     with storage_url(storage, create=False) as url:
-        opened = load_study(open_storage(url), definition.name)
+        opened = load_study(open_storage(url, create=False), definition.name)
         result = best.best_result(opened, definition.path, output.file)
         output.write(result)
         console = make_console(stderr=output.is_stdout)

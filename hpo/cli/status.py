@@ -17,7 +17,7 @@ def command(study: StudyFile, storage: Storage = None, as_json: AsJson = False) 
         from ..results import tables
         from ..results.status import study_status
     with storage_url(storage, create=False) as url:
-        opened = load_study(open_storage(url), definition.name)
+        opened = load_study(open_storage(url, create=False), definition.name)
         status = study_status(opened, grace_seconds=definition.service.grace_seconds)
     if as_json:
         print(json.dumps(status, indent=2, sort_keys=True, allow_nan=False))

@@ -152,7 +152,7 @@ def _compare(ours: Identity, theirs: Identity, differences: Differences) -> list
     differing = []
     if ours.get("definition_sha256") != theirs.get("definition_sha256"):
         local, stored = ours.get("definition", {}), theirs.get("definition", {})
-        # Forms that differ in nothing that counts (paths, in older studies) are the same, equal ones of other hashes not.
+        # Forms that differ in paths only (of an older version) are the same; equal forms of other hashes are not.
         differing += differences(local, stored) or (["the definition differs"] if local == stored else [])
     for key, name in _NAMES.items():
         if ours.get(key) != theirs.get(key):

@@ -111,15 +111,14 @@ def nothing_complete(study: Study) -> UserError:
     """The error of commands that need a complete trial."""
     reasons = infeasible_reasons(study)
     finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    name = study.study_name
     if not reasons or len(finished) < (record.requested(study) or 0):
-        return UserError(
-            f"the study {study.study_name!r} has no complete trial yet; run `hpo run` until one is complete"
-        )
+        return UserError(f"the study {name!r} has no complete trial yet; run `hpo run` until one is complete")
     told = "; ".join(f"{count} {reason}" for reason, count in list(reasons.items())[:3])
     return UserError(
-        f"all {len(finished)} trials of the study {study.study_name!r} ended without a value, {sum(reasons.values())} of "
-        f"them infeasible ({told}): change the ranges of the study file accordingly (diverged: lower training.learning_rate, "
-        "or set clip_norm), and give the study another name"
+        f"none of the {len(finished)} trials of the study {name!r} is complete, {sum(reasons.values())} of them are "
+        f"infeasible ({told}): change the ranges in the study file (of training.learning_rate, if trials diverged) and "
+        "give the study another name"
     )
 
 

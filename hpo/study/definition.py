@@ -70,7 +70,7 @@ class StudyDefinition:
     def canonical(self) -> dict[str, Any]:
         """Return the study's identity as JSON: everything that can change a trial's result.
 
-        Not part of it: where the file and its data are (a hash of the data is stored beside it), how the study is run (`[service]`), for how long (`search.trials`), and how
+        Not part of it: where the file and its data are (the data have a hash of their own), how the study is run (`[service]`), for how long (`search.trials`), and how
         its result is confirmed (`[confirm]`).
         """
         search = asdict(self.search)
