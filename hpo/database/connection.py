@@ -50,8 +50,8 @@ def open_storage(
     """Open Optuna's storage at `url` (from `address.storage_url`), with all tables created.
 
     Every later call on it waits up to `retry_seconds` for an unreachable database. User attributes of trials named in
-    `without` are not read, to save time and memory. With `create=False`, for commands that only read, nothing is made in
-    a database that no study was run in.
+    `without` are not read, to save time and memory. With `create=False`, for commands that only read, nothing is made
+    in a database that no study was run in.
 
     Raises:
         UserError: with `create=False`: there are no tables of this package.
@@ -69,8 +69,8 @@ def open_storage(
     tables_exist = _tables_exist(url, options)
     if not create and not tables_exist and not _was_used(url, options):
         raise UserError(
-            f"There is no study in {describe(url)}: start one with `hpo run` or `hpo worker`, or name its database with "
-            "--storage (HPO_STORAGE)."
+            f"There is no study in {describe(url)}: start one with `hpo run` or `hpo worker`, or name its database "
+            "with --storage (HPO_STORAGE)."
         )
 
     def connect(*, skip_table_creation: bool) -> RetryingStorage:

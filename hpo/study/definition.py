@@ -70,8 +70,8 @@ class StudyDefinition:
     def canonical(self) -> dict[str, Any]:
         """Return the study's identity as JSON: everything that can change a trial's result.
 
-        Not part of it: where the file and its data are (the data have a hash of their own), how the study is run (`[service]`), for how long (`search.trials`), and how
-        its result is confirmed (`[confirm]`).
+        Not part of it: where the file and its data are (the data have a hash of their own), how the study is run
+        (`[service]`), for how long (`search.trials`), and how its result is confirmed (`[confirm]`).
         """
         search = asdict(self.search)
         del search["trials"]
