@@ -278,3 +278,19 @@ def test_the_same_trials_have_the_same_values_in_another_database(tmp_path, fres
         engine_of(study).dispose()
     assert values[0] == values[1]
     assert not any(isinstance(value, float) and math.isnan(value) for value in values[0])
+
+
+def test_what_was_queued_wrongly_ends_at_once_with_a_sentence(claims, tmp_path, caplog):
+    data = task(tmp_path)
+    queue = claims(data, budget=3)
+    name, spec = next((p.name, p.spec) for p in space.searched(data.definition) if p.name.startswith("model."))
+    run(queue, data)
+    queue.study.enqueue_trial({name: "three"})
+    queue.study.enqueue_trial({"lerning_rate": 0.01})
+    state, claim = run(queue, data)
+    assert state == TrialState.FAIL
+    reason = known_trial(claim.trial).user_attrs[REASON]
+    assert reason == f'queued wrongly: {name} is "three", but it is searched in {spec}'
+    state, claim = run(queue, data)
+    assert state != TrialState.FAIL
+    assert "Trial 2 was queued with what is ignored: lerning_rate is unknown" in caplog.text
