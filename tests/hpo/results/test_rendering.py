@@ -267,6 +267,7 @@ def status(**changed: object) -> dict[str, object]:
     }  # fmt: skip
     return {
         "study": "quickstart", "metric": "average_precision", "workers": [worker], "attempts": {"3": 2},
+        "infeasible_reasons": {}, "storage": "postgresql://",
         "trials": {"requested": 40, "finished": 12, "complete": 8, "pruned": 4, "infeasible": 0, "failed": 0,
                    "running": 1, "released": 0},
         "best": {"value": 0.4971, "trial": 3, "params": {}}, "baselines": {"linear": 0.4589, "mean_prevalence": 0.2},

@@ -23,6 +23,7 @@ from sparse_evidence.hpo.running.claims import Claim, Claims, Finished
 from sparse_evidence.hpo.running.joining import join_study
 from sparse_evidence.hpo.running.task import StudyTask
 from sparse_evidence.hpo.study import space
+from sparse_evidence.hpo.study.fields import Range
 
 NEVER = lambda: False  # noqa: E731
 UNREACHABLE = 2.0
@@ -283,7 +284,7 @@ def test_the_same_trials_have_the_same_values_in_another_database(tmp_path, fres
 def test_what_was_queued_wrongly_ends_at_once_with_a_sentence(claims, tmp_path, caplog):
     data = task(tmp_path)
     queue = claims(data, budget=3)
-    name, spec = next((p.name, p.spec) for p in space.searched(data.definition) if p.name.startswith("model."))
+    name, spec = next((p.name, p.spec) for p in space.searched(data.definition) if isinstance(p.spec, Range))
     run(queue, data)
     queue.study.enqueue_trial({name: "three"})
     queue.study.enqueue_trial({"lerning_rate": 0.01})
