@@ -71,11 +71,6 @@ def test_every_column_with_a_name_of_its_own_can_be_read(tmp_path):
     assert not table.problems
 
 
-def test_another_separator_is_named_where_every_column_is_read(tmp_path):
-    (problem,) = refused(write_csv(tmp_path / "t.csv", ("id;text",), ("1;x",)), (), None).problems
-    assert problem == "its cells seem to be separated by ';', not by ','"
-
-
 def test_indexing_a_row_strips_the_cell_and_cells_does_not(tmp_path):
     (row,) = read_table(write_csv(tmp_path / "t.csv", (" a ", "b"), ("  x\n", "y")), ("a",)).rows
     assert row["a"] == "x"
@@ -170,8 +165,6 @@ def test_representations_of_rows_and_tables_show_no_cell(tmp_path):
             ["2 mistakes", "column post_id is missing", "did you mean 'PostId'?", "did you mean 'labels'?"],
         ),
         ("t.csv", b"post_id,post,post,label\n", ["column post occurs 2 times in the header"]),
-        ("t.csv", b"post_id;post;label\n", ["seem to be separated by ';', not by ','"]),
-        ("t.tsv", b"post_id,post,label\n", ["seem to be separated by ',', not by '\\t'"]),
         ("t.csv", b"p1,I see purple elephants everywhere,1\n", ["the file has: 'p1', a text of 33 characters"]),
         ("t.csv", "post_id,post,label\n".encode("utf-16"), ["UTF-16; save it as UTF-8"]),
         ("t.csv", b"PK\x03\x04\x00\x00", ["it is not a text file"]),
