@@ -121,7 +121,7 @@ def run(
             )
         stack.callback(_disconnect, started.study)
         if warm is not None:
-            console.print(f"note: {warm.sentence}", markup=False)
+            console.print(f"note: {warm.sentence}")
         outcome = live.watch(started, console, workers)
         if outcome.code:
             raise RunError(f"{live.failure_text(outcome)}; run the study again to resume it")
@@ -150,7 +150,7 @@ class Study(AbstractContextManager["Study"]):
         self._task: StudyTask | None = None
         with ExitStack() as stack:
             self._url = stack.enter_context(storage_url(storage, create=False))
-            self._study = load_study(open_storage(self._url), definition.name)
+            self._study = load_study(open_storage(self._url, create=False), definition.name)
             stack.callback(_disconnect, self._study)
             self._close = weakref.finalize(self, stack.pop_all().close)
 

@@ -5,6 +5,7 @@ A new verb is a module with a function `command`, registered below. Heavy module
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -112,6 +113,10 @@ def _options(
 
 def main() -> NoReturn:
     """Run a verb and exit with its code; a user error is reported on standard error, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # what an encoding other than UTF-8 lacks is printed as a question mark, also what is no character at all
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     # Threads that spin while they wait take cores from other workers: epochs were 3 times slower on a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

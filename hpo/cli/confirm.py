@@ -50,7 +50,7 @@ def command(
         from ..results import best, live, tables
         from ..running import launcher, worker  # noqa: F401 (the launcher imports it later)
     with database(storage, create=False) as url:
-        finished = _finished(load_study(open_storage(url), definition.name))
+        finished = _finished(load_study(open_storage(url, create=False), definition.name))
         with live.EmbeddingProgress(console) as progress:
             started = launcher.start_study(definition, url, trials=finished, confirm_only=True, progress=progress)
         outcome = watch(started, console, workers)

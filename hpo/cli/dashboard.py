@@ -32,11 +32,11 @@ def command(
     dashboard.check_exposure(host)
     definition = load_definition(study) if study is not None else None
     with fast_imports():
-        from ..database.connection import LOOK_SECONDS, open_storage
+        from ..database.connection import LOOK_SECONDS, open_storage, open_to_look
         from ..database.record import CURVES
         from ..database.studies import load_study
     with database(storage, create=False) as url:
-        opened = open_storage(url, retry_seconds=LOOK_SECONDS, without=(CURVES,))
+        opened = open_to_look(url, without=(CURVES,))
         if definition is not None:
             load_study(opened, definition.name)
         writing = open_storage(url, retry_seconds=LOOK_SECONDS) if allow_changes else None

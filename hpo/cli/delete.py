@@ -32,7 +32,7 @@ def command(
         from ..database.connection import open_storage
         from ..running import deleting
     with database(storage, create=False) as url:
-        opened = open_storage(url)
+        opened = open_storage(url, create=False)
         doomed = deleting.find_doomed(opened, name, grace_seconds=grace_seconds)
         if not yes:
             print(f"{_described(doomed)} in {describe(url)}; files such as {name}.best.json stay")

@@ -74,7 +74,7 @@ def _on_holdout(fitted: FittedModel, folder: Path, study: Path | None, storage: 
         study or named_study_file(fitted.info, folder, f"the model {folder}", "give it with --study")
     )
     with database(storage, create=False) as url:
-        opened = load_study(open_storage(url), name)
+        opened = load_study(open_storage(url, create=False), name)
         evaluate.check_study(fitted, opened)  # said before minutes of embedding
         with live.EmbeddingProgress(make_console(stderr=quiet)) as progress:
             task = load_task(definition, progress=progress)

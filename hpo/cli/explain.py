@@ -68,6 +68,6 @@ def command(
     with console.status("explaining"):
         page.write(explain_page(fitted, shown))
     for note in shown.notes:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
+        console.print(f"note: {note}", soft_wrap=True)
     told = f"{count_text(len(shown.texts), 'post')}, with their text: {page}"
-    console.print(told, markup=False, soft_wrap=True)
+    console.print(told, soft_wrap=True)

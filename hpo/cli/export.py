@@ -43,7 +43,7 @@ def command(
     if mlflow is None and (mlflow_trials or model is not None):
         raise UserError("--mlflow-trials and --model say what goes to an MLflow server; name it with --mlflow")
     with fast_imports():
-        from ..database.connection import LOOK_SECONDS, open_storage
+        from ..database.connection import open_to_look
         from ..database.studies import load_study
         from ..results import tables
     if mlflow is not None:
@@ -51,7 +51,7 @@ def command(
             from ..results import tracking  # imports torch
         tracking.check(mlflow, model)
     with database(storage, create=False) as url:
-        opened = load_study(open_storage(url, retry_seconds=LOOK_SECONDS), definition.name)
+        opened = load_study(open_to_look(url), definition.name)
         result = best.best_result(opened, definition.path, output.file)
         output.write(result)
         console = make_console(stderr=output.is_stdout)

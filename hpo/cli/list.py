@@ -12,11 +12,11 @@ def command(as_json: AsJson = False, storage: Storage = None) -> None:
     with fast_imports():
         from ..database.address import describe
         from ..database.catalog import list_studies
-        from ..database.connection import open_storage
+        from ..database.connection import open_to_look
         from ..results import listing, tables
         from ..study.config import ServiceConfig
     with database(storage, create=False) as url:
-        entries, now = list_studies(open_storage(url), grace_seconds=ServiceConfig().grace_seconds)
+        entries, now = list_studies(open_to_look(url), grace_seconds=ServiceConfig().grace_seconds)
     studies = listing.listed_studies(entries)
     if as_json:
         print(json.dumps(studies, indent=2, allow_nan=False))

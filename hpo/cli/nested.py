@@ -75,5 +75,5 @@ def _estimate(opened: Nested, console: Console, workers: int | None) -> dict[str
         with console.status(f"{name}: fitting"):
             of_folds.append(nested.conclude_fold(opened, started, fold, device=device))
         metric = opened.task.definition.search.metric
-        console.print(f"{name}: {wording.outer_fold_text(metric, of_folds[-1])}", markup=False, soft_wrap=True)
+        console.print(f"{name}: {wording.outer_fold_text(metric, of_folds[-1])}", soft_wrap=True)
     return nested.conclude(opened, of_folds)

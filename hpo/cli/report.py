@@ -33,12 +33,12 @@ def command(
     page.check()
     with fast_imports():
         from ..database.address import storage_url
-        from ..database.connection import open_storage
+        from ..database.connection import open_to_look
         from ..database.record import CURVES
         from ..database.studies import load_study
         from ..pages.report import report_page
     console = make_console(stderr=page.is_stdout)
     with storage_url(storage, create=False) as url, console.status("making the report"):
-        opened = load_study(open_storage(url, without=(CURVES,)), definition.name)
+        opened = load_study(open_to_look(url, without=(CURVES,)), definition.name)
         page.write(report_page(opened, definition))
     console.print(f"written to {page}", markup=False, soft_wrap=True)

@@ -29,12 +29,12 @@ def command(
         raise UserError("--watch and --json cannot be combined; give one of them")
     definition = load_definition(study)
     with fast_imports():
-        from ..database.connection import LOOK_SECONDS, open_storage
+        from ..database.connection import open_to_look
         from ..database.studies import load_study
         from ..results import tables, watching
         from ..results.status import study_status
     with database(storage, create=False) as url:
-        opened = load_study(open_storage(url, retry_seconds=LOOK_SECONDS), definition.name)
+        opened = load_study(open_to_look(url), definition.name)
         if watch:
             with suppress(KeyboardInterrupt):  # the way to end it
                 watching.watch_study(opened, definition, make_console())

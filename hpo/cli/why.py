@@ -23,12 +23,12 @@ def command(
         from rich.text import Text
 
         from ..database.address import storage_url
-        from ..database.connection import LOOK_SECONDS, open_storage
+        from ..database.connection import open_to_look
         from ..database.record import CURVES
         from ..database.studies import load_study
         from ..results.why import why
     with storage_url(storage, create=False) as url:
-        opened = load_study(open_storage(url, retry_seconds=LOOK_SECONDS, without=(CURVES,)), definition.name)
+        opened = load_study(open_to_look(url, without=(CURVES,)), definition.name)
         explained = why(opened, trial)
     if as_json:
         print(json.dumps(explained, indent=2, sort_keys=True, allow_nan=False))

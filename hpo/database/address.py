@@ -22,7 +22,7 @@ def storage_url(url: str | None = None, *, folder: Path | None = None, create: b
 
     The URL is `url` (`--storage`), else `HPO_STORAGE`, else that of the embedded Postgres under `.hpo/` of `folder`
     (default: the current one), which runs while at least one process is inside this context. With `create=False`, for
-    commands that only read, a missing `.hpo/` is a `UserError`: the folder is probably the wrong one.
+    commands that only read, a missing database is a `UserError`: the folder is probably the wrong one.
     """
     if named := named_storage(url):
         yield normalize_url(named)
@@ -30,9 +30,9 @@ def storage_url(url: str | None = None, *, folder: Path | None = None, create: b
     from . import embedded
 
     folder = folder or Path.cwd()
-    if not create and not (folder / embedded.FOLDER).exists():
+    if not create and not embedded.has_database(folder):
         raise UserError(
-            f"There is no {embedded.FOLDER} folder in {folder}, so no study was run here: change to the folder where "
+            f"There is no database in {folder / embedded.FOLDER}, so no study was run here: change to the folder where "
             "`hpo run` was started, or name its database with --storage (HPO_STORAGE)."
         )
     with embedded.serve(folder) as embedded_url:

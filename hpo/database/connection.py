@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from sparse_evidence.core.errors import UserError
+
 from ..errors import StorageError
 from .address import describe, normalize_url
 from .retry import Backoff, retry
@@ -44,13 +46,17 @@ _POOLER = "unsupported startup parameter"
 _BUSY = ("too many clients", "remaining connection slots", "starting up", "shutting down", "not yet accepting")
 
 
-def open_storage(url: str, *, retry_seconds: float = RETRY_SECONDS, without: Collection[str] = ()) -> BaseStorage:
+def open_storage(
+    url: str, *, retry_seconds: float = RETRY_SECONDS, without: Collection[str] = (), create: bool = True
+) -> BaseStorage:
     """Open Optuna's storage at `url` (from `address.storage_url`), with all tables created.
 
     Every later call on it waits up to `retry_seconds` for an unreachable database. User attributes of trials named in
-    `without` are not read, to save time and memory.
+    `without` are not read, to save time and memory. With `create=False`, for commands that only read, nothing is made
+    in a database that no study was run in.
 
     Raises:
+        UserError: with `create=False`: there are no tables of this package.
         StorageError: the database is unreachable.
     """
     import optuna
@@ -63,6 +69,11 @@ def open_storage(url: str, *, retry_seconds: float = RETRY_SECONDS, without: Col
     url = normalize_url(url)
     options = _engine_options(sa.make_url(url))
     tables_exist = _tables_exist(url, options)
+    if not create and not tables_exist and not _was_used(url, options):
+        raise UserError(
+            f"There is no study in {describe(url)}: start one with `hpo run` or `hpo worker`, or name its database "
+            "with --storage (HPO_STORAGE)."
+        )
 
     def connect(*, skip_table_creation: bool) -> RetryingStorage:
         return RetryingStorage(
@@ -83,6 +94,16 @@ def open_storage(url: str, *, retry_seconds: float = RETRY_SECONDS, without: Col
             return storage
 
     return optuna.storages.get_storage(retry(open_once, CONNECT_SECONDS))
+
+
+def open_to_look(url: str, *, without: Collection[str] = ()) -> BaseStorage:
+    """Open the storage for a command that only looks: it makes nothing, and does not wait long for a database.
+
+    Raises:
+        UserError: there are no tables of this package.
+        StorageError: the database is unreachable.
+    """
+    return open_storage(url, create=False, retry_seconds=LOOK_SECONDS, without=without)
 
 
 def engine_of(holder: BaseStorage | optuna.Study) -> Engine:
@@ -196,6 +217,19 @@ def _probe(url: str, options: Mapping[str, Any]) -> bool:
     try:
         with engine.connect() as connection:
             return claims_sql.table_is_current(connection) and predictions.table_exists(connection)
+    finally:
+        engine.dispose()
+
+
+def _was_used(url: str, options: Mapping[str, Any]) -> bool:
+    """Whether this package, perhaps an older version, has made tables in the database; those of it are completed."""
+    import sqlalchemy as sa
+
+    from . import claims_sql
+
+    engine = sa.create_engine(url, **options)
+    try:
+        return bool(sa.inspect(engine).has_table(claims_sql.claims.name))
     finally:
         engine.dispose()
 

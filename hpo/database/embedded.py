@@ -238,6 +238,12 @@ def _reachable(install: Path) -> bool:
     return True
 
 
+def has_database(folder: Path) -> bool:
+    """Whether a study was run in this folder without another database; creates nothing."""
+    own = folder / FOLDER
+    return any((data / "pg" / "PG_VERSION").exists() for data in (own, embedded_root.known_home(own)) if data)
+
+
 def home(folder: Path) -> Path:
     """Return the folder with the files of the server of this `.hpo` folder: itself, or for root another one.
 

@@ -62,11 +62,24 @@ def give(path: Path) -> None:
         os.chown(path, *account())
 
 
+def known_home(folder: Path) -> Path | None:
+    """Return the folder for the database of this `.hpo` folder, if root has run a study there; creates nothing."""
+    try:
+        name = (folder / "id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return _base() / name if is_root() and _is_id(name) else None
+
+
+def _is_id(name: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{16}", name) is not None
+
+
 def home(folder: Path) -> Path:
     """Return the folder for the database of this `.hpo` folder; the file `belongs-to` in it names the `.hpo` folder."""
     id_file = folder / "id"
     name = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else ""
-    if not re.fullmatch(r"[0-9a-f]{16}", name):
+    if not _is_id(name):
         name = secrets.token_hex(8)
         id_file.write_text(name + "\n", encoding="utf-8")
     data = _base() / name

@@ -151,7 +151,9 @@ def _study(storage: BaseStorage, name: str, sampler: BaseSampler | None, pruner:
 def _compare(ours: Identity, theirs: Identity, differences: Differences) -> list[str]:
     differing = []
     if ours.get("definition_sha256") != theirs.get("definition_sha256"):
-        differing += differences(ours.get("definition", {}), theirs.get("definition", {})) or ["the definition differs"]
+        local, stored = ours.get("definition", {}), theirs.get("definition", {})
+        # Forms that differ in paths only (of an older version) are the same; equal forms of other hashes are not.
+        differing += differences(local, stored) or (["the definition differs"] if local == stored else [])
     for key, name in _NAMES.items():
         if ours.get(key) != theirs.get(key):
             differing.append(f"{name} differ ({_short(ours, key)} here, {_short(theirs, key)} in the study)")

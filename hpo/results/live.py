@@ -94,7 +94,8 @@ class EmbeddingProgress(AbstractContextManager["EmbeddingProgress"]):
 
     def _draw(self, what: str, done: int, total: int) -> None:
         if self._progress is None:
-            name = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+            column = Column(no_wrap=True, overflow="ellipsis")
+            name = TextColumn("{task.description}", markup=False, table_column=column)
             columns = (name, BarColumn(BAR_WIDTH), MofNCompleteColumn(), TimeRemainingColumn())
             self._progress = Progress(*columns, console=self._console)
             self._progress.add_task(what, total=total)

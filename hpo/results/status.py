@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..database import record
+from ..database.address import mask_password
 from ..database.connection import engine_of
 from . import winner
-from .best import best_trial
+from .best import best_trial, infeasible_reasons
 from .finished import model_name
 from .pace import recent_pace
 
@@ -126,6 +127,10 @@ class StudyStatus(TypedDict):
     those of the study that confirms it."""
     attempts: dict[str, int]
     """By trial number, how many attempts it took; only trials with more than one."""
+    infeasible_reasons: dict[str, int]
+    """Why trials are infeasible, and how many for each reason."""
+    storage: str
+    """The URL of the database, its password masked: any Optuna script reads the study there, while it runs."""
 
 
 def study_status(study: Study, *, grace_seconds: float = math.inf) -> StudyStatus:
@@ -159,6 +164,8 @@ def study_status(study: Study, *, grace_seconds: float = math.inf) -> StudyStatu
             for trial in study.get_trials(deepcopy=False)
             if record.ATTEMPTS in trial.user_attrs
         },
+        "infeasible_reasons": infeasible_reasons(study),
+        "storage": mask_password(engine_of(study).url),
     }
 
 

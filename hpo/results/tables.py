@@ -344,6 +344,7 @@ def status_table(status: StudyStatus) -> RenderableType:
         *_conclusion_lines(status),
         *_nested_line(status["nested"], metric),
         *_attempts_line(status["attempts"]),
+        *(Text(f"infeasible: {count} {reason}") for reason, count in list(status["infeasible_reasons"].items())[:3]),
     ]
     workers = _workers(status["workers"]) if status["workers"] else Text("no worker is running")
     return Group(*lines, workers)

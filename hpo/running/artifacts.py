@@ -12,6 +12,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -69,7 +70,7 @@ def open_store(where: str | None = None) -> ArtifactStore:
     where = where or os.environ.get(VARIABLE) or str(FOLDER)
     if where.startswith("s3://"):
         return _bucket(where)
-    if "://" in where:
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", where):  # `s3:/bucket` is a typing error, not a folder
         raise UserError(
             f"the artifact store {mask_password(where)} is not supported: give a folder or s3://BUCKET/PREFIX"
         )

@@ -76,7 +76,7 @@ def load_joined(
         RefusedError: the study was created from other data, folds, definition or code.
         StorageError: the database is unreachable.
     """
-    storage = open_storage(url)
+    storage = open_storage(url, create=False)
     load_study(storage, definition.name)  # said before minutes of embedding
     engine_of(storage).dispose()
     task = load_task(definition, progress=progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
@@ -23,6 +24,8 @@ from .artifacts import Checkpoints
 from .claims import Claim
 from .pruning import Judged, SameFoldsRule
 from .task import StudyTask
+
+logger = logging.getLogger(__name__)
 
 
 class TrialOutOfMemoryError(Exception):
@@ -50,6 +53,8 @@ def run(
     """
     if (entry := record.confirm(claim.trial)) is not None and "trial" not in entry:
         return _baselines(claim, task, entry["split"])
+    if (wrong := _queued_wrongly(claim, task)) is not None:
+        return _infeasible(claim, wrong)
     with claim.transaction():
         candidate = space.suggest(task.definition, claim.trial)
         config = space.to_dict(candidate)
@@ -80,6 +85,19 @@ def run(
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _out_of_memory(claim, error) from error
     return _complete(claim, cv)
+
+
+def _queued_wrongly(claim: Claim, task: StudyTask) -> str | None:
+    """Why a trial that somebody queued by hand cannot be trained; logs a warning for parameters that do not exist."""
+    number = claim.trial.number
+    trial = next((trial for trial in reversed(claim.trials_when_claimed) if trial.number == number), None)
+    queued = None if trial is None else trial.system_attrs.get(record.FIXED)
+    if not queued or record.confirm(claim.trial) is not None:
+        return None
+    unknown, wrong = space.queued_mistakes(task.definition, queued)
+    if unknown:
+        logger.warning("Trial %d was queued with what is ignored: %s.", number, "; ".join(unknown))
+    return f"queued wrongly: {'; '.join(wrong)}" if wrong else None
 
 
 def _cross_validation(claim: Claim, task: StudyTask, candidate: CandidateConfig, device: str) -> CrossValidation:

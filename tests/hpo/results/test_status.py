@@ -56,6 +56,8 @@ def test_a_study_that_has_just_started(study):
     assert (status["study"], status["metric"]) == ("tiny", "average_precision")
     assert (status["trials"]["requested"], status["trials"]["finished"]) == (4, 0)
     assert (status["best"], status["baselines"], status["workers"], status["attempts"]) == (None, None, [], {})
+    assert status["storage"].startswith("postgresql")
+    assert status["infeasible_reasons"] == {}
 
 
 def test_a_running_trial_and_its_worker(study, claim_next):

@@ -23,6 +23,7 @@ from sparse_evidence.hpo.running.claims import Claim, Claims, Finished
 from sparse_evidence.hpo.running.joining import join_study
 from sparse_evidence.hpo.running.task import StudyTask
 from sparse_evidence.hpo.study import space
+from sparse_evidence.hpo.study.fields import Range
 
 NEVER = lambda: False  # noqa: E731
 UNREACHABLE = 2.0
@@ -284,3 +285,19 @@ def test_the_same_trials_have_the_same_values_in_another_database(tmp_path, fres
         engine_of(study).dispose()
     assert values[0] == values[1]
     assert not any(isinstance(value, float) and math.isnan(value) for value in values[0])
+
+
+def test_what_was_queued_wrongly_ends_at_once_with_a_sentence(claims, tmp_path, caplog):
+    data = task(tmp_path)
+    queue = claims(data, budget=3)
+    name, spec = next((p.name, p.spec) for p in space.searched(data.definition) if isinstance(p.spec, Range))
+    run(queue, data)
+    queue.study.enqueue_trial({name: "three"})
+    queue.study.enqueue_trial({"lerning_rate": 0.01})
+    state, claim = run(queue, data)
+    assert state == TrialState.FAIL
+    reason = known_trial(claim.trial).user_attrs[REASON]
+    assert reason == f'queued wrongly: {name} is "three", but it is searched in {spec}'
+    state, claim = run(queue, data)
+    assert state != TrialState.FAIL
+    assert "Trial 2 was queued with what is ignored: lerning_rate is unknown" in caplog.text
