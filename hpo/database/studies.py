@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sparse_evidence.core.errors import UserError
 
-from ..errors import RefusedError
+from ..errors import RefusedError, StudyDeletedError
 from . import record
 from .address import describe
 from .connection import engine_of, lock_study
@@ -46,6 +46,7 @@ def open_study(
     queue: Sequence[QueuedTrial] = (),
     once: Sequence[Mapping[str, Any]] = (),
     attributes: Mapping[str, Any] | None = None,
+    existing: int | None = None,
 ) -> optuna.Study:
     """Create the study, or join it if it was started with the same `identity`; else `RefusedError` says what differs.
 
@@ -54,6 +55,7 @@ def open_study(
     become trial 0. `differences(ours, theirs)` describes how two definitions differ, a clause per difference. Default
     of `pruner`: Optuna prunes nothing. When the study is created, it also gets the trials in `queue` and the user
     attributes in `attributes`. The parameters in `once` are queued as well, also if the study exists, but never again.
+    With `existing`, the study's key, it is not created: if it has been deleted, a `StudyDeletedError` says so.
     """
     from .optuna_storage import unwrap
     from .trial_rows import QueuedTrial
@@ -61,7 +63,9 @@ def open_study(
     first = [QueuedTrial(parameters) for parameters in ([] if default_parameters is None else [default_parameters])]
     first += [*map(QueuedTrial, once), *queue]
     started_with = {**(attributes or {}), IDENTITY: identity}
-    study = retry(lambda: _create(storage, name, direction, started_with, first), unwrap(storage).retry_seconds)
+    study = retry(
+        lambda: _create(storage, name, direction, started_with, first, existing), unwrap(storage).retry_seconds
+    )
     stored = record.identity(study)
     if identity.get("code") != stored.get("code"):  # definitions of other versions have other keys: say only this
         raise RefusedError(
@@ -99,6 +103,7 @@ def _create(
     direction: Direction,
     attributes: Mapping[str, Any],
     queue: Sequence[QueuedTrial],
+    existing: int | None,
 ) -> optuna.Study:
     """Create the study unless it exists. Its attributes and its first trials are written in one transaction."""
     import optuna
@@ -108,6 +113,8 @@ def _create(
 
     with engine_of(storage).begin() as connection:
         lock_study(connection)
+        if existing is not None and existing != _key(storage, name):
+            raise StudyDeletedError
         study = optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
         if IDENTITY in study.user_attrs:
             return study
@@ -123,18 +130,28 @@ def _create(
     return study
 
 
+def _key(storage: BaseStorage, name: str) -> int | None:
+    """The key of the study with this name; None if there is none."""
+    try:
+        return storage.get_study_id_from_name(name)
+    except KeyError:
+        return None
+
+
 def _queue_untried(study: optuna.Study, once: Sequence[Mapping[str, Any]]) -> None:
     """Queue the parameters that no trial of the study has or waits with; what was queued before is still known."""
     from .optuna_storage import study_id
-    from .record import CURVES
-    from .trial_rows import QueuedTrial, enqueue, select_trials
+    from .trial_rows import QueuedTrial, count_trials, enqueue
 
-    with engine_of(study).begin() as connection:
-        lock_study(connection, study_id(study))
-        trials = select_trials(connection, study_id(study), (), 0, without=(CURVES,))
+    while True:
+        trials = study.get_trials(deepcopy=False)  # not under the lock: reading them may take long
         known = [parameters for trial in trials for parameters in (trial.params, trial.system_attrs.get(FIXED))]
         untried = [QueuedTrial(parameters) for parameters in once if dict(parameters) not in known]
-        enqueue(connection, study_id(study), untried)
+        with engine_of(study).begin() as connection:
+            lock_study(connection, study_id(study))
+            if count_trials(connection, study_id(study)) == len(trials):
+                enqueue(connection, study_id(study), untried)
+                return
 
 
 def _database(storage: BaseStorage) -> str:

@@ -22,6 +22,7 @@ from optuna.distributions import json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import postgresql
 
+from ..errors import StudyDeletedError
 from .record import FIXED
 
 _SELECT = """
@@ -68,6 +69,11 @@ def select_trials(
     """
     sql_params = {"study": study_id, "known": list(known), "after": after, "without": list(without)}
     return [_frozen(row) for row in connection.execute(_SELECT_MANY, sql_params)]
+
+
+def count_trials(connection: sa.Connection, study_id: int) -> int:
+    """Return how many trials a study has, of any state."""
+    return int(connection.execute(_COUNT, {"study": study_id}).scalar_one())
 
 
 def trial_state(connection: sa.Connection, trial_id: int) -> TrialState | None:
@@ -126,6 +132,7 @@ _UPSERTS = {
         "trial_intermediate_values", "step", "intermediate_value", "intermediate_value_type"
     ),
 }
+_COUNT = sa.text("SELECT count(*) FROM trials WHERE study_id = :study")
 _STATE = sa.text("SELECT state::text FROM trials WHERE trial_id = :trial")
 _END = sa.text("""
 UPDATE trials SET state = :state, datetime_complete = (clock_timestamp() AT TIME ZONE 'UTC')
@@ -147,8 +154,13 @@ _LOCK_NUMBERS = sa.text("SELECT 1 FROM studies WHERE study_id = :study FOR UPDAT
 
 
 def lock_numbers(connection: sa.Connection, study_id: int) -> None:
-    """Take the lock under which Optuna numbers trials: a script may be adding some with `Study.ask`."""
-    connection.execute(_LOCK_NUMBERS, {"study": study_id})
+    """Take the lock under which Optuna numbers trials: a script may be adding some with `Study.ask`.
+
+    Raises:
+        StudyDeletedError: there is no such study any more.
+    """
+    if connection.execute(_LOCK_NUMBERS, {"study": study_id}).first() is None:
+        raise StudyDeletedError
 
 
 _ENQUEUE = sa.text("""

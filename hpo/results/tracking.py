@@ -132,8 +132,8 @@ def _alone(study: Study) -> Iterator[None]:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        with engine_of(study).begin() as connection:
-            if not try_export_lock(connection, study_id(study)):
+        with try_export_lock(engine_of(study), study_id(study)) as ours:
+            if not ours:
                 raise UserError(
                     f"another process is writing the study {study.study_name!r} to MLflow; try again when it ends"
                 )

@@ -400,11 +400,9 @@ def once(study: optuna.Study, is_stored: Callable[[], bool], store: Callable[[],
     def attempt() -> bool:
         if is_stored():
             return True
-        with engine_of(study).begin() as connection:
-            if not try_conclusion_lock(connection, study_id(study)):
-                return False
-            if not is_stored():
+        with try_conclusion_lock(engine_of(study), study_id(study)) as ours:
+            if ours and not is_stored():
                 store()
-            return True
+        return ours
 
     return retry(attempt, unwrap(study).retry_seconds)

@@ -91,13 +91,16 @@ class Confirming:
 
     def _advance(self) -> bool:
         study = study_id(self.child)
+        trials = self.child.get_trials(deepcopy=False)  # not under the lock: reading them may take long
+        if not all(trial.state.is_finished() for trial in trials):
+            return True
+        entries = next_round(self.plan, trials, maximize=record.higher_is_better(self.child))
+        queue = list(queued(self.parent, entries))
         with engine_of(self.child).begin() as connection:
             lock_study(connection, study)
-            trials = trial_rows.select_trials(connection, study, (), 0, without=(CURVES,))
-            if not all(trial.state.is_finished() for trial in trials):
-                return True
-            entries = next_round(self.plan, trials, maximize=record.higher_is_better(self.child))
-            trial_rows.enqueue(connection, study, queued(self.parent, entries))
+            if trial_rows.count_trials(connection, study) != len(trials):
+                return True  # another worker has queued the round
+            trial_rows.enqueue(connection, study, queue)
             return bool(entries)
 
     def progress(self) -> Progress:

@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import optuna
 import torch
@@ -15,15 +16,16 @@ from optuna.trial import TrialState
 
 from ..database import record
 from ..database.claims_sql import Worker
-from ..database.connection import engine_of
+from ..database.connection import RETRY_SECONDS, engine_of
 from ..database.record import REASON
-from ..errors import ClaimLostError, Exit
+from ..errors import ClaimLostError, Exit, StorageError
 from ..study.definition import StudyDefinition
 from . import claims, conclusions, confirming, objective, process
 from .artifacts import ArtifactStore, Checkpoints
 from .joining import join_study, measure_baselines
 from .reaper import Reaper
 from .slots import VISIBLE_DEVICES
+from .supervisor import STUDY_NOTE
 from .task import Progress, StudyTask, default_device, load_task
 
 logger = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ def work(
 
     Raises:
         UserError: data, folds or encoder cannot be used.
-        RefusedError: the study was created from other data, folds, definition or code.
+        RefusedError: the study was created from other data, folds, definition or code, or was deleted.
         StorageError: the database is unreachable.
     """
     if options.threads is not None:
@@ -91,6 +93,9 @@ def work(
         return Exit.MEMORY
     except StopRequestedError:
         pass
+    except StorageError:
+        if not stop.is_set():
+            raise
     return Exit.DONE
 
 
@@ -104,7 +109,9 @@ def _run_trials(
 ) -> None:
     device = default_device()
     task = load_task(definition, device=device, progress=_stop_aware(stop, progress))
-    study = join_study(definition, task, url, trials=0 if options.confirm_only else options.trials)
+    trials = 0 if options.confirm_only else options.trials
+    note = Path(os.environ[STUDY_NOTE]) if os.environ.get(STUDY_NOTE) else None
+    study = join_study(definition, task, url, trials=trials, wait_seconds=RETRY_SECONDS, stop=stop, note=note)
     checkpoints = Checkpoints(store, every_seconds=definition.service.checkpoint_seconds)
     measure_baselines(study, task)
     process.freeze_gc()
@@ -203,7 +210,9 @@ def _run_claimed(claim: claims.Claim, run_trial: RunTrial) -> None:
         with claim:
             state = run_trial(claim)
     except ClaimLostError:
-        logger.warning("Trial %d was taken over by another worker; continuing with the next one.", claim.trial.number)
+        if not claim.deleted:  # else the next claim says that the study is
+            number = claim.trial.number
+            logger.warning("Trial %d was taken over by another worker; continuing with the next one.", number)
         return
     if state == TrialState.FAIL:
         reason = claim.trial.user_attrs.get(REASON)

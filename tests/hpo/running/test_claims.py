@@ -211,7 +211,7 @@ def test_a_trial_that_another_process_ended_is_lost(claims: Any) -> None:
 
 
 def test_a_trial_that_a_script_abandoned_is_taken_over(claims: Any) -> None:
-    mine = claims(budget=1, grace_seconds=0.3)
+    mine = claims(budget=1)
     mine.study.ask()
     assert isinstance(mine.claim(), Wait)
     assert claimed_soon(mine).attempt == 2
