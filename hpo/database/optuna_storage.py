@@ -129,6 +129,8 @@ class RetryingStorage(RDBStorage):
         self.fences: dict[int, Fence] = {}
         """By trial id, for every trial that this process has claimed."""
         self._open = threading.local()
+        self._unfinished: dict[int, trial_rows.Versions] = {}  # by study, as they were read last
+        self._reading = threading.Lock()
 
     get_study_id_from_name = _retried(RDBStorage.get_study_id_from_name)
     get_study_name_from_id = _of_study(RDBStorage.get_study_name_from_id)
@@ -161,9 +163,11 @@ class RetryingStorage(RDBStorage):
     ) -> list[FrozenTrial]:
         """As Optuna's; the cache in front of us calls it."""
         known, after = included_trial_ids, trial_id_greater_than
-        trials = self._read(
-            lambda connection: trial_rows.select_trials(connection, study_id, known, after, self.without)
-        )
+        with self._reading:
+            before = self._unfinished.setdefault(study_id, {})
+            trials = self._read(
+                lambda connection: trial_rows.select_trials(connection, study_id, known, after, self.without, before)
+            )
         if not trials:
             self.get_study_name_from_id(study_id)  # raises StudyDeletedError if there is no such study
         return [trial for trial in trials if states is None or trial.state in states]

@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,15 @@ from .task import Progress, StudyTask, default_device, load_task
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-"""Mean pause before a worker without a trial tries to claim one again."""
+"""Mean pause before a worker that waits looks again, at first."""
+LONGEST_POLL_SECONDS = 5.0
+"""The same of a worker that has waited for long."""
+POLL_SHARE = 0.05
+"""A worker that waits looks again after this share of the time for which it has waited.
+
+So waiting is at most that much longer than necessary, and a thousand workers that wait for the last trials look a few
+hundred times a second, not thousands.
+"""
 
 RunTrial = Callable[[claims.Claim], TrialState | None]
 """Run a claimed trial; returns its final state, or None if it was released."""
@@ -194,15 +203,22 @@ def _claims(
 
 def _loop(queue: claims.Claims, run_trial: RunTrial, stop: threading.Event, more: Callable[[], bool]) -> None:
     """Run trials until all are finished and `more`, which may queue others, returns False."""
+    since = time.monotonic()
     while not stop.is_set():
         match queue.claim():
             case claims.Claim() as claim:
                 _run_claimed(claim, run_trial)
+                since = time.monotonic()
             case claims.Wait():
-                stop.wait(POLL_SECONDS * random.uniform(0.5, 1.5))
+                stop.wait(poll_pause(time.monotonic() - since) * random.uniform(0.5, 1.5))
             case claims.Finished():
                 if not more():
                     return
+
+
+def poll_pause(waited: float) -> float:
+    """Mean seconds until a worker that has waited for `waited` seconds looks again."""
+    return min(LONGEST_POLL_SECONDS, max(POLL_SECONDS, POLL_SHARE * waited))
 
 
 def _run_claimed(claim: claims.Claim, run_trial: RunTrial) -> None:

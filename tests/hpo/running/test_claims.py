@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import optuna
 import pytest
 import sqlalchemy as sa
 from claim_tools import artifact_rows, claimed, claimed_soon, join_study
@@ -20,7 +21,7 @@ from waiting import until
 
 from sparse_evidence.hpo.database import connection
 from sparse_evidence.hpo.database.claims_sql import Counts, count_trials, list_claims
-from sparse_evidence.hpo.errors import ClaimLostError
+from sparse_evidence.hpo.errors import ClaimLostError, StudyDeletedError
 from sparse_evidence.hpo.running.claims import Claim, Claims, Finished, Wait
 
 
@@ -444,6 +445,30 @@ def test_every_artifact_that_may_exist_is_in_the_table_at_all_times(claims: Any,
     claim.finish(TrialState.COMPLETE, 1.0)
     assert sorted(removed) == ["a", "b"]
     assert artifact_rows(mine) == []
+
+
+# ---- a study that is deleted -----------------------------------------------------------------------------------------
+
+
+def test_a_study_deleted_under_its_worker_leaves_nothing_and_is_not_begun_again(claims: Any) -> None:
+    removed: list[str] = []
+    mine = claims(discard=lambda name: removed.append(name) or True)
+    claim = claimed(mine)
+    claim.mark_pending("a")
+    claim.commit_checkpoint("a", "sha")
+    claim.mark_pending("b")
+    optuna.delete_study(study_name="s", storage=mine.engine.url.render_as_string(hide_password=False))
+    assert artifact_rows(mine) == [], "claims are deleted with their trials"
+    with pytest.raises(ClaimLostError), claim:
+        claim.trial.report(0.5, 1)
+    assert claim.deleted
+    assert removed == ["a", "b"]
+    for call in (mine.claim, lambda: count_trials(mine.study), lambda: mine.study.user_attrs):
+        with pytest.raises(StudyDeletedError, match="was deleted or renamed"):
+            call()
+    again = join_study(mine.engine.url.render_as_string(hide_password=False))
+    assert count_trials(again.study) == Counts(), "only what nobody worked on is created anew"
+    again.engine.dispose()
 
 
 # ---- stalling --------------------------------------------------------------------------------------------------------
