@@ -26,7 +26,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from ..errors import StudyDeletedError
-from .connection import LOCK_STUDY
+from .locks import LOCK_STUDY
 from .optuna_storage import study_id, unwrap
 from .record import ATTEMPTS, INFEASIBLE, OUTCOME, REASON
 from .retry import retry

@@ -1,4 +1,4 @@
-"""Connections to Postgres: engine options, opening Optuna's storage with all tables created, advisory locks."""
+"""Connections to Postgres: engine options, opening Optuna's storage with all tables created."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +27,13 @@ from .limits import (
     limits,
     with_check_of_clients,
 )
+from .locks import lock_study
 from .retry import PAUSES, Backoff, retry
 
 if TYPE_CHECKING:
     import optuna
     from optuna.storages import BaseStorage
-    from sqlalchemy import URL, Connection, Engine
+    from sqlalchemy import URL, Engine
 
     from .optuna_storage import RetryingStorage
 
@@ -47,14 +48,6 @@ BUSY_SECONDS = 60.0
 GRACE_SECONDS = 120.0
 """Grace period for which a session is limited if the study's is not known."""
 
-_LOCKS = 0x68706F
-"""First key of our advisory locks; the second is a study's id, or 0 for creating tables and studies."""
-_BASELINE_LOCKS = _LOCKS + 1
-"""The same for measuring a study's baselines, which takes seconds and must not block anything else."""
-_CONCLUSION_LOCKS = _LOCKS + 2
-"""The same for concluding from a study's trials."""
-_EXPORT_LOCKS = _LOCKS + 3
-"""The same for writing a study to a tracking server."""
 _BUSY_PAUSES = Backoff(shortest=1.0, longest=2.0)
 _AWAY = (
     "refused",
@@ -122,45 +115,6 @@ def engine_of(holder: BaseStorage | optuna.Study) -> Engine:
 
     engine: Engine = unwrap(holder).engine
     return engine
-
-
-LOCK_STUDY = f"SELECT pg_advisory_xact_lock({_LOCKS}, :study)"
-"""Takes the study's advisory lock until the transaction ends; 0 is for creating tables and studies."""
-
-
-def lock_study(connection: Connection, study_id: int = 0) -> None:
-    """Take the study's advisory lock until the transaction ends; 0 is for creating tables and studies."""
-    import sqlalchemy as sa
-
-    connection.execute(sa.text(LOCK_STUDY), {"study": study_id})
-
-
-def try_baselines_lock(engine: Engine, study_id: int) -> AbstractContextManager[bool]:
-    """Hold the lock for measuring a study's baselines; yields False if another process has it."""
-    return _try_lock(engine, _BASELINE_LOCKS, study_id)
-
-
-def try_conclusion_lock(engine: Engine, study_id: int) -> AbstractContextManager[bool]:
-    """Hold the lock for concluding from a study; yields False if another process has it."""
-    return _try_lock(engine, _CONCLUSION_LOCKS, study_id)
-
-
-def try_export_lock(engine: Engine, study_id: int) -> AbstractContextManager[bool]:
-    """Hold the lock for writing a study to a tracking server; yields False if another process has it."""
-    return _try_lock(engine, _EXPORT_LOCKS, study_id)
-
-
-@contextmanager
-def _try_lock(engine: Engine, purpose: int, study_id: int) -> Iterator[bool]:
-    """Hold a lock for as long as the block lasts and this process is alive: a frozen or killed one loses it."""
-    import sqlalchemy as sa
-
-    with engine.begin() as connection:
-        if not connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(purpose, study_id))):
-            yield False
-            return
-        with kept_alive(connection):
-            yield True
 
 
 @dataclass(frozen=True)
@@ -287,7 +241,11 @@ def _connect(url: str, known: Limits, wait_seconds: float, stop: threading.Event
     raise AssertionError("the loop above never ends")
 
 
-_SESSION = f"SELECT current_setting('client_connection_check_interval', true) IS NOT NULL, {IDLE_MILLISECONDS}"
+# Postgres 14 and later can notice that a client has gone, if its operating system can.
+_SESSION = f"""
+SELECT current_setting('client_connection_check_interval', true) IS NOT NULL AND version() ~* 'linux|apple|darwin|bsd',
+       {IDLE_MILLISECONDS}
+"""
 
 
 def _probe(url: str, options: Mapping[str, Any], known: Limits) -> _Database:

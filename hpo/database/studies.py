@@ -10,7 +10,8 @@ from sparse_evidence.core.errors import UserError
 from ..errors import RefusedError, StudyDeletedError
 from . import record
 from .address import describe
-from .connection import engine_of, lock_study
+from .connection import engine_of
+from .locks import lock_study
 from .record import FIXED, IDENTITY
 from .retry import retry
 

@@ -27,7 +27,8 @@ from sparse_evidence.core.fitted import load_model
 from sparse_evidence.core.fitted.folder import FILES
 
 from ..database import record
-from ..database.connection import engine_of, try_export_lock
+from ..database.connection import engine_of
+from ..database.locks import try_export_lock
 from ..database.optuna_storage import study_id
 from ..database.retry import is_transient
 from ..distribution import DISTRIBUTION

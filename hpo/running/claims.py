@@ -36,7 +36,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..database import claims_sql, predictions, trial_rows
 from ..database.claims_sql import ClaimedTrial, Counts, Worker
-from ..database.connection import lock_study
+from ..database.locks import lock_study
 from ..database.optuna_storage import known_trial, share_trials, study_id, unwrap
 from ..database.predictions import Logits
 from ..database.record import INFEASIBLE, OUTCOME, REASON

@@ -19,7 +19,8 @@ from sparse_evidence.core import metrics, selection
 from sparse_evidence.core.selection import Scorer
 
 from ..database import predictions, record
-from ..database.connection import engine_of, try_conclusion_lock
+from ..database.connection import engine_of
+from ..database.locks import try_conclusion_lock
 from ..database.optuna_storage import study_id, unwrap
 from ..database.record import BASELINES, CONFIRMED, ENSEMBLE
 from ..database.retry import retry

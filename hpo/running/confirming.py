@@ -27,7 +27,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from ..database import record, trial_rows
-from ..database.connection import engine_of, lock_study
+from ..database.connection import engine_of
+from ..database.locks import lock_study
 from ..database.optuna_storage import storage_of, study_id, unwrap
 from ..database.record import CONFIRM, CONFIRMING, CURVES, OUTCOME, PLAN
 from ..database.retry import retry

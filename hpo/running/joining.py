@@ -11,7 +11,8 @@ import optuna
 from sparse_evidence.core.metrics import METRICS
 
 from ..database import record
-from ..database.connection import engine_of, open_storage, try_baselines_lock
+from ..database.connection import engine_of, open_storage
+from ..database.locks import try_baselines_lock
 from ..database.optuna_storage import study_id, unwrap
 from ..database.record import BASELINES, CURVES, REQUESTED
 from ..database.retry import retry

@@ -12,7 +12,7 @@ import threading
 from typing import Self
 
 from ..database import claims_sql
-from ..database.connection import lock_study
+from ..database.locks import lock_study
 from ..database.optuna_storage import study_id, unwrap
 from ..database.retry import retry
 from .claims import Claims

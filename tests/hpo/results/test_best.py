@@ -17,7 +17,8 @@ from sparse_evidence.core.errors import UserError
 from sparse_evidence.core.splits import split
 from sparse_evidence.core.training.crossval import CrossValidation
 from sparse_evidence.hpo.database import record
-from sparse_evidence.hpo.database.connection import engine_of, try_baselines_lock
+from sparse_evidence.hpo.database.connection import engine_of
+from sparse_evidence.hpo.database.locks import try_baselines_lock
 from sparse_evidence.hpo.database.optuna_storage import study_id
 from sparse_evidence.hpo.results import best
 from sparse_evidence.hpo.running import objective

@@ -44,7 +44,8 @@ from sparse_evidence.core.fitted.fitting import Ground
 from sparse_evidence.core.splits import kfold
 from sparse_evidence.hpo.cli import app
 from sparse_evidence.hpo.database import predictions, record
-from sparse_evidence.hpo.database.connection import engine_of, open_storage, try_export_lock
+from sparse_evidence.hpo.database.connection import engine_of, open_storage
+from sparse_evidence.hpo.database.locks import try_export_lock
 from sparse_evidence.hpo.database.optuna_storage import study_id
 from sparse_evidence.hpo.database.studies import load_study
 from sparse_evidence.hpo.errors import StorageError

@@ -21,6 +21,8 @@ from waiting import until
 
 from sparse_evidence.hpo.database import connection
 from sparse_evidence.hpo.database.claims_sql import Counts, count_trials, list_claims
+from sparse_evidence.hpo.database.locks import lock_study
+from sparse_evidence.hpo.database.optuna_storage import study_id
 from sparse_evidence.hpo.errors import ClaimLostError, StudyDeletedError
 from sparse_evidence.hpo.running.claims import Claim, Claims, Finished, Wait
 
@@ -189,6 +191,18 @@ def test_a_write_in_progress_delays_the_take_over(claims: Any) -> None:
         session.execute(sa.text("SELECT 1 FROM hpo_claims FOR SHARE"))  # a fenced write begins with this lock
         assert isinstance(second.claim(), Wait)
     assert claimed_soon(second).trial.number == claim.trial.number
+
+
+def test_a_worker_that_waits_looks_without_the_lock(claims: Any, database: str) -> None:
+    first, second = claims(budget=1), claims(budget=1)
+    claim = claimed(first)
+    assert isinstance(second.claim(), Wait)
+    other = sa.create_engine(database, poolclass=sa.NullPool)
+    with other.begin() as session:
+        lock_study(session, study_id(first.study))
+        assert isinstance(second.claim(), Wait)
+    claim.release()
+    assert claimed(second).trial.number == 0
 
 
 def test_the_heartbeat_notices_a_take_over_and_progress_raises(claims: Any) -> None:

@@ -25,7 +25,7 @@ from waiting import until
 
 from sparse_evidence.hpo.database import connection, looks, trial_rows
 from sparse_evidence.hpo.database.claims_sql import Counts, count_trials
-from sparse_evidence.hpo.database.connection import lock_study, try_conclusion_lock
+from sparse_evidence.hpo.database.locks import lock_study, try_conclusion_lock
 from sparse_evidence.hpo.database.optuna_storage import study_id
 from sparse_evidence.hpo.database.retry import retry
 from sparse_evidence.hpo.errors import ClaimLostError
