@@ -33,7 +33,7 @@ from .retry import PAUSES, Backoff, retry
 if TYPE_CHECKING:
     import optuna
     from optuna.storages import BaseStorage
-    from sqlalchemy import URL, Engine
+    from sqlalchemy import URL, Connection, Engine
 
     from .optuna_storage import RetryingStorage
 
@@ -103,8 +103,8 @@ def open_storage(
     def open_once() -> RetryingStorage:
         if database.tables_exist:
             return database.storage(retry_seconds, without, skip_table_creation=True)
-        with _locked_for_creation(database):
-            return database.storage(retry_seconds, without, skip_table_creation=False)
+        with _locked_for_creation(database) as missing:
+            return database.storage(retry_seconds, without, skip_table_creation=not missing)
 
     return optuna.storages.get_storage(retry(open_once, max(CONNECT_SECONDS, wait_seconds)))
 
@@ -163,10 +163,11 @@ class _Database:
 
 
 @contextmanager
-def _locked_for_creation(database: _Database) -> Iterator[None]:
+def _locked_for_creation(database: _Database) -> Iterator[bool]:
     """A block in which no other process creates tables; ours are created when it ends, after Optuna's.
 
-    Optuna commits on connections of its own while this one holds the lock.
+    Yields False if another process has created them meanwhile: many may be waiting. Optuna commits on connections of
+    its own while this one holds the lock.
     """
     from . import claims_sql, predictions
 
@@ -174,12 +175,20 @@ def _locked_for_creation(database: _Database) -> Iterator[None]:
     try:
         with engine.begin() as connection:
             lock_study(connection)
+            missing = not _have_tables(connection)
             with kept_alive(connection):
-                yield
-            claims_sql.create_table(connection)
-            predictions.create_table(connection)
+                yield missing
+            if missing:
+                claims_sql.create_table(connection)
+                predictions.create_table(connection)
     finally:
         engine.dispose()
+
+
+def _have_tables(connection: Connection) -> bool:
+    from . import claims_sql, predictions
+
+    return claims_sql.table_is_current(connection) and predictions.table_exists(connection)
 
 
 def _engine_options(url: URL, known: Limits) -> dict[str, Any]:
@@ -251,13 +260,11 @@ SELECT current_setting('client_connection_check_interval', true) IS NOT NULL AND
 def _probe(url: str, options: Mapping[str, Any], known: Limits) -> _Database:
     import sqlalchemy as sa
 
-    from . import claims_sql, predictions
-
     engine = sa.create_engine(url, **options)
     try:
         with engine.connect() as connection:
             checks, idle = connection.execute(sa.text(_SESSION)).one()
-            exist = claims_sql.table_is_current(connection) and predictions.table_exists(connection)
+            exist = _have_tables(connection)
     finally:
         engine.dispose()
     pooled = idle != known[IDLE]  # a pooler may also ignore the settings

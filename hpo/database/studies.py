@@ -112,10 +112,13 @@ def _create(
     from .optuna_storage import study_id
     from .trial_rows import enqueue, insert_study_attribute
 
+    found = _key(storage, name)
+    if existing is not None and found != existing:
+        raise StudyDeletedError
+    if found is not None and IDENTITY in storage.get_study_user_attrs(found):
+        return _study(storage, name, None, None)  # without the lock, for which many may be waiting
     with engine_of(storage).begin() as connection:
         lock_study(connection)
-        if existing is not None and existing != _key(storage, name):
-            raise StudyDeletedError
         study = optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
         if IDENTITY in study.user_attrs:
             return study
