@@ -20,7 +20,7 @@ class Exit(IntEnum):
     STORAGE = 3
     """The database is unreachable, or the MLflow server."""
     REFUSED = 4
-    """Data, folds, definition or code differ from those that the study was started with."""
+    """Data, folds, definition or code differ from those that the study was started with, or it was deleted."""
     MEMORY = 75
     """A worker ran out of memory: its trial is infeasible, and a fresh process should replace it."""
     STALLED = 76
@@ -58,6 +58,13 @@ class RefusedError(Exception):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.__doc__)
+
+
+class StudyDeletedError(RefusedError, KeyError):
+    """The study was deleted or renamed while this process worked on it; run the command again to begin it anew."""
+
+    # Optuna expects a KeyError, whose text is the representation of its argument.
+    __str__ = Exception.__str__
 
 
 class RunError(Exception):

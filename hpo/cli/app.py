@@ -47,9 +47,9 @@ from .shared import Command, OptionalAddress, print_error
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage or an invalid file, 3 database (or MLflow server) unreachable, "
-    "4 refused (data, folds, configuration or code differ from what the study was started with; delete: workers run), "
-    "75 out of memory, "
-    "76 stalled (after either, start the worker again, as --slots does), 130 interrupted."
+    "4 refused (data, folds, configuration or code differ from what the study was started with, or it was deleted; "
+    "delete: workers run), 75 out of memory, 76 stalled (after either, start the worker again, as --slots does), "
+    "130 interrupted."
 )
 
 MAX_LISTED = 20

@@ -19,7 +19,8 @@ from sparse_evidence.core import metrics, selection
 from sparse_evidence.core.selection import Scorer
 
 from ..database import predictions, record
-from ..database.connection import engine_of, try_conclusion_lock
+from ..database.connection import engine_of
+from ..database.locks import try_conclusion_lock
 from ..database.optuna_storage import study_id, unwrap
 from ..database.record import BASELINES, CONFIRMED, ENSEMBLE
 from ..database.retry import retry
@@ -400,11 +401,9 @@ def once(study: optuna.Study, is_stored: Callable[[], bool], store: Callable[[],
     def attempt() -> bool:
         if is_stored():
             return True
-        with engine_of(study).begin() as connection:
-            if not try_conclusion_lock(connection, study_id(study)):
-                return False
-            if not is_stored():
+        with try_conclusion_lock(engine_of(study), study_id(study)) as ours:
+            if ours and not is_stored():
                 store()
-            return True
+        return ours
 
     return retry(attempt, unwrap(study).retry_seconds)

@@ -131,7 +131,10 @@ def run_study(started: StartedStudy, observer: Observer, *, workers: int | None 
 
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM arrived before the end; the workers have released their trials.
+        StudyDeletedError: the study was deleted.
     """
+    from ..database.optuna_storage import study_id
+
     finished = _finished(started)
     if finished >= started.trials and _is_concluded(started):
         _measure_baselines(started, observer)
@@ -141,6 +144,7 @@ def run_study(started: StartedStudy, observer: Observer, *, workers: int | None 
     with graceful_shutdown(stop, again=signal.default_int_handler), WorkerPool(
         started.definition.path, started.url, trials=started.trials, slots=slots, print_line=observer.line,
         environment=started.definition.environment, confirm_only=started.confirm_only,
+        study_key=study_id(started.study),
     ) as pool:  # fmt: skip
         _measure_baselines(started, observer)  # takes about as long as the workers take to start
         _watch(started, observer, pool, stop)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from ..database.connection import RETRY_SECONDS
 from ..database.retry import Backoff
 from ..errors import Exit
 from .position import Position, PositionFile
@@ -29,10 +31,13 @@ HEALTHY_SECONDS = 60.0
 MAX_CRASHES = 10
 """A slot is abandoned after more consecutive crashes than this, all of them within `HEALTHY_SECONDS` of the start."""
 
-_FINAL = {Exit.DONE, Exit.USAGE, Exit.STORAGE, Exit.REFUSED, Exit.INTERRUPTED}
-"""Exit codes after which a restart would only repeat the outcome."""
+_FINAL = {Exit.DONE, Exit.USAGE, Exit.REFUSED, Exit.INTERRUPTED}
+"""Exit codes after which a restart would only repeat the outcome; for `Exit.STORAGE` that is so after a while."""
 _RESTART_IMMEDIATELY = {Exit.MEMORY, Exit.STALLED}
 """Exit codes with which a worker requests a fresh process."""
+
+STUDY_NOTE = "HPO_STUDY_NOTE"
+"""Environment variable: the file in which the workers of a pool note the key of their study."""
 
 PrintLine = Callable[[str], None]
 
@@ -49,6 +54,7 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
         artifacts: where checkpoints are stored; default: from the workers' environment.
         environment: further variables of the workers.
         confirm_only: the workers do no trials of the search.
+        study_key: the study's key in the database; None: the first worker may create the study.
     """
 
     def __init__(
@@ -62,9 +68,18 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
         artifacts: str | None = None,
         environment: Mapping[str, str] | None = None,
         confirm_only: bool = False,
+        study_key: int | None = None,
     ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="hpo-pool-")
+        note = Path(self._folder.name) / "study"
+        note.write_text("" if study_key is None else str(study_key), encoding="utf-8")
         arguments = ["worker", str(study), "--trials", str(trials), *(["--confirm-only"] if confirm_only else [])]
-        variables = {"HPO_STORAGE": url, **({"HPO_ARTIFACTS": artifacts} if artifacts else {}), **(environment or {})}
+        variables = {
+            "HPO_STORAGE": url,
+            STUDY_NOTE: str(note),
+            **({"HPO_ARTIFACTS": artifacts} if artifacts else {}),
+            **(environment or {}),
+        }
         self._slots = [_Slot(arguments, variables, slot, print_line) for slot in slots]
 
     def __enter__(self) -> Self:
@@ -108,6 +123,7 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
         finally:
             for slot in self._slots:
                 slot.kill()
+            self._folder.cleanup()
 
 
 class _Slot:
@@ -121,6 +137,7 @@ class _Slot:
         self._arguments = [*arguments, "--slot", str(slot.number), "--threads", str(slot.threads)]
         self._environment = {**os.environ, **environment, **slot.environment(), STOP_ON_EOF: "1"}
         self._crashes = 0
+        self._away_since: float | None = None  # when the first of the workers began that all found no database
         self._restart_at: float | None = None
         self._stopping = False
         self._start()
@@ -156,13 +173,21 @@ class _Slot:
         immediately = code in _RESTART_IMMEDIATELY
         if not immediately:
             self._crashes = 1 if time.monotonic() - self._started_at > HEALTHY_SECONDS else self._crashes + 1
-        if code in _FINAL or self._stopping or self._crashes > MAX_CRASHES:
+        if self._stopping or self._is_final(code):
             if code != Exit.DONE:
                 self._print_line(message)
             return
         pause = 0.0 if immediately else RESTART_PAUSES.pause(self._crashes)
         self._restart_at = time.monotonic() + pause
         self._print_line(f"{message}; restarting it" + (f" in {pause:.0f} s" if pause else ""))
+
+    def _is_final(self, code: int) -> bool:
+        """Whether the slot is abandoned. A database that is away may come back within the time that a worker waits."""
+        if code != Exit.STORAGE:
+            self._away_since = None
+            return code in _FINAL or self._crashes > MAX_CRASHES
+        self._away_since = self._started_at if self._away_since is None else self._away_since
+        return time.monotonic() - self._away_since >= RETRY_SECONDS
 
     def last_line(self) -> str:
         return self._process.last_line()
