@@ -16,7 +16,9 @@ from sparse_evidence.core.errors import UserError, nearest
 from ..database import claims_sql, trial_rows
 from ..database.address import describe
 from ..database.catalog import StudyEntry, list_studies, read_studies
-from ..database.connection import engine_of, lock_study
+from ..database.connection import engine_of
+from ..database.limits import kept_alive
+from ..database.locks import lock_study
 from ..database.optuna_storage import unwrap
 from ..database.retry import retry
 from ..errors import RefusedError
@@ -126,7 +128,8 @@ def _removed(connection: sa.Connection, doomed: Doomed, artifacts: str | None) -
     """Remove the checkpoints, then everything in the database, in the caller's transaction."""
     studies = [entry.study_id for entry in doomed.entries]
     names = claims_sql.list_artifacts(connection, studies)
-    missing = _remove_artifacts(names, artifacts) if names else 0
+    with kept_alive(connection):  # removing files may take longer than a transaction may be idle
+        missing = _remove_artifacts(names, artifacts) if names else 0
     claims_sql.delete_claims(connection, studies)
     trial_rows.delete_studies(connection, studies)
     return Doomed(doomed.name, doomed.entries, len(names) - missing, missing)
