@@ -381,7 +381,7 @@ class Trainer:
         state = load_state(path)
         try:
             self.load_state_dict(state)
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"the checkpoint {path} is of another model, optimizer or schedule: {error}"
             ) from error

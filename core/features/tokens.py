@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import TokenConfig
 from ..errors import ConfigError
-from .encoders import Encoder
+from .encoders import Encoder, loading
 
 Ids = npt.NDArray[np.int64]
 
@@ -89,7 +89,9 @@ def vocabulary(encoder: Encoder) -> Vocabulary:
 
     tokenizer = _tokenizer(encoder)
     pad = tokenizer.pad_token_id
-    positions = getattr(AutoConfig.from_pretrained(encoder.folder, local_files_only=True), "max_position_embeddings", 0)
+    with loading(encoder):
+        config = AutoConfig.from_pretrained(encoder.folder, local_files_only=True)
+    positions = getattr(config, "max_position_embeddings", 0)
     max_length = min(tokenizer.model_max_length, positions or _UNBOUNDED, _UNBOUNDED)
     return Vocabulary(
         0 if pad is None else int(pad), _special_tokens(tokenizer, 1), _special_tokens(tokenizer, 2), max_length
@@ -100,7 +102,8 @@ def vocabulary(encoder: Encoder) -> Vocabulary:
 def _tokenizer(encoder: Encoder) -> Any:  # noqa: ANN401  (importing the class costs seconds)
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(encoder.folder, local_files_only=True, use_fast=True)
+    with loading(encoder):
+        return AutoTokenizer.from_pretrained(encoder.folder, local_files_only=True, use_fast=True)
 
 
 def _special_tokens(tokenizer: Any, texts: int) -> SpecialTokens:  # noqa: ANN401

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from ..config import TokenConfig
 from ..errors import ConfigError
-from ..features.encoders import Encoder
+from ..features.encoders import Encoder, loading
 from ..features.tokens import TokenBatch
 from ..features.views import TextCorpus
 from ..seeding import torch_seeded
@@ -171,7 +171,8 @@ def _load(config: TokenConfig, encoder: Encoder) -> Any:  # noqa: ANN401  (any c
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    model: Any = transformers.AutoModel.from_pretrained(encoder.folder, local_files_only=True).float()
+    with loading(encoder):
+        model: Any = transformers.AutoModel.from_pretrained(encoder.folder, local_files_only=True).float()
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # unused weights
     if config.freeze_layers:

@@ -26,6 +26,9 @@ from ..errors import CheckpointError
 _FORMAT = 1
 _KEY = "checkpoint"  # in the file's metadata
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header
+_LONGEST_REASON = 200
+# What reading bytes that nobody vouches for may raise; a RecursionError is a RuntimeError, a KeyError a LookupError.
+_MALFORMED = (SafetensorError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 
 
 def save_state(path: Path | str, state: Mapping[str, Any]) -> None:
@@ -77,18 +80,27 @@ def unpack_state(content: bytes, name: str = "the checkpoint") -> dict[str, Any]
         CheckpointError: the content is damaged or not a checkpoint.
     """
     try:
-        tensors = safetensors.torch.load(content)
-        end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
-        metadata = json.loads(content[_LENGTH_BYTES:end]).get("__metadata__", {})
-        envelope = json.loads(metadata.get(_KEY, "{}"))
-    except (SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{name} is damaged or not a checkpoint of this project ({error})") from error
+        return _unpack(content, name)
+    except CheckpointError:
+        raise
+    except _MALFORMED as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
+        raise CheckpointError(f"{name} is damaged or not a checkpoint of this project ({reason})") from error
+
+
+def _unpack(content: bytes, name: str) -> dict[str, Any]:
+    """The same, but whatever else stands in a forged file raises an error of `_MALFORMED`."""
+    tensors = safetensors.torch.load(content)
+    end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+    metadata = json.loads(content[_LENGTH_BYTES:end]).get("__metadata__") or {}
+    envelope = json.loads(metadata.get(_KEY, "{}"))
     if not isinstance(envelope, dict) or envelope.get("format") != _FORMAT:
         raise CheckpointError(f"{name} is not a checkpoint of this project, or was written by another version of it")
     if envelope.get("sha256") != _digest(envelope.get("state"), tensors):
         raise CheckpointError(f"{name} is damaged (its SHA-256 differs); use an earlier one")
     state = _decode(envelope["state"], tensors)
-    assert isinstance(state, dict)
+    if not isinstance(state, dict):
+        raise TypeError(f"its state is a {type(state).__name__}")
     return state
 
 

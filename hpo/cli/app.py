@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -22,7 +23,7 @@ from sparse_evidence.core.errors import UserError
 from ..distribution import DISTRIBUTION
 from ..errors import Exit, RefusedError, StorageError, exit_code_of
 from ..running import process
-from ..running.signals import STOP_ON_EOF
+from ..running.signals import SIGNALS, STOP_ON_EOF
 from . import (
     confirm,
     dashboard,
@@ -120,23 +121,55 @@ def main() -> NoReturn:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     # Threads that spin while they wait take cores from other workers: epochs were 3 times slower on a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    early = threading.Event()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that context managers release their resources
-    code = _run()
+        _interrupt_on_signals(early)
+    code = _run(early)
     if threading.current_thread() is threading.main_thread():
         # The supervisor may ask a worker to stop that is already exiting: no traceback from an exit handler then.
-        signal.signal(signal.SIGTERM, lambda *_: None)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
     process.skip_final_gc()
     sys.exit(code)
 
 
-def _run() -> int:
-    """Run the verb that the command line names and return its exit code."""
+def _interrupt_on_signals(early: threading.Event) -> None:
+    """Raise KeyboardInterrupt on a signal, so that context managers release their resources; `early` is set then.
+
+    A verb that handles signals itself replaces these handlers while it does.
+    """
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        early.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a shell
+        signal.signal(signal.SIGINT, interrupt)
+
+
+def _run(early: threading.Event) -> int:
+    """Run the verb that the command line names and return its exit code; `early` as above."""
+    try:
+        code = _call()
+    except (KeyboardInterrupt, Exception):
+        if not early.is_set():  # an import that is interrupted may raise anything
+            raise
+        code = Exit.INTERRUPTED
+    if code == Exit.INTERRUPTED:
+        verb = next(iter(sys.argv[1:]), "")
+        if early.is_set() and verb == "worker":
+            return Exit.DONE  # it holds no trial: as on any first signal
+        if not os.environ.get(STOP_ON_EOF):  # a supervisor says it for its workers
+            print_error(f"interrupted: {INTERRUPTED.get(verb, RESUMABLE)}")
+    return code
+
+
+def _call() -> int:
+    """Call the verb; errors that are written for users are printed."""
     try:
         # typer returns 130 for a KeyboardInterrupt, which is also our exit code
         code = app(sys.argv[1:] or ["--help"], prog_name="hpo", standalone_mode=False) or Exit.DONE
-    except KeyboardInterrupt:  # before the verb began
-        code = Exit.INTERRUPTED
     except typer.TyperException as error:
         message = error.format_message()
         print_error(f"{message}{'' if message.endswith(('.', '?')) else '.'} See `{_verb_of(error)} --help`")
@@ -148,9 +181,6 @@ def _run() -> int:
         with suppress(OSError):
             sys.stdout = open("/dev/null", "w")  # noqa: PTH123, SIM115 (the flush at exit must not fail)
         code = Exit.FAILED
-    if code == Exit.INTERRUPTED and not os.environ.get(STOP_ON_EOF):  # a supervisor says it for its workers
-        verb = next(iter(sys.argv[1:]), "")
-        print_error(f"interrupted: {INTERRUPTED.get(verb, RESUMABLE)}")
     return int(code)
 
 

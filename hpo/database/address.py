@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
 _SCHEMES = ("postgres", "postgresql", "postgresql+psycopg2")
+_SHOWN = frozenset({
+    "application_name", "connect_timeout", "dbname", "host", "hostaddr", "port", "service", "sslmode",
+    "target_session_attrs", "user",
+})  # fmt: skip
+"""Parameters of a URL that messages show. All others may hold a secret: `password`, `sslpassword`, or the rest of a
+password with a `?` in it."""
 
 
 @contextmanager
@@ -51,29 +57,62 @@ def normalize_url(url: str) -> str:
     try:
         parsed = sa.make_url(url.strip())
     except (sa.exc.ArgumentError, ValueError):
-        # The message omits the URL: a URL that cannot be parsed cannot be masked.
-        raise UserError(
-            "The database URL cannot be read: write postgresql://USER@HOST:PORT/DATABASE (--storage or HPO_STORAGE)."
-        ) from None
+        raise _unreadable() from None
+    _check_parts(parsed)
     if parsed.drivername not in _SCHEMES:
         raise UserError(
             f"The database {mask_password(parsed)} is not Postgres: only postgresql:// is allowed; without --storage "
             "and HPO_STORAGE an embedded Postgres is used."
         )
     parsed = parsed.set(drivername="postgresql+psycopg2")
+    try:
+        parsed.get_dialect()().create_connect_args(parsed)
+    except sa.exc.ArgumentError:
+        raise _unreadable(" because of its parameters host and port") from None
     if parsed.password is None and "password" not in parsed.query:
         parsed = parsed.set(password=password_from_file("HPO_STORAGE_PASSWORD_FILE"))
     return parsed.render_as_string(hide_password=False)
 
 
+def _unreadable(reason: str = "") -> UserError:
+    # The message omits the URL: a URL that cannot be parsed cannot be masked.
+    return UserError(
+        f"The database URL cannot be read{reason}: write postgresql://USER@HOST:PORT/DATABASE (--storage or "
+        "HPO_STORAGE)."
+    )
+
+
+def _check_parts(url: URL) -> None:
+    """Refuse what no server has, and what would put a part of the password where messages show it.
+
+    Raises:
+        UserError: the URL has an `@` too many, a port that does not exist, or a character that no part may have.
+    """
+    if "@" in f"{url.host}{url.database}":
+        raise _unreadable(" because it has an @ too many; in a user's name or password write %40 for @ and %2F for /")
+    if url.port is not None and not 0 < url.port < 1 << 16:
+        raise _unreadable(" because its port is not between 1 and 65535")
+    values = (item for value in url.query.values() for item in ([value] if isinstance(value, str) else value))
+    for part in (url.username, url.password, url.host, url.database, *url.query, *values):
+        _check_text(part or "", "The database URL", "--storage or HPO_STORAGE")
+
+
+def _check_text(text: str, what: str, where: str) -> None:
+    """Refuse a text that Postgres cannot be told."""
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{what} has a NUL (%00) or a byte that is not UTF-8 in it: remove that ({where}).")
+
+
 def mask_password(url: str | URL) -> str:
-    """Return the URL with its password masked, for messages."""
+    """Return the URL with its password masked, and every parameter that may hold a secret, for messages."""
     import sqlalchemy as sa
 
-    parsed = sa.make_url(url)
-    if "password" in parsed.query:
-        parsed = parsed.update_query_dict({"password": "***"})
-    return parsed.render_as_string(hide_password=True)
+    try:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
+        return "(a URL that cannot be read)"
+    hidden = {key: "***" for key in parsed.query if key not in _SHOWN}
+    return parsed.update_query_dict(hidden).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
 
 
 def describe(url: str | URL) -> str:
@@ -99,10 +138,12 @@ def password_from_file(variable: str) -> str | None:
     if not name:
         return None
     try:
-        return Path(name).read_text(encoding="utf-8").rstrip("\r\n")
+        password = Path(name).read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(
             f"The password file {name} ({variable}) cannot be read: {reason}; "
             "name a readable file that contains the password."
         ) from error
+    _check_text(password, f"The password in {name}", "HPO_STORAGE_PASSWORD_FILE")
+    return password

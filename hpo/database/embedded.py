@@ -46,11 +46,14 @@ STOP_SECONDS = 20.0
 CHECK_SECONDS = 3.0
 """How often a process that uses the server looks whether it still answers."""
 MAX_CONNECTIONS = 200
+SHORT_SOCKETS = Path("/tmp")  # noqa: S108 (checked)
 _ORPHANS = "pre-existing shared memory block"
 """Postgres reports this while sessions of a killed server are still ending; a retry succeeds."""
 _STARTING = ("starting up", "in recovery mode", "not yet accepting")
 _FULL = ("too many clients", "remaining connection slots")
 """What a server says that is well, or will be."""
+_REASON = re.compile(r"(?:error|fatal|panic): +(.*)", re.IGNORECASE)
+"""How Postgres's commands begin the line that says what went wrong."""
 
 
 @contextmanager
@@ -176,7 +179,7 @@ class Server:
         if self.pid() is None:
             return
         self._end(("fast", "immediate"), seconds)
-        if sockets and Path(sockets) != self.data:
+        if sockets and _is_short(Path(sockets), self.data):
             shutil.rmtree(sockets, ignore_errors=True)
 
     def _end(self, modes: Sequence[str], seconds: float) -> None:
@@ -269,14 +272,12 @@ class Server:
         note = self.home / "sockets"
         with suppress(OSError):
             known = Path(note.read_text(encoding="utf-8"))
-            if known.parent == Path("/tmp") and known.name.startswith("hpo-pg-"):  # noqa: S108 (checked below)
-                if not known.exists():
-                    known.mkdir(mode=0o700)
-                    embedded_root.give(known)
-                status = known.lstat()
-                if stat.S_ISDIR(status.st_mode) and status.st_uid == self.data.stat().st_uid:
-                    return known
-        short = Path(tempfile.mkdtemp(prefix="hpo-pg-", dir="/tmp"))
+            if _has_short_name(known) and not known.exists():
+                known.mkdir(mode=0o700)
+                embedded_root.give(known)
+            if _is_short(known, self.data):
+                return known
+        short = Path(tempfile.mkdtemp(prefix="hpo-pg-", dir=SHORT_SOCKETS))
         embedded_root.give(short)
         note.write_text(str(short), encoding="utf-8")
         return short
@@ -290,11 +291,19 @@ class Server:
                 _as_owner(call, output)
             except (OSError, subprocess.SubprocessError) as error:
                 output.seek(0)
-                reason = (output.read().strip() or str(error)).replace("\n", "; ")
+                reason = _reason(output.read()) or str(error)
+                log = f"; {self._log_tail()}" if data is None else ""  # a database that is being created has none
                 raise StorageError(
-                    f"The embedded Postgres in {self.data} failed at {command} ({reason}; {self._log_tail()}): "
+                    f"The embedded Postgres in {self.data} failed at {command} ({reason}{log}): "
                     "fix that, or name a Postgres with --storage URL (HPO_STORAGE)."
                 ) from error
+
+
+def _reason(output: str) -> str:
+    """What a command of Postgres says went wrong; all that it says, if no line is marked as that."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    marked = [match[1] for line in lines if (match := _REASON.search(line))]
+    return "; ".join(dict.fromkeys(marked or lines))
 
 
 def _as_owner(call: list[str], output: IO[str]) -> None:
@@ -350,6 +359,7 @@ def home(folder: Path) -> Path:
     folder = Path(os.path.abspath(folder))  # noqa: PTH100 (resolve() would follow symbolic links)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_owner(folder)
         with _locked(folder / "lock"):
             if not embedded_root.is_root():
                 return folder
@@ -360,13 +370,42 @@ def home(folder: Path) -> Path:
         raise UserError(f"{folder} cannot be written ({error.strerror}): {embedded_root.INSTEAD}.") from error
 
 
+def _check_owner(folder: Path) -> None:
+    """Refuse a `.hpo` folder, or a link to one, that someone else made: what is in it may lead anywhere."""
+    if {folder.lstat().st_uid, folder.stat().st_uid} != {os.geteuid()}:
+        raise UserError(f"{folder} belongs to another user: {embedded_root.INSTEAD}.")
+
+
 def _postmaster_line(data: Path, number: int) -> str:
-    """Return a line of `postmaster.pid` (0 process, 3 port, 4 the socket's folder), empty if there is none (yet)."""
+    """Return a line of `postmaster.pid` (0 process, 3 port, 4 the socket's folder), empty if there is none (yet).
+
+    For root the file belongs to a weaker account. So a line that this server would not write counts as missing.
+    """
     try:
         lines = (data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return ""
-    return lines[number].strip() if len(lines) > number else ""
+    line = lines[number].strip() if len(lines) > number else ""
+    if number == 4:
+        is_ours = Path(line).resolve() == data.resolve() or _is_short(Path(line), data)
+    else:
+        is_ours = re.fullmatch(r"[1-9][0-9]{0,8}", line) is not None
+    return line if line and is_ours else ""
+
+
+def _has_short_name(sockets: Path) -> bool:
+    return sockets.parent == SHORT_SOCKETS and re.fullmatch(r"hpo-pg-\w+", sockets.name) is not None
+
+
+def _is_short(sockets: Path, data: Path) -> bool:
+    """Whether it is a folder that `_short_sockets` made for this server, or another one under the same account."""
+    if not _has_short_name(sockets):
+        return False
+    try:
+        status = sockets.lstat()
+        return stat.S_ISDIR(status.st_mode) and status.st_uid == data.stat().st_uid
+    except OSError:
+        return False
 
 
 def _kill_with_children(pid: int) -> None:
@@ -401,7 +440,7 @@ def _alive(pid: int) -> bool:
 
 
 def _open_lock(path: Path) -> IO[bytes]:
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "r+b")
 
 
 def _is_last(users: IO[bytes]) -> bool:

@@ -77,11 +77,15 @@ def _is_id(name: str) -> bool:
 
 def home(folder: Path) -> Path:
     """Return the folder for the database of this `.hpo` folder; the file `belongs-to` in it names the `.hpo` folder."""
-    id_file = folder / "id"
-    name = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else ""
-    if not _is_id(name):
-        name = secrets.token_hex(8)
-        id_file.write_text(name + "\n", encoding="utf-8")
+    # The file may be a link that the owner of the folder around `.hpo` has laid: it is not followed.
+    id_file = os.open(folder / "id", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    with os.fdopen(id_file, "r+", encoding="utf-8", errors="replace") as file:
+        name = file.read(100).strip()
+        if not _is_id(name):
+            name = secrets.token_hex(8)
+            file.seek(0)
+            file.truncate()
+            file.write(name + "\n")
     data = _base() / name
     data.mkdir(mode=0o711, exist_ok=True)
     data.chmod(0o711)

@@ -13,6 +13,7 @@ import io
 import logging
 import os
 import re
+import stat
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 VARIABLE = "HPO_ARTIFACTS"
 FOLDER = Path(".hpo") / "artifacts"
+NAME = re.compile(r"trial-\d+-[0-9a-f]{32}\.safetensors", re.ASCII)
+"""The only names that an artifact has. A store touches nothing else, whatever names the database gives it."""
+_BLOCK_BYTES = 1 << 20
 
 
 class ArtifactStore(Protocol):
@@ -137,7 +141,7 @@ class Checkpoints:
             self._last = time.monotonic()
             return
         content = pack_state({"config": dict(config), "state": state.state_dict()})
-        artifact = f"trial-{claim.trial.number}-{uuid.uuid4().hex}.safetensors"
+        artifact = new_name(claim.trial.number)
         try:
             claim.mark_pending(artifact)
             self._store.write(artifact, io.BytesIO(content))
@@ -166,14 +170,41 @@ class Checkpoints:
     def _load(self, artifact: str, sha256: str, config: Mapping[str, Any]) -> dict[str, Any]:
         """Read a checkpoint. Raises `ValueError` if it is damaged or belongs to another configuration."""
         with closing(self._store.open_reader(artifact)) as reader:
-            content = reader.read()
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise ValueError("its SHA-256 differs")
-        saved = unpack_state(content)
+            if _sha256(reader) != sha256:  # before it is read into memory: what is there may be of any size
+                raise ValueError("its SHA-256 differs")
+        with closing(self._store.open_reader(artifact)) as reader:
+            saved = unpack_state(reader.read())
         if saved["config"] != config:
             raise ValueError("it belongs to another configuration")
         state: dict[str, Any] = saved["state"]
         return state
+
+
+def new_name(trial: int) -> str:
+    """Return a name for an artifact of a trial that no other artifact has."""
+    return f"trial-{trial}-{uuid.uuid4().hex}.safetensors"
+
+
+def _checked(artifact: str) -> str:
+    """Return the name of an artifact. Any other name, such as a path that was written into the database, has none.
+
+    Raises:
+        FileNotFoundError: nothing that a worker saved has this name.
+    """
+    if not NAME.fullmatch(artifact):
+        logger.warning(
+            "The database names %r as a checkpoint, which no worker saved; it is left alone.", artifact[:200],
+            extra={"action": "checkpoint_foreign"},
+        )  # fmt: skip
+        raise FileNotFoundError(artifact)
+    return artifact
+
+
+def _sha256(reader: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := reader.read(_BLOCK_BYTES):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 class _PrivateFolder:
@@ -186,13 +217,18 @@ class _PrivateFolder:
         self._folder = folder
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
-        return (self._folder / artifact_id).open("rb")
+        # Neither what a link leads to nor a pipe, on which opening would wait for ever.
+        file = os.open(self._folder / _checked(artifact_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise FileNotFoundError(artifact_id)
+        return os.fdopen(file, "rb")
 
     def remove(self, artifact_id: str) -> None:
-        (self._folder / artifact_id).unlink()
+        (self._folder / _checked(artifact_id)).unlink()
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        file = os.open(self._folder / artifact_id, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        file = os.open(self._folder / _checked(artifact_id), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(file, "wb") as out:
             out.write(content_body.read())
 
@@ -208,19 +244,19 @@ class _Bucket:
         from optuna.artifacts.exceptions import ArtifactNotFound
 
         try:
-            return self._store.open_reader(self._prefix + artifact_id)
+            return self._store.open_reader(self._prefix + _checked(artifact_id))
         except ArtifactNotFound as error:
             raise FileNotFoundError(artifact_id) from error
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        self._store.write(self._prefix + artifact_id, content_body)
+        self._store.write(self._prefix + _checked(artifact_id), content_body)
 
     def remove(self, artifact_id: str) -> None:
-        self._store.remove(self._prefix + artifact_id)
+        self._store.remove(self._prefix + _checked(artifact_id))
 
 
 def _bucket(url: str) -> ArtifactStore:
-    from optuna.artifacts import Backoff, Boto3ArtifactStore
+    from optuna.artifacts import Boto3ArtifactStore
 
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     if not bucket:
@@ -230,4 +266,5 @@ def _bucket(url: str) -> ArtifactStore:
     except ImportError:
         raise UserError("s3:// needs boto3: pip install 'sparse-evidence-hpo[s3]'") from None
     prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-    return _Bucket(Backoff(Boto3ArtifactStore(bucket), max_retries=4, min_delay=0.2, max_delay=5), prefix)
+    # boto3 repeats what fails (AWS_MAX_ATTEMPTS, AWS_RETRY_MODE). Optuna's `Backoff` would log a traceback each time.
+    return _Bucket(Boto3ArtifactStore(bucket), prefix)

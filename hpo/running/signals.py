@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any
 
@@ -15,6 +15,8 @@ from ..errors import Exit
 
 Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""The signals that ask a process to stop."""
 STOP_ON_EOF = "HPO_STOP_ON_EOF"
 """Environment variable: if set, EOF on standard input stops a worker gracefully, as SIGTERM does."""
 STOP_SECONDS = 60.0
@@ -22,28 +24,59 @@ STOP_SECONDS = 60.0
 
 
 @contextmanager
-def graceful_shutdown(stop: threading.Event, *, again: Handler = signal.SIG_DFL) -> Iterator[None]:
+def graceful_shutdown(stop: threading.Event, *, again: Handler | None = None) -> Iterator[None]:
     """Set `stop` on the first SIGINT or SIGTERM; the previous handlers are restored when the context is left.
 
     Args:
         stop: polled by the work that should end.
-        again: handles a second signal; default: the process ends immediately.
+        again: handles a second signal; default: the process ends at once, with `Exit.INTERRUPTED`.
     """
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def request_stop(_number: int, _frame: FrameType | None) -> None:
         stop.set()
-        for number in signals:
-            signal.signal(number, again)
+        for number in SIGNALS:
+            signal.signal(number, again or _ignore)
 
-    for number in signals:
-        signal.signal(number, request_stop)
+    with nullcontext() if again else _ended_by_second_signal():
+        for number in SIGNALS:
+            signal.signal(number, request_stop)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """Another thread acts on this signal; SIG_IGN would hide it from that thread."""
+
+
+@contextmanager
+def _ended_by_second_signal() -> Iterator[None]:
+    """End the process at the second signal, whatever its main thread does.
+
+    A handler would not do: Python calls it between two instructions of the main thread, and a database driver that
+    waits for a dead network reaches the next one half a minute later.
+    """
+    listen, tell = os.pipe()
+    os.set_blocking(tell, False)
+
+    def wait() -> None:
+        seen = 0
+        while seen < 2 and (numbers := os.read(listen, 16)):
+            seen += sum(number in SIGNALS for number in numbers)
+        if seen >= 2:
+            os._exit(Exit.INTERRUPTED)
+        os.close(listen)
+
+    before = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    threading.Thread(target=wait, name="second signal", daemon=True).start()
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.set_wakeup_fd(before)
+        os.close(tell)
 
 
 def stop_with_parent(stop: threading.Event) -> None:

@@ -213,7 +213,7 @@ def test_the_installed_image_has_every_module_and_its_entry_point_runs(tmp_path:
     assert files(tmp_path / "site" / "sparse_evidence") == files(ROOT / "src" / "sparse_evidence")
     (entry_points,) = (tmp_path / "site").glob("*.dist-info/entry_points.txt")
     assert 'ENTRYPOINT ["hpo"]' in DOCKERFILE
-    assert "hpo = sparse_evidence.hpo.cli.app:main" in entry_points.read_text().splitlines()
+    assert "hpo = sparse_evidence.hpo.__main__:main" in entry_points.read_text().splitlines()
     start = "import sparse_evidence.hpo.cli.app as app; print(app.__file__); app.main()"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     output = subprocess.run(

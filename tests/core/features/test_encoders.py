@@ -9,6 +9,7 @@ import pytest
 
 from sparse_evidence.core.config import DEFAULT_ENCODER
 from sparse_evidence.core.errors import EncoderError
+from sparse_evidence.core.features.embeddings import embed
 from sparse_evidence.core.features.encoders import PACKAGED, locate
 
 COMMIT = "c" * 40
@@ -106,6 +107,41 @@ def test_files_in_subfolders_are_part_of_the_revision(tmp_path):
     before = revision(write_encoder(tmp_path / "one"))
     write_encoder(tmp_path / "one" / "1_Pooling", config__json='{"pooling": "mean"}')
     assert revision(tmp_path / "one") != before
+
+
+# ---- loading ----------------------------------------------------------------------------------------------------
+
+FOREIGN_CODE = [{"idx": 0, "name": "0", "path": "", "type": "evil.Evil"}]
+UNUSABLE = {
+    "needs code": ({"modules.json": json.dumps(FOREIGN_CODE)}, "code from an encoder's folder is never run"),
+    "needs code, transformers": (
+        {"config.json": json.dumps({"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}})},
+        "code from an encoder's folder is never run",
+    ),
+    "names any function": (
+        {"modules.json": json.dumps([{**FOREIGN_CODE[0], "type": "os.system"}])},
+        "code from an encoder's folder is never run",
+    ),
+    "lists no modules": ({"modules.json": "[]"}, r"cannot be loaded \(ValueError: "),
+    "lists modules without a path": ({"modules.json": "[{}]"}, r"cannot be loaded \(KeyError: "),
+    "is not JSON": ({"modules.json": "{"}, r"cannot be loaded \(JSONDecodeError: "),
+    "has no weights": ({"config.json": '{"model_type": "bert"}'}, r"cannot be loaded \(OSError: "),
+}
+
+
+@pytest.mark.parametrize("why", UNUSABLE)
+def test_an_encoder_that_cannot_be_loaded_is_one_sentence(why, tmp_path):
+    files, message = UNUSABLE[why]
+    ran = tmp_path / "ran"
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Evil: pass\n")
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    with pytest.raises(EncoderError, match=message) as caught:
+        embed(["a text"], locate(str(folder)), root=tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+    assert not ran.exists()
 
 
 # ---- the hub's local cache --------------------------------------------------------------------------------------

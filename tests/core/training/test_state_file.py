@@ -4,18 +4,20 @@ import json
 import math
 import os
 import stat
+import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from corpora import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_evidence.core.errors import CheckpointError
-from sparse_evidence.core.training.state_file import load_state, pack_state, save_state, unpack_state
+from sparse_evidence.core.training.state_file import _digest, load_state, pack_state, save_state, unpack_state
 
 TIED = torch.arange(6.0).reshape(2, 3)
 STATE = {
@@ -130,8 +132,6 @@ def test_a_truncated_file_is_refused(size, tmp_path):
 
 
 def test_foreign_files_are_refused(tmp_path):
-    import safetensors.torch
-
     (tmp_path / "plain").write_bytes(safetensors.torch.save({"a": torch.ones(2)}))
     (tmp_path / "newer").write_bytes(safetensors.torch.save({}, {"checkpoint": '{"format": 99, "state": {}}'}))
     torch.save({"a": 1}, tmp_path / "pickle")
@@ -140,6 +140,68 @@ def test_foreign_files_are_refused(tmp_path):
             load_state(tmp_path / name)
     with pytest.raises(CheckpointError, match=r"absent cannot be read \(No such file"):
         load_state(tmp_path / "absent")
+
+
+def forged(plain, tensors):
+    """A file whose SHA-256 is right, whatever its state is."""
+    envelope = {"format": 1, "sha256": _digest(plain, tensors), "state": plain}
+    return safetensors.torch.save(tensors, {"checkpoint": json.dumps(envelope)})
+
+
+def with_header(header, body=b""):
+    encoded = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(encoded)) + encoded + body
+
+
+def with_envelope(envelope):
+    return with_header({"__metadata__": {"checkpoint": envelope}})
+
+
+def nested(depth):
+    value = {}
+    for _ in range(depth):
+        value = {"deeper": value}
+    return value
+
+
+TENSORS = {"a": torch.ones(2), "half": torch.ones(2, dtype=torch.bfloat16)}
+FORGED_STATES = [
+    [], None, 3, "text", {"$tuple": [1]}, {"$dict": 5}, nested(500),
+    {"a": {"$tensor": "absent"}}, {"a": {"$tensor": [1]}}, {"a": {"$tensor": {}}},
+    {"a": {"$array": "absent"}}, {"a": {"$array": "half"}},
+    {"a": {"$float": "word"}}, {"a": {"$float": [1]}}, {"a": {"$tuple": 3}},
+    {"a": {"$dict": 3}}, {"a": {"$dict": [1]}}, {"a": {"$dict": [[[1], 2]]}}, {"a": {"$dict": [[{}, 2]]}},
+    {"a": {"$dict": [[1, 2, 3]]}},
+]  # fmt: skip
+FORGED_FILES = [
+    with_envelope("[" * 100_000),
+    with_envelope('{"format": 1, "state": ' + "[" * 100_000 + "]" * 100_000 + "}"),
+    with_envelope('{"format": 1, "state": NaN}'),
+    with_envelope('{"format": 1, "state": ' + "9" * 5000 + "}"),
+    with_envelope('{"format": 1, "sha256": 5, "state": {}}'),
+    with_envelope("[]"),
+    with_header({"__metadata__": None}),
+    with_header(b"[" * 100_000),
+    with_header(b"{}"),
+    with_header({"a": {"dtype": "F8_E8M0", "shape": [1], "data_offsets": [0, 1]}}, b"x"),
+    with_header({"a": {"dtype": "U64", "shape": [2**62], "data_offsets": [0, 0]}}),
+    struct.pack("<Q", 2**63) + b"{}",
+]
+
+
+@pytest.mark.parametrize("plain", FORGED_STATES)
+def test_a_forged_state_is_refused_in_one_sentence(plain):
+    with pytest.raises(CheckpointError, match="the checkpoint is damaged or not a checkpoint") as caught:
+        unpack_state(forged(plain, TENSORS))
+    assert len(str(caught.value)) < 300
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", FORGED_FILES)
+def test_a_forged_file_is_refused(content, tmp_path):
+    (tmp_path / "it").write_bytes(content)
+    with pytest.raises(CheckpointError):
+        load_state(tmp_path / "it")
 
 
 def test_a_state_file_is_safetensors_with_json(tmp_path):

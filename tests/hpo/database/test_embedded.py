@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
+import subprocess
+import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from disks import small_disk
 from optuna.study import StudyDirection
 from processes import PROCESSES
 from waiting import until
 
 from sparse_evidence.core.errors import UserError
-from sparse_evidence.hpo.database import address, connection, embedded_root, studies
+from sparse_evidence.hpo.database import address, connection, embedded, embedded_root, studies
+from sparse_evidence.hpo.errors import StorageError
 
 
 @pytest.fixture
@@ -152,3 +158,90 @@ def test_a_folder_that_cannot_be_written_is_a_user_error(folder: Path) -> None:
     (folder / ".hpo").write_text("in the way")
     with pytest.raises(UserError, match=r"\.hpo cannot be written .*--storage URL"), address.storage_url(folder=folder):
         pass
+
+
+# ---- what another account may have laid -----------------------------------------------------------------------------
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server under another account")
+
+
+def test_a_forged_postmaster_pid_names_no_file_that_is_removed(own_server: Any, tmp_path: Path) -> None:
+    """For root, the file belongs to the account that runs the server."""
+    server, _ = own_server
+    victim = tmp_path / "hpo-pg-victim"
+    victim.mkdir()
+    lock = victim / ".s.PGSQL.5432.lock"
+    lock.touch()
+    pid_file = server.data / "postmaster.pid"
+    lines = pid_file.read_text().splitlines()
+    pid_file.write_text("\n".join([*lines[:4], str(victim), *lines[5:]]))
+    server.stop()
+    assert lock.exists()
+    assert server.pid() is None
+    for forged in (f"{os.getpid()}\n{server.data}\n0\n5432\n{victim}\n", "-1\n\n\n../x\n/\n", "9" * 30):
+        pid_file.write_text(forged)
+        assert not server.answers()
+        assert server.pid() is None
+        with suppress(StorageError):
+            server.start()
+        assert lock.exists()
+        server.stop()
+        pid_file.unlink(missing_ok=True)
+    server.start()
+
+
+@pytest.mark.parametrize("leads", ["a link", "a link to a folder", "of another user"])
+@as_root
+def test_root_uses_no_hpo_folder_that_someone_else_made(leads: str, folder: Path) -> None:
+    secret = folder / "secret"
+    secret.mkdir()
+    (secret / "id").write_text("keep me")
+    hpo = folder / "project" / ".hpo"
+    hpo.parent.mkdir()
+    os.chown(hpo.parent, 12345, 12345)
+    if leads == "a link to a folder":
+        hpo.symlink_to(secret)
+        os.chown(hpo, 12345, 12345, follow_symlinks=False)
+    else:
+        hpo.mkdir()
+        (hpo / "id").symlink_to(secret / "id")
+    if leads == "of another user":
+        os.chown(hpo, 12345, 12345)
+    expected = "cannot be written" if leads == "a link" else "belongs to another user: run in a folder of your own"
+    with pytest.raises(UserError, match=expected), address.storage_url(folder=hpo.parent):
+        pass
+    assert (secret / "id").read_text() == "keep me"
+    (hpo / "id").unlink()  # before the fixture follows it
+
+
+@as_root
+def test_a_full_disk_is_the_first_thing_that_is_said() -> None:
+    home = Path(tempfile.mkdtemp(prefix="hpo-tests-"))
+    try:
+        home.chmod(0o711)  # on the way to it, too: the server's account cannot enter pytest's folders
+        with small_disk(home / "full", "8m") as full, pytest.raises(StorageError) as caught:
+            embedded.Server(full).initialize()
+    finally:
+        shutil.rmtree(home)
+    reason = r"failed at initdb \(could not \w+ .{0,80}: No space left on device\): fix that, or name a Postgres"
+    assert re.search(reason, str(caught.value))
+    assert len(str(caught.value)) < 400
+
+
+@as_root
+def test_the_docs_list_the_databases_of_folders_that_are_gone(tmp_path: Path) -> None:
+    """The command of docs/operations.md, on other folders."""
+    docs = Path(__file__).parents[3] / "docs" / "operations.md"
+    (command,) = re.findall(r"^\$ (for home in /var/lib/.*)$", docs.read_text(), re.MULTILINE)
+    gone, kept = tmp_path / "gone .hpo", tmp_path / "kept .hpo"
+    kept.mkdir()
+    for name, project in (("a", gone), ("b", kept)):
+        (tmp_path / "databases" / name).mkdir(parents=True)
+        (tmp_path / "databases" / name / "belongs-to").write_text(f"{project}\n")
+    (tmp_path / "databases" / "postgres-0.6.0").mkdir()
+    there = command.replace("/var/lib/sparse-evidence-hpo", str(tmp_path / "databases"))
+    listed = subprocess.run(["sh", "-c", there], capture_output=True, text=True, check=True)
+    assert listed.stdout.split("\t")[:1] == [f"{tmp_path}/databases/a/"]
+    assert listed.stdout.count("\n") == 1
+    assert str(gone) in listed.stdout
+    assert listed.stderr == ""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import logging
+import os
+import socket
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,12 +17,14 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 from claim_tools import artifact_rows, claimed, claimed_soon
+from optuna.trial import TrialState
 
 from sparse_evidence.core.errors import UserError
 from sparse_evidence.hpo.errors import ClaimLostError
 from sparse_evidence.hpo.running import artifacts
 from sparse_evidence.hpo.running.artifacts import ArtifactStore, Checkpoints
 from sparse_evidence.hpo.running.claims import Claim, Claims
+from sparse_evidence.hpo.running.reaper import Reaper
 
 CONFIG = {"a": 1}
 
@@ -134,11 +141,12 @@ def test_the_artifact_that_an_earlier_worker_was_writing_is_removed(
 ) -> None:
     worker = claims()
     claim = claimed(worker)
-    claim.mark_pending("half")
-    (folder / "half").write_bytes(b"x")
+    half = artifacts.new_name(0)
+    claim.mark_pending(half)
+    (folder / half).write_bytes(b"x")
     claim.release()
     checkpoints.restore(claimed(worker), CONFIG, Counter)
-    assert not (folder / "half").exists()
+    assert not (folder / half).exists()
 
 
 def test_a_worker_that_loses_its_trial_while_saving_leaves_no_file(folder: Path, claims: Any) -> None:
@@ -165,8 +173,66 @@ def test_a_state_is_saved_no_more_often_than_requested(folder: Path, claims: Any
     assert list(folder.iterdir()) == []
 
 
+FOREIGN = [
+    "{folder}/thesis.tex", "../thesis.tex", "thesis.tex", "", ".", "trial-1-{hex}.safetensors/../thesis.tex",
+    "trial-1-{hex}.safetensors\n", "trial-\u0661-{hex}.safetensors", "trial-1-{HEX}.safetensors",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_only_what_a_worker_saved_is_read_written_or_removed(
+    name: str, folder: Path, claims: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever can write to the database can name any file in a claim."""
+    store = artifacts.open_store(str(folder))
+    checkpoints = Checkpoints(store, every_seconds=0)
+    name = name.format(folder=folder, hex="0" * 32, HEX="A" * 32)
+    thesis = [folder / "thesis.tex", folder.parent / "thesis.tex"]
+    for file in thesis:
+        file.write_text("mine")
+    worker = claims(budget=1, discard=checkpoints.discard, grace_seconds=0.01)
+    claim = claimed(worker)
+    claim.mark_pending(name)
+    claim.commit_checkpoint(name, hashlib.sha256(b"mine").hexdigest())
+    claim.release()
+    resumed = claimed(worker)
+    assert checkpoints.restore(resumed, CONFIG, Counter).epoch == 0
+    assert "DecodeError" not in caplog.text
+    assert not name or "which no worker saved" in caplog.text
+    with pytest.raises(FileNotFoundError):
+        store.write(name, io.BytesIO(b"x"))
+    resumed.finish(TrialState.COMPLETE, 1.0)
+    Reaper(worker).reap()
+    assert artifact_rows(worker) == [], "the claim is cleaned up all the same"
+    assert [file.read_text() for file in thesis] == ["mine", "mine"]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_what_is_no_file_is_not_opened(kind: str, checkpoints: Checkpoints, folder: Path, claims: Any) -> None:
+    claim = saved(checkpoints, claims(), Counter(3))
+    (file,) = folder.iterdir()
+    elsewhere = file.rename(folder.parent / "elsewhere")
+    {"link": lambda: file.symlink_to(elsewhere), "pipe": lambda: os.mkfifo(file), "folder": file.mkdir}[kind]()
+    assert checkpoints.restore(claim, CONFIG, Counter).epoch == 0
+
+
+def test_a_checkpoint_that_grew_is_not_read_into_memory(
+    checkpoints: Checkpoints, folder: Path, claims: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    claim = saved(checkpoints, claims(), Counter(3))
+    (file,) = folder.iterdir()
+    os.truncate(file, 1 << 28)  # sparse: it takes no room
+    tracemalloc.start()
+    try:
+        assert checkpoints.restore(claim, CONFIG, Counter).epoch == 0
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
+    assert "its SHA-256 differs" in caplog.text
+
+
 def test_a_file_that_cannot_be_removed_is_to_be_retried(checkpoints: Checkpoints) -> None:
-    assert checkpoints.discard("never existed")
+    assert checkpoints.discard(artifacts.new_name(0))
     assert not Checkpoints(FailingStore(), every_seconds=0).discard("x")
 
 
@@ -249,10 +315,17 @@ def test_a_bucket_stores_checkpoints_under_its_prefix(bucket: dict[str, bytes], 
     assert checkpoints.restore(claim, CONFIG, Counter).epoch == 5
     assert checkpoints.discard(str(claim.checkpoint))
     assert bucket == {}
+    name = artifacts.new_name(7)
     with pytest.raises(FileNotFoundError):
-        store.open_reader("missing")
-    store.write("x", io.BytesIO(b"y"))
-    assert bucket == {"/home/studies/a/x": b"y"}
+        store.open_reader(name)
+    store.write(name, io.BytesIO(b"y"))
+    assert bucket == {f"/home/studies/a/{name}": b"y"}
+    bucket["/home/studies/thesis.tex"] = b"mine"
+    for use in (store.open_reader, store.remove, lambda name: store.write(name, io.BytesIO(b"x"))):
+        with pytest.raises(FileNotFoundError):
+            use("../thesis.tex")
+    assert checkpoints.discard("../thesis.tex")
+    assert bucket["/home/studies/thesis.tex"] == b"mine"
 
 
 def test_a_file_that_cannot_be_removed_for_a_while_stays_known(claims: Callable[..., Claims], tmp_path: Path) -> None:
@@ -270,3 +343,27 @@ def test_a_file_that_cannot_be_removed_for_a_while_stays_known(claims: Callable[
     checkpoints.save(claim, CONFIG, Counter(5))
     assert [path.name for path in tmp_path.iterdir()] == [claim.checkpoint]
     assert checkpoints.restore(claim, CONFIG, Counter).epoch == 5
+
+
+@pytest.mark.filterwarnings("ignore:.*utcnow:DeprecationWarning")
+def test_a_bucket_that_is_away_costs_one_line_and_not_the_trial(
+    claims: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("boto3")
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = closed.getsockname()
+    for name, value in {
+        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{address[1]}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_MAX_ATTEMPTS": "2",
+    }.items():
+        monkeypatch.setenv(name, value)
+    claim = claimed(claims())
+    Checkpoints(artifacts.open_store("s3://home"), every_seconds=0).save(claim, CONFIG, Counter())
+    lines = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [record.levelname for record in lines] == ["WARNING"]
+    assert lines[0].getMessage().startswith("Trial 0 could not be saved (EndpointConnectionError: ")
+    assert lines[0].exc_info is None
