@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 # Each test process uses one torch thread, so two processes fill two cores.
 TEST_PROCESSES ?= 2
 
-.PHONY: help install demo test lint schema format bench up fuzz lock sbom clean
+.PHONY: help install demo test lint schema format bench docs docs-serve up fuzz lock sbom clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/'
 
 install: $(STAMP)  ## create .venv and install the pinned packages
 
@@ -42,6 +42,12 @@ format: install  ## format and fix with ruff
 
 bench: install  ## measure speed and worth, write benchmarks/results.json
 	$(BIN)/python -m benchmarks
+
+docs: install  ## build the documentation site, build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+docs-serve: install  ## show the documentation site while you write it, http://127.0.0.1:8000
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 up:  ## start Postgres, the dashboard and workers in containers (passwords: docker-compose.yml)
 	docker compose --profile $$(nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu) up --build --detach

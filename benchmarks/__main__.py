@@ -1,6 +1,6 @@
 """`make bench`: measure everything, write benchmarks/results.json, print a table.
 
-    python -m benchmarks [epoch] [encode] [service] [scaling] [studies] [worth]
+    python -m benchmarks [epoch] [encode] [service] [load] [scaling] [studies] [worth]
     python -m benchmarks table
 
 With names, only those parts are measured again, and the other figures stay as they are. `table` measures nothing and
@@ -27,6 +27,7 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "epoch": epoch.measure,
     "encode": encode.measure,
     "service": service.measure,
+    "load": service.measure_load,
     "scaling": scaling.measure,
     "studies": studies.measure,
     "worth": worth.measure,
@@ -46,6 +47,10 @@ TARGETS: dict[str, tuple[str, str]] = {
         "database and sampler per trial: time relative to plain Optuna, 5,000 stored trials",
         "≤ 0.4",
     ),
+    "service.claims_128": ("trials without work a second, 128 workers and Postgres on one machine", "≥ 70"),
+    "service.claim_p95_128": ("95th percentile of a claim's seconds, 128 workers", "< 1"),
+    "service.running_1000_ms": ("a claim beside 1,000 running trials, milliseconds", "≤ 60"),
+    "service.claims_16_at_5ms": ("trials without work a second, 16 workers, 5 ms from the database", "≥ 60"),
     "scaling.workers_2": ("throughput of two workers relative to one", "≥ 1.7"),
     "scaling.sleeping_64_loss": ("throughput lost by 64 workers with 2 s trials", "< 0.10"),
     "memory.worker_gib": ("peak resident memory of a worker, GiB", "< 1.5"),

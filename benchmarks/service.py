@@ -2,17 +2,27 @@
 
 Both use the same eight parameters, an objective that computes nothing, and the same TPE sampler, on studies filled with
 finished trials in the form in which each of them would have stored them.
+
+`measure_load` is about many workers: how many trials without work they finish a second, all together, and how long a
+claim takes. Workers are threads of a few processes, with connections of their own, on the machine of the server.
+`python -m benchmarks.service` runs it alone.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import multiprocessing
+import queue as queue_module
 import random
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any, cast
 
@@ -174,13 +184,16 @@ def _identity(definition: StudyDefinition) -> dict[str, Any]:
 
 
 @contextmanager
-def databases() -> Iterator[Callable[[str], str]]:
+def databases(options: str = "") -> Iterator[Callable[[str], str]]:
     """A temporary Postgres server; yields a function that creates an empty database and returns its URL."""
     import tempfile
 
     from sparse_evidence.hpo.database import embedded
 
-    with tempfile.TemporaryDirectory() as folder, embedded.serve(Path(folder)) as url:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        embedded.running(embedded.home(Path(folder) / embedded.FOLDER), options) as url,
+    ):
         root = sa.create_engine(url, isolation_level="AUTOCOMMIT")
 
         def fresh(name: str) -> str:
@@ -194,6 +207,140 @@ def databases() -> Iterator[Callable[[str], str]]:
             root.dispose()
 
 
+# --- many workers -----------------------------------------------------------------------------------------------------
+
+
+def _queue(url: str, sampler: str = "random") -> claims.Claims:
+    definition = load(DEFINITION)
+    study = open_study(
+        open_storage(url, without=(CURVES,)), "load", direction="maximize", identity=_identity(definition),
+        sampler=make_sampler("tpe" if sampler == "tpe" else "random", seed=0),
+    )  # fmt: skip
+    return claims.Claims(
+        engine_of(study), study, budget=10**9, heartbeat_seconds=20, grace_seconds=120, max_attempts=3
+    )  # fmt: skip
+
+
+def _loop(
+    url: str,
+    threads: int,
+    ready: threading.Barrier,
+    until: Synchronized[float],
+    each: multiprocessing.Queue[list[float]],
+) -> None:
+    """Run trials on several threads until the time `until`; put the seconds that each claim took."""
+    definition = load(DEFINITION)
+    queues = [_queue(url) for _ in range(threads)]
+    taken: list[float] = []
+
+    def work(queue: claims.Claims) -> None:
+        queue.study.get_trials(deepcopy=False)
+        ready.wait()
+        while time.monotonic() < until.value:
+            began = time.monotonic()
+            claim = queue.claim()
+            taken.append(time.monotonic() - began)
+            assert isinstance(claim, claims.Claim)
+            with claim.transaction():
+                space.suggest(definition, claim.trial)
+            claim.finish(TrialState.COMPLETE, 0.5)
+
+    workers = [threading.Thread(target=work, args=(queue,)) for queue in queues]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    each.put(taken)
+
+
+def together(url: str, workers: int, seconds: float, processes: int = 4) -> list[float]:
+    """The seconds of every claim that so many workers made within `seconds`."""
+    engine_of(_queue(url).study).dispose()
+    context = multiprocessing.get_context("spawn")
+    ready, until, taken = context.Barrier(workers + 1), context.Value("d", math.inf), context.Queue()
+    started = [
+        context.Process(target=_loop, args=(url, workers // processes, ready, until, taken)) for _ in range(processes)
+    ]
+    for process in started:
+        process.start()
+    ready.wait()
+    until.value = time.monotonic() + seconds
+    claimed = [second for _ in started for second in taken.get()]
+    for process in started:
+        process.join()
+    return claimed
+
+
+def beside_running(url: str, running: int) -> float:
+    """Median milliseconds of a claim beside so many trials that others run; 1,000 are finished."""
+    queue = _queue(url, "tpe")
+    trials = random_trials(1000 + running, space.distributions(load(DEFINITION)))
+    fill(queue.engine, queue.study._study_id, trials, attributes=True)
+    with queue.engine.begin() as connection:
+        parameters = {"running": running}
+        connection.execute(sa.text(
+            "UPDATE trials SET state = 'RUNNING', datetime_complete = NULL WHERE trial_id IN "
+            "(SELECT trial_id FROM trials ORDER BY trial_id DESC LIMIT :running)"
+        ), parameters)  # fmt: skip
+        connection.execute(sa.text(
+            "INSERT INTO hpo_claims (trial_id, study_id, owner, host, pid, slot, claimed_at, heartbeat, attempt, stage,"
+            " epoch, released) SELECT trial_id, study_id, trial_id::text, 'h', 1, 0, now(), now() + interval '1 day',"
+            " 1, 0, 0, false FROM trials WHERE state = 'RUNNING'"
+        ))  # fmt: skip
+    seconds = []
+    for _ in range(MEASURED):
+        began = time.monotonic()
+        claim = queue.claim()
+        seconds.append(time.monotonic() - began)
+        assert isinstance(claim, claims.Claim)
+        claim.finish(TrialState.COMPLETE, 0.5)
+    return float(1000 * np.median(seconds))
+
+
+@contextmanager
+def far_away(url: str, seconds: float) -> Iterator[str]:
+    """The URL of a database at a distance: a round trip to it takes `seconds`."""
+    parsed = sa.make_url(url)
+    target = str(Path(str(parsed.query["host"])) / f".s.PGSQL.{parsed.query.get('port', 5432)}")
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            await asyncio.sleep(seconds / 2)
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_unix_connection(target)
+        with suppress(OSError):
+            await asyncio.gather(forward(reader, back), forward(there, writer))
+
+    async def run() -> None:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            port.put(server.sockets[0].getsockname()[1])
+            await server.serve_forever()
+
+    port: queue_module.Queue[int] = queue_module.Queue()
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=lambda: loop.run_until_complete(run()), daemon=True).start()
+    yield parsed.set(host="127.0.0.1", port=port.get(), query={}).render_as_string(hide_password=False)
+
+
+def measure_load(seconds: float = 20.0) -> dict[str, float]:
+    """Claims a second and how long they take, with many workers, with many running trials, and at a distance."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with databases("-N 400") as fresh:
+        many = together(fresh("load_128"), 128, seconds)
+        figures = {
+            "service.claims_128": len(many) / seconds,
+            "service.claim_p95_128": float(np.percentile(many, 95)),
+            "service.running_1000_ms": beside_running(fresh("load_running"), 1000),
+            "service.running_0_ms": beside_running(fresh("load_idle"), 0),
+        }
+        with far_away(fresh("load_far"), 0.005) as url:
+            figures["service.claims_16_at_5ms"] = len(together(url, 16, seconds)) / seconds
+    return figures
+
+
 def measure(sizes: tuple[int, ...] = (100, 1000, 5000)) -> dict[str, float]:
     """Our seconds per trial relative to plain Optuna's, by number of stored trials."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -205,3 +352,7 @@ def measure(sizes: tuple[int, ...] = (100, 1000, 5000)) -> dict[str, float]:
             figures[f"service.vs_optuna_{size}"] = ratio(seconds)
             figures[f"service.optuna_seconds_{size}"], figures[f"service.seconds_{size}"] = np.median(seconds, axis=1)
     return figures
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_load(), indent=2))

@@ -12,10 +12,12 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 
-Positive = Annotated[float, Interval(gt=0)]
-NonNegative = Annotated[float, Interval(ge=0)]
+LARGEST = 1e38  # more does not fit into a 32-bit float
+Positive = Annotated[float, Interval(gt=0, le=LARGEST)]
+NonNegative = Annotated[float, Interval(ge=0, le=LARGEST)]
 Share = Annotated[float, Interval(ge=0, lt=1)]
-Count = Annotated[int, Interval(ge=1)]
+MOST = 2**31 - 1
+Count = Annotated[int, Interval(ge=1, le=MOST)]
 
 Window = Annotated[int, Interval(ge=1, le=3)]
 
@@ -256,7 +258,7 @@ class TrainingConfig:
     weight_decay: NonNegative = 0.01
     clip_norm: NonNegative = 1.0
     """Maximum gradient norm per fold; 0 disables clipping."""
-    warmup_steps: Annotated[int, Interval(ge=0)] = 0
+    warmup_steps: Annotated[int, Interval(ge=0, le=MOST)] = 0
     """Optimizer steps over which the learning rate rises linearly from zero."""
     seeds: Count = 1
     """Models per fold, which differ in their seed and train together; the prediction is the mean of their

@@ -1,8 +1,12 @@
-"""Errors whose messages are written for users, and suggestions for misspelled names."""
+"""Errors whose messages are written for users, what of a user's data they may show, and suggestions for names."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
+
+_MAX_WORD_LENGTH = 20  # characters; what is longer and has no space is not one word
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_.\-]+")
 
 
 class UserError(ValueError):
@@ -76,8 +80,31 @@ def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
         raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(allowed)}")
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word closest to `word`, for a "did you mean" hint; None if none is similar."""
+def quote_value(value: str, max_words: int = 3, max_length: int = 40) -> str:
+    """Quote a cell's value for a message; of a longer one, which could be a post's text, only the length is shown."""
+    if not value:
+        return "empty"
+    if len(value) <= max_length and len(value.split()) <= max_words and not is_unspaced(value):
+        return repr(value)
+    return f"a text of {len(value)} characters"
+
+
+def is_unspaced(value: str) -> bool:
+    """True if a value has a long part without a space, as text in Chinese, Japanese or Thai has.
+
+    An identifier, such as a UUID or the name of a column, has none, however long it is.
+    """
+    return any(len(part) > _MAX_WORD_LENGTH and not _IDENTIFIER.fullmatch(part) for part in value.split())
+
+
+def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the known word closest to `word`, for a "did you mean" hint; None if none is similar.
+
+    Args:
+        word: what was written.
+        known: what may have been meant.
+        cutoff: how similar they must be, from 0 to 1 (the same).
+    """
     import difflib  # needed only once something is wrong
 
-    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)

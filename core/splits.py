@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import SplitConfig
-from .errors import ConfigError, SplitError
+from .errors import ConfigError, SplitError, quote_value
 
 Floats = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -40,6 +40,7 @@ Labels = NDArray[np.int8]
 _TARGET_STEP = 2.0**-6  # targets and weights are multiples of these: their products add up exactly in float64
 _WEIGHT_STEP = 2.0**-20
 _EXCHANGE_CANDIDATES = 256  # distinct count vectors per part that are tried in exchanges
+_LISTED = 20  # clauses of a message
 _STARTS = 8  # initial orders that are tried; the best result is used
 
 
@@ -243,14 +244,20 @@ def _check_group_counts(groups: Sequence[str], labels: Labels, folds: int, crite
             if spread[index] < folds:
                 fewest = min(fewest, int(spread[index]))
                 posts_of_kind, groups_of_kind = _plural(totals[index], f"{kind} post"), _plural(spread[index], "group")
-                rare.append(f"criterion '{name}' has {posts_of_kind} in {groups_of_kind}")
+                rare.append(f"criterion {quote_value(name)} has {posts_of_kind} in {groups_of_kind}")
     if rare:
         remedy = f"set folds to at most {fewest}, or remove " if fewest > 1 else "remove "
         rare_criteria = "that criterion" if len(rare) == 1 else "those criteria"
         raise SplitError(
-            f"among the {posts} posts to split, {'; '.join(rare)}, fewer than {folds} folds, and every fold needs "
+            f"among the {posts} posts to split, {_first(rare)}, fewer than {folds} folds, and every fold needs "
             f"both classes; {remedy}{rare_criteria}, or label more posts"
         )
+
+
+def _first(clauses: Sequence[str]) -> str:
+    """Join the first clauses, and count the others."""
+    more = len(clauses) - _LISTED
+    return "; ".join(clauses[:_LISTED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _plural(count: int, noun: str) -> str:
@@ -259,14 +266,14 @@ def _plural(count: int, noun: str) -> str:
 
 def _check_classes(part: NDArray[np.int16], labels: Labels, folds: int, criteria: Sequence[str]) -> None:
     missing = [
-        f"fold {fold} has no {kind} post of criterion '{name}'"
+        f"fold {fold} has no {kind} post of criterion {quote_value(name)}"
         for column, name in enumerate(criteria)
         for kind, value in (("positive", 1), ("negative", 0))
         for fold in range(folds)
         if not np.any(labels[part == fold, column] == value)
     ]
     if missing:
-        raise SplitError(f"{'; '.join(missing)}; use fewer than {folds} folds, another seed, or smaller groups")
+        raise SplitError(f"{_first(missing)}; use fewer than {folds} folds, another seed, or smaller groups")
 
 
 # ---- the algorithm ----------------------------------------------------------------------------------------------

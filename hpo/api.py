@@ -121,7 +121,7 @@ def run(
             )
         stack.callback(_disconnect, started.study)
         if warm is not None:
-            console.print(f"note: {warm.sentence}", markup=False)
+            console.print(f"note: {warm.sentence}")
         outcome = live.watch(started, console, workers)
         if outcome.code:
             raise RunError(f"{live.failure_text(outcome)}; run the study again to resume it")
@@ -150,7 +150,7 @@ class Study(AbstractContextManager["Study"]):
         self._task: StudyTask | None = None
         with ExitStack() as stack:
             self._url = stack.enter_context(storage_url(storage, create=False))
-            self._study = load_study(open_storage(self._url), definition.name)
+            self._study = load_study(open_storage(self._url, create=False), definition.name)
             stack.callback(_disconnect, self._study)
             self._close = weakref.finalize(self, stack.pop_all().close)
 
@@ -204,6 +204,24 @@ class Study(AbstractContextManager["Study"]):
         output.check()
         output.write(best_result(self.optuna(), self._file, output.file))
         return output.path
+
+    def report(self, path: str | os.PathLike[str] | None = None, *, force: bool = False) -> Path:
+        """Write a page on the study, finished or running, as `hpo report`, and return the file.
+
+        Args:
+            path: where; default: `NAME.report.html` in the current folder.
+            force: overwrite a file that is no such page.
+
+        Raises:
+            UserError: the file cannot be written or is no such page.
+        """
+        from .pages.report import report_page
+        from .pages.writing import PageFile
+
+        page = PageFile(Path(f"{self.name}.report.html" if path is None else path), "report", force=force)
+        page.check()
+        page.write(report_page(self.optuna(), self.definition))
+        return page.path
 
     def trials(self) -> pd.DataFrame:
         """Every trial, a row each, by number; a parameter is a column `params.NAME`.

@@ -12,18 +12,21 @@ class Exit(IntEnum):
     """Exit codes of every command."""
 
     DONE = 0
+    """Done; also a worker that was stopped by its first SIGTERM or SIGINT, and released its trial."""
     FAILED = 1
+    """Failed; the message says why. Run the same command to resume."""
     USAGE = 2
     """Wrong usage, or an invalid file."""
     STORAGE = 3
     """The database is unreachable, or the MLflow server."""
     REFUSED = 4
-    """Data, folds, definition or code differ from those that the study was started with."""
+    """Data, folds, definition or code differ from those that the study was started with, or it was deleted."""
     MEMORY = 75
     """A worker ran out of memory: its trial is infeasible, and a fresh process should replace it."""
     STALLED = 76
     """A worker's trial finished no epoch for `[service] stall_seconds`: a fresh process should replace it."""
     INTERRUPTED = 130
+    """Interrupted by Ctrl-C or SIGTERM; no finished trial is lost, run the same command to resume."""
 
 
 class DefinitionError(UserError):
@@ -55,6 +58,13 @@ class RefusedError(Exception):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.__doc__)
+
+
+class StudyDeletedError(RefusedError, KeyError):
+    """The study was deleted or renamed while this process worked on it; run the command again to begin it anew."""
+
+    # Optuna expects a KeyError, whose text is the representation of its argument.
+    __str__ = Exception.__str__
 
 
 class RunError(Exception):

@@ -51,7 +51,7 @@ def own_server() -> Iterator[tuple[Server, str]]:
     home.chmod(0o711)
     options = "-c fsync=off"
     try:
-        with embedded.running(home, options) as url:
+        with embedded.running(home, options, keep_up=False) as url:
             yield embedded.Server(home, options), url
     finally:
         shutil.rmtree(home)

@@ -44,8 +44,12 @@ VERBS = {
         "--confirm-only",
     },
     "confirm": {"STUDY", "--workers", "--leaders", "--splits", "--storage"},
-    "status": {"STUDY", "--storage", "--json"},
+    "status": {"STUDY", "--watch", "--storage", "--json"},
+    "list": {"--storage", "--json"},
+    "delete": {"STUDY", "--yes", "-y", "--storage", "--artifacts"},
+    "why": {"STUDY", "TRIAL", "--json", "--storage"},
     "leaderboard": {"STUDY", "--top", "--csv", "--json", "--storage"},
+    "report": {"STUDY", "--out", "-o", "--force", "--storage"},
     "export": {"STUDY", "--out", "-o", "--force", "--mlflow", "--mlflow-trials", "--model", "--storage"},
     "predict": {
         "MODEL_DIR",

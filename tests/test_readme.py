@@ -8,6 +8,7 @@ import json
 import os
 import pkgutil
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,11 +29,16 @@ from sparse_evidence.hpo.database import embedded
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 HALVES = ("core", "hpo")
 VERBS = sorted(typer.main.get_command(app).commands)
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def docs(name: str) -> str:
+    """The text of a page in docs/."""
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
 
 
 def code_block(page: str, language: str, containing: str) -> str:
@@ -64,23 +70,28 @@ def run_python(code: str, folder: Path, **environment: str) -> str:
 
 @pytest.mark.slow
 def test_training_by_hand_runs_and_finds_the_planted_evidence(tmp_path):
-    printed = run_python(code_block(README, "python", "Trainer("), tmp_path)
+    printed = run_python(code_block(docs("by-hand.md"), "python", "Trainer("), tmp_path)
     value, low, high = map(float, re.findall(r"[\d.]+", printed.splitlines()[-1]))
     assert low < value < high
     assert value > 0.5, "the planted evidence is not found"
 
 
+def commands(page: str) -> list[str]:
+    """The `hpo` commands of the only block of a page that fits a model, without comments."""
+    lines = code_block(page, "console", "hpo fit").split("\n")
+    without_comments = [line.partition("  #")[0].removeprefix("$ ") for line in lines]
+    return [line.rstrip() for line in without_comments if line.startswith("hpo ")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("study", ["quickstart", "pairs"])
-def test_the_path_from_data_to_predictions(study, tmp_path):
-    """The commands of the README as they are written, and on the example table."""
+@pytest.mark.parametrize(("page", "study"), [("demo.md", "quickstart"), ("tutorial.md", "pairs")])
+def test_the_path_from_data_to_predictions(page, study, tmp_path):
+    """The commands of the pages as they are written."""
     shutil.copytree(ROOT / "studies", tmp_path / "studies")
-    commands = [
-        line.partition("#")[0].removeprefix("$ ") for line in code_block(README, "console", "hpo fit").split("\n")
-    ]
-    script = "\n".join(line for line in commands if line.startswith("hpo ")).replace("quickstart", study)
+    script = "\n".join(commands(docs(page)))
     verbs = [line.split()[1] for line in script.splitlines()]
-    assert verbs == ["validate", "run", "fit", "evaluate", "predict", "explain"]
+    begin = ["init"] if study == "pairs" else []
+    assert verbs == [*begin, "validate", "run", "fit", "evaluate", "predict", "explain"]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     try:
         call = ["bash", "-euc", script]
@@ -103,12 +114,22 @@ def test_the_path_from_data_to_predictions(study, tmp_path):
     assert json.loads((tmp_path / f"{study}.best.json").read_text())["confirmed"] is not None
 
 
+def test_the_readme_has_the_commands_of_the_tutorial():
+    """It names other files, so it need not be run a second time."""
+    names = {"studies/pairs.csv": "posts.csv", "studies/new_posts.csv": "new_posts.csv", "pairs.": "posts."}
+    expected = "\n".join(commands(docs("tutorial.md")))
+    for theirs, ours in names.items():
+        expected = expected.replace(theirs, ours)
+    assert "\n".join(commands(README)) == expected
+
+
 @pytest.mark.slow
 def test_the_python_api_works_as_described(tmp_path):
     """All blocks of docs/python.md in order, in one process and on one study."""
     tiny(tmp_path, name="study", leaders=2).rename(tmp_path / "study.toml")
-    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-    blocks = [block.removeprefix("python\n") for block in page.split("```")[1::2] if block.startswith("python\n")]
+    blocks = [
+        block.removeprefix("python\n") for block in docs("python.md").split("```")[1::2] if block.startswith("python\n")
+    ]
     assert len(blocks) == 5
     try:
         printed = run_python("\n".join(blocks), tmp_path)
@@ -186,15 +207,16 @@ def remove_database(folder: Path) -> None:
 
 
 def test_plain_optuna_opens_a_study(database, tmp_path):
-    study = optuna.create_study(storage=database, study_name="quickstart", direction="maximize")
-    study.optimize(lambda trial: trial.suggest_float("x", 0.25, 0.25), n_trials=1)
-    printed = run_python(code_block(README, "python", "storage_url"), tmp_path, HPO_STORAGE=database)
-    assert "COMPLETE" in printed
-    assert "0.25" in printed
+    study = optuna.create_study(storage=database, study_name="study", direction="maximize")
+    study.enqueue_trial({"x": 0.25})
+    study.optimize(lambda trial: trial.suggest_float("x", 0.0, 0.25), n_trials=4)
+    printed = run_python(code_block(docs("python.md"), "python", "storage_url"), tmp_path, HPO_STORAGE=database)
+    assert printed == "0.25 {'x': 1.0}\n"
 
 
 def test_the_example_table_loads(tmp_path):
-    rows = code_block(README, "csv", "post_id,")
+    rows = code_block(docs("data.md"), "csv", "post_id,")
+    assert rows == code_block(README, "csv", "post_id,")
     (tmp_path / "posts.csv").write_text(rows, encoding="utf-8")
     corpus = SOURCES["pairs"](path="posts.csv").load(tmp_path)
     assert (len(corpus), len(corpus.criteria)) == (2, 2)
@@ -202,9 +224,9 @@ def test_the_example_table_loads(tmp_path):
 
 
 def test_the_wide_example_is_read_as_the_text_says(tmp_path):
-    (tmp_path / "posts.csv").write_text(code_block(README, "csv", "author_id"), encoding="utf-8")
+    (tmp_path / "posts.csv").write_text(code_block(docs("data.md"), "csv", "author_id"), encoding="utf-8")
     found = recognise(tmp_path / "posts.csv").source
-    settings = tomllib.loads(code_block(README, "toml", "[data.criteria]"))["data"]
+    settings = tomllib.loads(code_block(docs("data.md"), "toml", "[data.criteria]"))["data"]
     assert settings["columns"] == found.columns
     assert settings["criteria"].keys() == found.criteria.keys()
     corpus = SOURCES["pairs"](**{**settings, "path": str(tmp_path / "posts.csv")}).load(Path())
@@ -280,10 +302,11 @@ def test_every_verb_and_target_is_named():
         assert re.search(rf"\b{verb}\b", printed), verb
         assert f"`hpo {verb}" in README, verb
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = re.findall(r"[`$] ?make ([a-z]+)", README)
-    assert {"demo", "test", "lint", "bench"} <= {*targets}
-    for target in targets:
-        assert f"\n{target}:" in makefile, target
+    targets = re.findall(r"[`$] ?make ([a-z-]+)", README)
+    assert {"demo", "test", "lint", "bench", "docs"} <= {*targets}
+    for page in PAGES:
+        for target in re.findall(r"[`$] ?make ([a-z-]+)", page.read_text(encoding="utf-8")):
+            assert f"\n{target}:" in makefile, target
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
@@ -293,10 +316,47 @@ def test_measured_figures_are_those_of_the_last_measurement():
     """`python -m benchmarks` writes the file; the tables in the documentation are copied by hand."""
     command = [sys.executable, "-m", "benchmarks", "table"]
     table = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    performance = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8").splitlines()
+    performance = docs("performance.md").splitlines()
     assert len(table) > 10
     assert set(table) <= set(performance)
     measured = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
-    quoted = re.findall(r"\(`([a-z]+\.\w+)`\) \| ([\d.-]+) \|", README)
+    quoted = re.findall(r"\(`([a-z]+\.\w+)`\) \| ([\d.-]+) \|", docs("index.md"))
     assert len(quoted) > 5
     assert quoted == [(key, f"{measured[key]:.3g}") for key, _ in quoted]
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+
+def shell_lines() -> list[tuple[str, str]]:
+    """Every line of a `console` block that calls `hpo`, with its page, up to a pipe or a comment."""
+    blocks = [(page.name, block) for page in PAGES for block in page.read_text(encoding="utf-8").split("```")[1::2]]
+    lines = [(page, line) for page, block in blocks if block.startswith("console\n") for line in block.splitlines()]
+    calls = [(page, re.search(r"(?:^\$ |&& )(?:[A-Z_]+=\S+ )*(hpo .*)", line)) for page, line in lines]
+    return [(page, re.split(r"\s+[|&;#]", call[1])[0]) for page, call in calls if call]
+
+
+def test_the_commands_of_every_page_are_found():
+    assert {"README.md", "demo.md", "tutorial.md", "recipes.md", "operations.md"} <= {page for page, _ in shell_lines()}
+
+
+@pytest.mark.parametrize(("page", "line"), shell_lines())
+def test_commands_are_understood(page, line):
+    """Verb, options and the number of arguments, as the command line parses them; nothing is run."""
+    _, verb, *arguments = shlex.split(line)
+    command = typer.main.get_command(app).commands[verb]
+    context = typer.Context(command, info_name=verb, allow_extra_args=False, ignore_unknown_options=False)
+    command.parse_args(context, arguments)
+
+
+@each_page
+def test_options_exist(page):
+    """`hpo run STUDY --workers N`, anywhere in the text: the verb has each option."""
+    verbs = typer.main.get_command(app).commands
+    for call in re.findall(r"`hpo (\w+[^`]*)`", page.read_text(encoding="utf-8")):
+        verb, *words = call.split()
+        if verb in verbs:
+            known = {option for parameter in verbs[verb].params for option in parameter.opts} | {"--help"}
+            assert set(re.findall(r"--[a-z-]+", " ".join(words))) <= known, call
+        else:
+            assert verb in {"command", "VERB"}, call

@@ -19,6 +19,7 @@ from ..features.bags import ChunkBags
 from ..features.chunks import Chunks, chunk
 from ..features.embeddings import embed
 from ..features.encoders import locate
+from ..features.lengths import within
 from ..features.retrieval import ChunkIndex
 from ..models.iris import Iris
 
@@ -114,7 +115,7 @@ class IRISForCriterionMatching(nn.Module):
         """
         if use_gpu and not torch.cuda.is_available():
             raise ConfigError("use_gpu is true, but torch finds no GPU; omit it, or pass torch.cuda.is_available()")
-        self.chunks = chunk(posts, ChunksConfig())
+        self.chunks, _ = within(posts, chunk(posts, ChunksConfig()), self.encoder)
         device = "cuda" if use_gpu else "cpu"
         vectors = embed(self.chunks.texts, self.encoder, device=device, batch_size=batch_size).vectors
         self.retriever = ChunkIndex(vectors, self.chunks.offsets, use_gpu=use_gpu)

@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from ..errors import DataError, nearest
-from .tables import quote_value
+from ..errors import DataError, nearest, quote_value
 
 Field = Literal["post_id", "post", "criterion", "label", "criterion_text", "group", "evidence"]
 """What a column holds; also its name in the file, unless the setting `columns` says another."""
@@ -16,6 +15,9 @@ REQUIRED: tuple[Field, ...] = ("post_id", "post", "criterion", "label")
 """What a table with one row per post and criterion must have."""
 WIDE: tuple[Field, ...] = ("post_id", "post", "group")
 """What a wide table, with one row per post, can have besides its criteria."""
+
+_CLOSE = 0.8
+"""How similar a column's name must be to that of a field that the table may lack: `age_group` is not `group`."""
 
 ALIASES: dict[Field, tuple[str, ...]] = {
     "post_id": (
@@ -53,6 +55,21 @@ def candidates(names: Sequence[str], field: Field) -> list[str]:
     return same[:1] or [name for name in names if normal(name) in ALIASES[field]]
 
 
+def lookalikes(names: Sequence[str], field: Field) -> list[str]:
+    """Return the columns that a person probably means by a field, although none of them has its own name.
+
+    Another spelling counts (`Group`, `groups`, `grupp`), and so do other names of the field.
+    """
+    if field in names:
+        return []
+    return [name for name in names if _means(normal(name), field)]
+
+
+def _means(name: str, field: Field) -> bool:
+    known = (field, *ALIASES[field])
+    return name in known or name.removesuffix("s") in known or nearest(name, [field], cutoff=_CLOSE) is not None
+
+
 def post_column(where: str, names: Sequence[str], named: str | None = None, *, remedy: str) -> str:
     """Return the column of the posts: the one that is named, called `post`, or the only one with a name like it.
 
@@ -73,8 +90,5 @@ def post_column(where: str, names: Sequence[str], named: str | None = None, *, r
         raise DataError(where, [f"{several} could each hold the posts; {remedy}"])
     missing = f"column {named or 'post'} is missing"
     missing += f" (the table has: {', '.join(quote_value(name) for name in names[:20])})"
-    other = [char for char in ",;\t|" if len(names) == 1 and char in names[0]]
-    if other:
-        raise DataError(where, [f"{missing}; its cells seem to be separated by {other[0]!r}"])
     close = nearest(named or "post", [quote_value(name).strip("'") for name in names])
     raise DataError(where, [f"{missing}; did you mean {close!r}?" if close else f"{missing}; {remedy}"])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError
+from ..errors import DataError, quote_value
 
 UNLABELLED = -1
 """The label of a (post, criterion) pair that was not annotated."""
@@ -156,7 +156,7 @@ def note_duplicates(corpus: Corpus) -> Corpus:
     pairs = duplicates_across_groups(corpus)
     if not pairs:
         return corpus
-    first, second = (corpus.post_ids[row] for row in pairs[0])
+    first, second = (quote_value(corpus.post_ids[row]).strip("'") for row in pairs[0])
     count = len({row for pair in pairs for row in pair})
     note = f"{count} posts share their text with a post of another group (for example {first} and {second})"
     return replace(corpus, notes=(*corpus.notes, note))
@@ -175,9 +175,10 @@ def _shape_problems(corpus: Corpus, labels: npt.NDArray[Any]) -> list[str]:
 
 
 def _value_problems(corpus: Corpus, labels: npt.NDArray[Any]) -> list[str]:
-    problems = [f"post id {name!r} occurs more than once" for name in _repeated(corpus.post_ids)]
+    problems = [f"post id {quote_value(name)} occurs more than once" for name in _repeated(corpus.post_ids)]
     problems += [
-        f"criterion {name!r} occurs more than once" for name in _repeated(item.name for item in corpus.criteria)
+        f"criterion {quote_value(name)} occurs more than once"
+        for name in _repeated(item.name for item in corpus.criteria)
     ]
     if not np.isin(labels, (UNLABELLED, 0, 1)).all():
         problems.append("a label is neither 1 nor 0 nor -1 (unlabelled)")
@@ -185,7 +186,9 @@ def _value_problems(corpus: Corpus, labels: npt.NDArray[Any]) -> list[str]:
         if not (0 <= item.post < len(corpus.posts) and 0 <= item.criterion < len(corpus.criteria)):
             problems.append(f"evidence for post {item.post} and criterion {item.criterion}, which do not exist")
         elif not 0 <= item.start < item.end <= len(corpus.posts[item.post]):
-            problems.append(f"evidence {item.start}:{item.end} lies outside post {corpus.post_ids[item.post]!r}")
+            problems.append(
+                f"evidence {item.start}:{item.end} lies outside post {quote_value(corpus.post_ids[item.post])}"
+            )
     return problems
 
 

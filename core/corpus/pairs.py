@@ -13,8 +13,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigError, DataError
-from .columns import REQUIRED, WIDE, Field
+from ..errors import ConfigError, DataError, quote_value
+from .columns import REQUIRED, WIDE, Field, lookalikes
 from .data import UNLABELLED, Corpus, Criterion, Evidence, note_duplicates
 from .tables import (
     FirstLabels,
@@ -24,10 +24,14 @@ from .tables import (
     criterion_in_words,
     find_passage,
     parse_label,
-    quote_value,
     read_table,
 )
 from .wide import WideReader
+
+LONGEST_CRITERION = 100
+"""Characters of a criterion's name, which is stored in the database and shown everywhere."""
+_WORDS_OF_TEXT = 5
+"""Names of criteria have fewer words on average."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class PairsSource:
     path: str
     """CSV, TSV or Parquet file; a relative path starts at the folder of the configuration file."""
     columns: Mapping[Field, str] = field(default_factory=dict, hash=False)
-    """Columns that have another name in the file: `{ post = "body", group = "author_id" }`."""
+    """Columns that have another name in the file: `{ post = "body", group = "author_id" }`. Empty: there is no such
+    column, although one has a name like it."""
     criteria: Mapping[str, str] = field(default_factory=dict, hash=False)
     """For a wide table, with one row per post: the columns of labels, each with a sentence that describes its
     criterion. An empty cell is no label."""
@@ -85,10 +90,53 @@ class PairsSource:
         """
         given = {*self.columns.values(), *more}
         named = {name: self.columns.get(name, name) for name in fields if name in self.columns or name not in given}
+        named = {name: column for name, column in named.items() if column}
         must = [column for name, column in named.items() if name in required or name in self.columns]
         remedy = 'say in [data] which column holds what, such as columns = { post = "NAME" }'
-        table = read_table(Path(self.path), [*must, *more], list(named.values()), folder=base, remedy=remedy)
+        unsaid = [name for name in fields if name not in self.columns and name not in required]
+
+        def check(names: Sequence[str]) -> list[str]:
+            _check_shape(base / self.path, names, must)
+            return _not_read([name for name in names if name not in {*named.values(), *more}], names, unsaid)
+
+        table = read_table(
+            Path(self.path), [*must, *more], list(named.values()), folder=base, remedy=remedy, check=check
+        )
         return table, {name: column for name, column in named.items() if column in table.columns}
+
+
+def _check_shape(path: Path, names: Sequence[str], required: Sequence[str]) -> None:
+    """Raise a `DataError` if a table without criteria in the settings has one row per post."""
+    missing: tuple[Field, ...] = ("criterion", "label")
+    if "post" not in names or not set(missing) <= set(required):
+        return
+    if any(name in names or lookalikes(names, name) for name in missing):
+        return
+    kept = [name for name in names if name in WIDE or any(name in lookalikes(names, field) for field in WIDE)]
+    melt = f".melt({kept[:20]!r}, var_name='criterion', value_name='label')"
+    raise DataError(
+        str(path),
+        [
+            "it has neither a column criterion nor a column label; if it has one row per post and a column of labels "
+            "per criterion, name these columns in [data.criteria] (hpo init does so), or make one row per post and "
+            f"criterion with pandas: {melt}"
+        ],
+    )
+
+
+def _not_read(unread: Sequence[str], names: Sequence[str], fields: Sequence[Field]) -> list[str]:
+    """Return a mistake for every field that the table lacks although a column that is not read looks like it."""
+    problems = []
+    for field_name in fields:
+        found = [name for name in lookalikes(names, field_name) if name in unread]
+        if found:
+            quoted = " and ".join(quote_value(name) for name in found[:3])
+            line = f"columns = {{ {field_name} = {quote_value(found[0]).replace(chr(39), chr(34))} }}"
+            problems.append(
+                f"column {quoted} looks like {field_name}, but is not read: write {line} in [data], or "
+                f'{{ {field_name} = "" }} if it is something else'
+            )
+    return problems
 
 
 def _contradiction(
@@ -106,6 +154,10 @@ def _contradiction(
             f"columns names {pairwise[0]}, which a wide table (with criteria) does not have; remove it, or remove "
             "criteria for a table with one row per post and criterion"
         )
+    needed = [name for name in (("post",) if criteria else REQUIRED) if columns.get(name) == ""]
+    if needed:
+        return f"columns says that there is no {needed[0]}, but a table needs one; name its column"
+    columns = {name: column for name, column in columns.items() if column}
     used: dict[str, str] = {}
     given: list[tuple[str, str]] = [(name, columns.get(name, name)) for name in (("post",) if criteria else REQUIRED)]
     given += [*columns.items(), *((f"criterion {quote_value(name)}", name) for name in criteria)]
@@ -127,10 +179,10 @@ class _PairsReader:
     def __init__(self, table: Table, columns: Mapping[Field, str]) -> None:
         self.table = table
         self.columns = columns
-        self.problems = list(table.problems)
-        self.posts = FirstValues("the text of post {}")
-        self.groups = FirstValues("the group of post {}")
-        self.texts = FirstValues("the text of criterion {}")
+        self.problems = table.problems
+        self.posts = FirstValues("the text", "post")
+        self.groups = FirstValues("the group", "post")
+        self.texts = FirstValues("the text", "criterion")
         self.post_numbers: dict[str, int] = {}
         self.criterion_numbers: dict[str, int] = {}
         self.labels = FirstLabels()
@@ -141,10 +193,13 @@ class _PairsReader:
     def corpus(self) -> Corpus:
         for row in self.table.rows:
             self._add(row)
-        if not self.table.rows and not self.problems:
-            self.problems.append("it has no rows below the header")
+        if self._is_swapped():
+            swapped = f"columns {self.columns['post']} and {self.columns['criterion']} seem to be swapped"
+            raise DataError(str(self.table.path), [f"{swapped}: the criteria are longer than the posts"])
         if self.problems:
-            raise DataError(str(self.table.path), self.problems)
+            raise DataError(str(self.table.path), self.problems.entries())
+        if not self.table.rows:
+            raise DataError(str(self.table.path), ["it has no rows below the header"])
         labels = np.full((len(self.post_numbers), len(self.criterion_numbers)), UNLABELLED, dtype=np.int8)
         for post, criterion, label in self.labels:
             labels[self.post_numbers[post], self.criterion_numbers[criterion]] = label
@@ -160,17 +215,32 @@ class _PairsReader:
             notes=tuple(self._notes(labels)),
         )
 
+    def _is_swapped(self) -> bool:
+        """Whether the criteria look like texts, and the posts do not. Names that are texts may not be shown."""
+        words = [len(name.split()) for name in self.criterion_numbers]
+        if not words or sum(words) / len(words) < _WORDS_OF_TEXT:
+            return False
+        post, criterion = self.columns["post"], self.columns["criterion"]
+        return sum(len(row[criterion]) for row in self.table.rows) > sum(len(row[post]) for row in self.table.rows)
+
     def _criterion_text(self, name: str) -> str:
         return self.texts[name] if name in self.texts else criterion_in_words(name)
 
     def _add(self, row: Row) -> None:
         needed: tuple[Field, ...] = ("post_id", "post", "criterion", "group")
         empty = [self.columns[name] for name in needed if name in self.columns and not row[self.columns[name]]]
-        self.problems += [f"row {row.number}: {column} is empty" for column in empty]
+        for column in empty:
+            self.problems.add(row.number, f"{column} is empty")
         label = parse_label(row, self.columns["label"], self.problems)
         if empty:
             return
         post, criterion = row[self.columns["post_id"]], row[self.columns["criterion"]]
+        if len(criterion) > LONGEST_CRITERION:
+            self.problems.add(
+                row.number,
+                f"{self.columns['criterion']} is longer than {LONGEST_CRITERION} characters",
+                remedy="a criterion has a short name; are the columns of posts and criteria swapped?",
+            )
         self.posts.add(post, self._text(row, "post"), row.number, self.problems)
         if "group" in self.columns:
             self.groups.add(post, row[self.columns["group"]], row.number, self.problems)
@@ -194,7 +264,9 @@ class _PairsReader:
         span = find_passage(passage, self._text(row, "post"))
         if span is None:
             post = quote_value(row[self.columns["post_id"]])
-            self.problems.append(f"row {row.number}: the evidence is not a passage of post {post}")
+            self.problems.add(
+                row.number, f"the evidence is not a passage of post {post}", many="the evidence is not in its post"
+            )
         elif label == 1:
             self.evidence.add((*pair, *span))
         else:

@@ -11,12 +11,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from ..cache import STDOUT
-from ..errors import DataError, UserError
-from .tables import cell_text, cells_of_any_length, is_utf8, parse_records, quote_value, readable
+from ..errors import DataError, quote_value
+from .formats import other_format
+from .problems import RowProblems
+from .tables import (
+    add_broken,
+    add_ragged,
+    cell_text,
+    cells_of_any_length,
+    is_utf8,
+    parse_records,
+    readable,
+    separator_of,
+)
 
 
 class Format(StrEnum):
@@ -90,7 +102,7 @@ def format_of(path: Path, named: Format | None) -> Format:
     suffix = path.suffix.lower()
     found = _SUFFIXES.get(suffix, named)
     if found is None:
-        raise UserError(f"{path} ends in {suffix!r}; allowed are .csv, .tsv and .parquet, or name its format")
+        raise other_format(path, ".csv, .tsv and .parquet, or name its format")
     return found
 
 
@@ -148,10 +160,12 @@ class _TextSource:
     def __init__(self, where: str, file: BinaryIO, delimiter: str) -> None:
         self.where = where
         self._file, self._size = file, _size(file)
-        self._problems: list[str] = []
+        self._problems = RowProblems()
         # Bytes that are not UTF-8 become lone surrogates, so that all of them can be reported by row.
         self._text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
-        self._records = parse_records(self._lines(), delimiter, self._problems)
+        lines = self._lines()
+        first = next(lines, "")
+        self._records = parse_records(chain([first], lines), separator_of(first, delimiter), self._problems)
         with cells_of_any_length():
             number, names = next(self._records, (0, []))
         self._check()
@@ -180,13 +194,10 @@ class _TextSource:
             for number, record in self._records:
                 if len(record) != len(self.columns):
                     if any(cell.strip() for cell in record):
-                        there = f"it has {len(record)} cells, but the header has {len(self.columns)}"
-                        self._problems.append(f"row {number}: {there}")
+                        add_ragged(number, len(record), len(self.columns), self._problems)
                     continue  # a blank line is no row
                 broken = (name for name, cell in zip(self.columns, record, strict=True) if not is_utf8(cell))
-                self._problems += [
-                    f"row {number}: column {quote_value(name)} is not UTF-8; save the file as UTF-8" for name in broken
-                ]
+                add_broken(number, broken, self._problems)
                 rows.append((number, record))
                 characters += sum(map(len, record))
                 if len(rows) == ROWS_PER_PART or characters > CHARACTERS_PER_PART:
@@ -205,7 +216,7 @@ class _TextSource:
 
     def _check(self) -> None:
         if self._problems:
-            raise DataError(self.where, self._problems)
+            raise DataError(self.where, self._problems.entries())
 
 
 # ---- Parquet ---------------------------------------------------------------------------------------------------------
@@ -274,7 +285,7 @@ class _ParquetSource:
 
         try:
             yield
-        except (pa.ArrowException, OSError, UnicodeDecodeError):
+        except (pa.ArrowException, OSError, ValueError, OverflowError):
             # The cause may quote cells, so it is not chained.
             raise DataError(self.where, ["it is not a readable Parquet file"]) from None
 

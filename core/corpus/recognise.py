@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import DataError, UserError
+from ..errors import DataError, UserError, is_unspaced, quote_value
 from .columns import ALIASES, REQUIRED, WIDE, Field, candidates, normal
 from .pairs import PairsSource
-from .tables import Table, criterion_in_words, is_unspaced, label_of, quote_label, quote_value, read_table
+from .tables import Table, criterion_in_words, label_of, quote_label, read_table
 from .wide import MISSING
 
 _MIN_WORDS = 5
@@ -48,7 +48,7 @@ class _Recognition:
 
     def __init__(self, table: Table, given: dict[Field, str]) -> None:
         if not table.rows:
-            raise DataError(str(table.path), table.problems or ["it has no rows below the header"])
+            raise DataError(str(table.path), table.problems.entries() or ["it has no rows below the header"])
         self.path, self.names = table.path, table.columns
         self.rows = [row.number for row in table.rows]
         self.cells = {name: [row[name] for row in table.rows] for name in table.columns}

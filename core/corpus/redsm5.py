@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,9 +11,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError, nearest
+from ..errors import DataError, nearest, quote_value
+from .columns import normal
 from .data import Corpus, Criterion, Evidence, note_duplicates
-from .tables import Row, Table, find_passage, parse_label, quote_value, read_table
+from .problems import RowProblems
+from .tables import Row, Table, find_passage, parse_label, read_table
 
 DEPRESSION: tuple[Criterion, ...] = (
     Criterion("depressed_mood", "Depressed mood: feeling sad, empty, hopeless or tearful for most of the day."),
@@ -53,10 +56,16 @@ class Redsm5Source:
             UserError: a file cannot be read.
             DataError: the files have mistakes; the message lists all of them.
         """
-        posts = read_table(Path(self.posts), ("post_id", "text"), ("group",), folder=base)
+        posts = read_table(Path(self.posts), ("post_id", "text"), ("group",), folder=base, check=_check_group)
         columns = ("post_id", "sentence_text", "DSM5_symptom", "status")
         annotations = read_table(Path(self.annotations), columns, folder=base)
         return note_duplicates(_Redsm5Reader(posts, annotations).corpus())
+
+
+def _check_group(names: Sequence[str]) -> list[str]:
+    """Return a mistake if the groups are in a column of another spelling, which would be ignored."""
+    found = [name for name in names if normal(name).removesuffix("s") == "group" and "group" not in names]
+    return [f"column {quote_value(name)} is not read; rename it to group" for name in found]
 
 
 class _Redsm5Reader:
@@ -73,9 +82,10 @@ class _Redsm5Reader:
 
     def corpus(self) -> Corpus:
         posts, annotations = self.tables
-        self._collect(posts, self._add_posts(posts))
-        labels, problems = self._add_annotations(annotations)
-        self._collect(annotations, problems)
+        self._add_posts(posts)
+        labels = self._add_annotations(annotations)
+        for table in (posts, annotations):
+            self._collect(table)
         if self.problems:
             raise DataError(f"ReDSM5 ({posts.path}, {annotations.path.name})", self.problems)
         groups = self._choose_groups(has_column="group" in posts.columns)
@@ -90,35 +100,40 @@ class _Redsm5Reader:
             notes=tuple(self.notes),
         )
 
-    def _collect(self, table: Table, problems: list[str]) -> None:
-        self.problems += [f"{table.path.name}: {problem}" for problem in (*table.problems, *problems)]
+    def _collect(self, table: Table) -> None:
+        self.problems += [f"{table.path.name}: {problem}" for problem in table.problems.entries()]
 
-    def _add_posts(self, table: Table) -> list[str]:
-        """Add all posts; return the problems."""
-        problems = [] if table.rows or table.problems else ["it has no rows below the header"]
+    def _add_posts(self, table: Table) -> None:
+        """Add all posts."""
+        if not table.rows and not table.problems:
+            self.problems.append(f"{table.path.name}: it has no rows below the header")
         first_rows: dict[str, int] = {}
         for row in table.rows:
-            problems += [f"row {row.number}: {column} is empty" for column in row.cells if not row[column]]
+            for column in row.cells:
+                if not row[column]:
+                    table.problems.add(row.number, f"{column} is empty")
             post = row["post_id"]
             if not post:
                 continue
             if post in first_rows:
-                problems.append(f"row {row.number}: post {quote_value(post)} is already in row {first_rows[post]}")
+                table.problems.add(
+                    row.number,
+                    f"post {quote_value(post)} is already in row {first_rows[post]}",
+                    many="a post is already in an earlier row",
+                )
                 continue
             first_rows[post] = row.number
             self.post_numbers[post] = len(self.post_numbers)
             self.texts.append(row.cells["text"])
             self.groups.append(row["group"] if "group" in row.cells else post)
-        return problems
 
-    def _add_annotations(self, table: Table) -> tuple[npt.NDArray[np.int8], list[str]]:
-        """Add the evidence and the notes; return the labels [posts, criteria] and the problems."""
+    def _add_annotations(self, table: Table) -> npt.NDArray[np.int8]:
+        """Add the evidence and the notes; return the labels [posts, criteria]."""
         labels = np.zeros((len(self.post_numbers), len(DEPRESSION)), dtype=np.int8)
-        problems: list[str] = []
         statuses: dict[tuple[int, int, str], set[int]] = {}
         unlocated = repeated = 0
         for row in table.rows:
-            annotation = self._parse_annotation(row, problems)
+            annotation = self._parse_annotation(row, table.problems)
             if annotation is None:
                 continue
             post, column, status = annotation
@@ -135,21 +150,21 @@ class _Redsm5Reader:
         self._note(repeated, "annotations that repeat an earlier one were merged with it")
         self._note(unlocated, "sentences of evidence do not occur in their post, so their position is unknown")
         self._note(contradicted, "sentences have status 0 and 1 for the same symptom; 1 counts")
-        return labels, problems
+        return labels
 
     def _note(self, count: int, what: str) -> None:
         if count:
             self.notes.append(f"{count} {what}")
 
-    def _parse_annotation(self, row: Row, problems: list[str]) -> tuple[int, int, int] | None:
+    def _parse_annotation(self, row: Row, problems: RowProblems) -> tuple[int, int, int] | None:
         """Return post number, criterion number and status; None, with the problems added, if one of them is wrong."""
         post, symptom = row["post_id"], row["DSM5_symptom"]
         if post not in self.post_numbers:
-            problems.append(f"row {row.number}: post {quote_value(post)} is not among the posts")
+            problems.add(row.number, "post {} is not among the posts", value=quote_value(post))
         if symptom.upper() not in _SYMPTOMS:
             close = nearest(symptom.upper(), _SYMPTOMS)
             hint = f"did you mean {close}?" if close else f"allowed: {', '.join(_SYMPTOMS)}"
-            problems.append(f"row {row.number}: symptom {quote_value(symptom)} is unknown; {hint}")
+            problems.add(row.number, "symptom {} is unknown", value=quote_value(symptom), remedy=hint)
         status = parse_label(row, "status", problems)
         if status is None or post not in self.post_numbers or symptom.upper() not in _SYMPTOMS:
             return None

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ..errors import DataError, UserError, nearest
+from ..errors import DataError, UserError, nearest, quote_value
+from .formats import other_format
+from .problems import RowProblems
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_SEPARATORS = ",;\t|"
 _PARQUET = (".parquet", ".pq")
-_LABELS = {
-    "0": 0, "0.0": 0, "false": 0, "f": 0, "no": 0, "n": 0,
-    "1": 1, "1.0": 1, "true": 1, "t": 1, "yes": 1, "y": 1,
-}  # fmt: skip
-_MAX_WORD_LENGTH = 20  # characters; what is longer and has no space is not one word
+_LABELS = {"0": 0, "false": 0, "f": 0, "no": 0, "n": 0, "1": 1, "true": 1, "t": 1, "yes": 1, "y": 1}
+_LABEL_AS_DECIMAL = re.compile(r"([01])[.,]0+")  # what spreadsheets and pandas make of 0 and 1
 _MAX_LABEL_LENGTH = 12
-_IDENTIFIER = re.compile(r"[A-Za-z0-9_.\-]+")
 _MAX_CELL_LENGTH = 2**30  # characters; the csv module's default of 131,072 is too short for long records
 
 # The csv module's field size limit is global to the process.
@@ -44,13 +45,13 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The valid rows of a file, and the problems of the other rows."""
+    """The valid rows of a file, and the problems of the other rows, to which a reader of the rows adds its own."""
 
     path: Path
     columns: tuple[str, ...]
     """The requested columns that the file has."""
     rows: tuple[Row, ...]
-    problems: tuple[str, ...]
+    problems: RowProblems
 
 
 def read_table(
@@ -60,10 +61,13 @@ def read_table(
     *,
     folder: Path | None = None,
     remedy: str = "",
+    check: Callable[[Sequence[str]], Sequence[str]] = lambda _: (),
 ) -> Table:
     """Read the named columns of a .csv, .tsv (UTF-8, with header) or .parquet file; all cells are text.
 
-    Rows that cannot be read are skipped and reported in `Table.problems`, for the caller to add to its own.
+    Text may be compressed (.csv.gz), and its cells may be separated as its header is: see `separator_of`.
+
+    Rows that cannot be read are skipped and reported in `Table.problems`.
 
     Args:
         path: the file.
@@ -72,6 +76,7 @@ def read_table(
             numbers or truth values.
         folder: where a relative path starts; default: the current folder.
         remedy: what to do about a missing column whose name resembles none that the file has.
+        check: called with the names of all columns that the file has; returns what is wrong with them.
 
     Raises:
         UserError: the file does not exist or may not be read, or its suffix is not supported.
@@ -79,25 +84,31 @@ def read_table(
     """
     folder = folder or Path()
     path = folder / path
-    suffix = path.suffix.lower()
-    if suffix not in _DELIMITERS and suffix not in _PARQUET:
-        raise UserError(f"{path} ends in {suffix!r}; allowed are .csv, .tsv and .parquet")
+    compressed = path.suffix.lower() == ".gz"
+    suffix = Path(path.stem).suffix.lower() if compressed else path.suffix.lower()
+    if suffix not in _DELIMITERS and (compressed or suffix not in _PARQUET):
+        raise other_format(path, ".csv, .tsv and .parquet")
     content = _read_bytes(path, folder)
+    if compressed:
+        content = _unpacked(path, content)
     if not content.strip():
         raise DataError(str(path), ["it is empty"])
-    wanted = _Wanted(required, optional, remedy)
+    wanted = _Wanted(required, optional, remedy, check)
     if suffix in _PARQUET:
         return _parquet(path, content, wanted)
     return _csv(path, content, _DELIMITERS[suffix], wanted)
 
 
-def quote_value(value: str, max_words: int = 3, max_length: int = 40) -> str:
-    """Quote a cell's value for a message; of a longer one, which could be a post's text, only the length is shown."""
-    if not value:
-        return "empty"
-    if len(value) <= max_length and len(value.split()) <= max_words and not is_unspaced(value):
-        return repr(value)
-    return f"a text of {len(value)} characters"
+def separator_of(header: str, usual: str) -> str:
+    """Return what separates the cells of a table: `usual`, unless its first line has none of them but another.
+
+    Spreadsheets write semicolons where a comma is the decimal sign.
+    """
+    if usual in header:
+        return usual
+    counts = {separator: header.count(separator) for separator in _SEPARATORS}
+    most = max(counts, key=lambda separator: counts[separator])
+    return most if counts[most] else usual
 
 
 def quote_label(value: str) -> str:
@@ -105,24 +116,23 @@ def quote_label(value: str) -> str:
     return quote_value(value, max_words=1, max_length=_MAX_LABEL_LENGTH)
 
 
-def is_unspaced(value: str) -> bool:
-    """True if a value has a long part without a space, as text in Chinese, Japanese or Thai has.
-
-    An identifier, such as a UUID or the name of a column, has none, however long it is.
-    """
-    return any(len(part) > _MAX_WORD_LENGTH and not _IDENTIFIER.fullmatch(part) for part in value.split())
-
-
 def label_of(cell: str) -> int | None:
     """Return 1 or 0 for a cell such as `1`, `yes` or `TRUE`; None if it holds neither."""
-    return _LABELS.get(cell.strip().lower())
+    word = cell.strip().lower()
+    decimal = _LABEL_AS_DECIMAL.fullmatch(word)
+    return _LABELS.get(decimal[1] if decimal else word)
 
 
-def parse_label(row: Row, column: str, problems: list[str]) -> int | None:
+def parse_label(row: Row, column: str, problems: RowProblems) -> int | None:
     """Return 0 or 1; None, with the problem added to `problems`, if the cell is neither."""
     label = label_of(row[column])
     if label is None:
-        problems.append(f"row {row.number}: {column} is {quote_label(row[column])}; allowed are 0 and 1, or no and yes")
+        problems.add(
+            row.number,
+            f"{column} is {{}}",
+            value=quote_label(row[column]),
+            remedy="allowed are 0 and 1, or no and yes",
+        )
     return label
 
 
@@ -147,18 +157,23 @@ class FirstValues:
     """The first value of every key; a later row with another value is a problem.
 
     Args:
-        what: what the values are, with `{}` for the key: "the group of post {}".
+        what: what the values are: "the group".
+        of: what the keys are: "post".
     """
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, what: str, of: str) -> None:
+        self._what, self._of = what, of
         self._values: dict[str, tuple[str, int]] = {}
 
-    def add(self, key: str, value: str, row: int, problems: list[str]) -> None:
+    def add(self, key: str, value: str, row: int, problems: RowProblems) -> None:
         """Remember the value if it is the key's first, otherwise compare it with the first."""
         first, first_row = self._values.setdefault(key, (value, row))
         if first != value:
-            problems.append(f"row {row}: {self._what.format(quote_value(key))} differs from row {first_row}")
+            problems.add(
+                row,
+                f"{self._what} of {self._of} {quote_value(key)} differs from row {first_row}",
+                many=f"{self._what} of a {self._of} differs from an earlier row",
+            )
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
@@ -177,14 +192,16 @@ class FirstLabels:
     def __init__(self) -> None:
         self._labels: dict[tuple[str, str], tuple[int, int]] = {}
 
-    def add(self, post: str, criterion: str, label: int, row: int, problems: list[str]) -> bool:
+    def add(self, post: str, criterion: str, label: int, row: int, problems: RowProblems) -> bool:
         """Remember the label if it is the first, otherwise compare it; return whether an earlier row has the same."""
         known = (post, criterion) in self._labels
         first, first_row = self._labels.setdefault((post, criterion), (label, row))
         if first != label:
-            problems.append(
-                f"row {row}: post {quote_value(post)} and criterion {quote_value(criterion)} have label {label}, but "
-                f"label {first} in row {first_row}"
+            problems.add(
+                row,
+                f"post {quote_value(post)} and criterion {quote_value(criterion)} have label {label}, but "
+                f"label {first} in row {first_row}",
+                many="a post and criterion have another label than in an earlier row",
             )
         return known and first == label
 
@@ -196,6 +213,13 @@ class FirstLabels:
 def _read_bytes(path: Path, folder: Path) -> bytes:
     with readable(path, folder):
         return path.read_bytes()
+
+
+def _unpacked(path: Path, content: bytes) -> bytes:
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error):
+        raise DataError(str(path), ["it is not a complete gzip file"]) from None
 
 
 @contextmanager
@@ -230,6 +254,7 @@ class _Wanted:
     required: Sequence[str]
     optional: Sequence[str] | None
     remedy: str
+    check: Callable[[Sequence[str]], Sequence[str]]
 
     def of(self, names: Sequence[str]) -> list[str]:
         """Return those of the columns that the file has, each once."""
@@ -244,28 +269,29 @@ def _csv(path: Path, content: bytes, delimiter: str, wanted: _Wanted) -> Table:
         raise DataError(str(path), ["it is encoded in UTF-16; save it as UTF-8"])
     if b"\x00" in content:
         raise DataError(str(path), ["it is not a text file; save the table as CSV in UTF-8"])
-    problems: list[str] = []
+    problems = RowProblems()
     # Bytes that are not UTF-8 become lone surrogates, so that all of them can be reported by row.
-    records = _records(content.decode("utf-8-sig", "surrogateescape"), delimiter, problems)
+    text = content.decode("utf-8-sig", "surrogateescape")
+    records = _records(text, separator_of(text.lstrip().partition("\n")[0], delimiter), problems)
     names = [name.strip() for name in records[0][1]] if records else []
-    problems += _header_problems(names, wanted, delimiter)
-    if problems:
-        raise DataError(str(path), problems)
+    mistakes = [*problems.entries(), *_header_problems(names, wanted)]
+    if mistakes:
+        raise DataError(str(path), mistakes)
     columns = {name: names.index(name) for name in wanted.of(names)}
     rows = []
     for number, record in records[1:]:
         if len(record) != len(names):
-            problems.append(f"row {number}: it has {len(record)} cells, but the header has {len(names)}")
+            add_ragged(number, len(record), len(names), problems)
             continue
         cells = {name: record[index] for name, index in columns.items()}
         broken = [name for name, cell in cells.items() if not is_utf8(cell)]
-        problems += [f"row {number}: column {name} is not UTF-8; save the file as UTF-8" for name in broken]
+        add_broken(number, broken, problems)
         if not broken:
             rows.append(Row(number, cells))
-    return Table(path, tuple(columns), tuple(rows), tuple(problems))
+    return Table(path, tuple(columns), tuple(rows), problems)
 
 
-def _records(text: str, delimiter: str, problems: list[str]) -> list[tuple[int, list[str]]]:
+def _records(text: str, delimiter: str, problems: RowProblems) -> list[tuple[int, list[str]]]:
     """Return row number and cells of every record; blank rows are counted but skipped."""
     records = parse_records(io.StringIO(text, newline=""), delimiter, problems)
     with cells_of_any_length():
@@ -283,7 +309,7 @@ def cells_of_any_length() -> Iterator[None]:
             csv.field_size_limit(previous)
 
 
-def parse_records(lines: Iterable[str], delimiter: str, problems: list[str]) -> Iterator[tuple[int, list[str]]]:
+def parse_records(lines: Iterable[str], delimiter: str, problems: RowProblems) -> Iterator[tuple[int, list[str]]]:
     """Yield row number and cells of every record, blank ones included.
 
     Args:
@@ -300,18 +326,21 @@ def parse_records(lines: Iterable[str], delimiter: str, problems: list[str]) -> 
         except StopIteration:
             return
         except csv.Error:
-            problems.append(
-                f"row {number}: a cell that starts with a quotation mark does not end with one "
-                "(write a quotation mark inside a quoted cell twice); the rows after it were not read"
+            problems.add(
+                number,
+                "a cell that starts with a quotation mark does not end with one (write a quotation mark inside a "
+                "quoted cell twice)",
+                remedy="the rows after it were not read",
             )
             return
         yield number, record
 
 
-def _header_problems(names: list[str], wanted: _Wanted, delimiter: str) -> list[str]:
+def _header_problems(names: list[str], wanted: _Wanted) -> list[str]:
     required = wanted.required
     known = (*required, *(wanted.optional or ()))
-    problems = [
+    problems = list(wanted.check(names))
+    problems += [
         f"column {name} occurs {names.count(name)} times in the header" for name in known if names.count(name) > 1
     ]
     present = ", ".join(quote_value(name) for name in names[:20]) or "none"
@@ -321,10 +350,22 @@ def _header_problems(names: list[str], wanted: _Wanted, delimiter: str) -> list[
         close = nearest(name, [quote_value(item).strip("'") for item in names if item not in known])
         hint = f"; did you mean {close!r}?" if close else f"; {wanted.remedy}" if wanted.remedy else ""
         problems.append(f"column {name} is missing (the file has: {present}){hint}")
-    if len(names) == 1 and (len(required) > 1 or wanted.optional is None):
-        other = [char for char in ",;\t|" if char != delimiter and char in names[0]]
-        problems += [f"its cells seem to be separated by {char!r}, not by {delimiter!r}" for char in other[:1]]
     return problems
+
+
+def add_ragged(row: int, cells: int, columns: int, problems: RowProblems) -> None:
+    """Add that a row has more or fewer cells than the header."""
+    problems.add(
+        row,
+        f"it has {cells} cells, but the header has {columns}",
+        many=f"the header has {columns} cells, and there are more or fewer",
+    )
+
+
+def add_broken(row: int, columns: Iterable[str], problems: RowProblems) -> None:
+    """Add that a row has cells that are not UTF-8, in these columns."""
+    for name in columns:
+        problems.add(row, f"column {quote_value(name)} is not UTF-8", remedy="save the file as UTF-8")
 
 
 def is_utf8(cell: str) -> bool:
@@ -344,9 +385,9 @@ def _parquet(path: Path, content: bytes, wanted: _Wanted) -> Table:
     try:
         file = pq.ParquetFile(io.BytesIO(content))
         names = list(file.schema_arrow.names)
-        problems = _header_problems(names, wanted, "")
-        if problems:
-            raise DataError(str(path), problems)
+        mistakes = _header_problems(names, wanted)
+        if mistakes:
+            raise DataError(str(path), mistakes)
         if wanted.optional is None:
             names = [
                 field.name
@@ -356,17 +397,18 @@ def _parquet(path: Path, content: bytes, wanted: _Wanted) -> Table:
         columns = wanted.of(names)
         table = file.read(columns=columns)
         cells_of = {name: table.column(name).to_pylist() for name in columns}
-    except (pa.ArrowException, OSError, UnicodeDecodeError):
+    except (pa.ArrowException, OSError, ValueError, OverflowError):
         # The cause may quote cells, so it is not chained.
         raise DataError(str(path), ["it is not a readable Parquet file"]) from None
-    rows = []
+    rows, problems = [], RowProblems()
     for number, values in enumerate(zip(*cells_of.values(), strict=True), start=2):
         cells = dict(zip(columns, values, strict=True))
         nested = [name for name, cell in cells.items() if isinstance(cell, (bytes, list, dict))]
-        problems += [f"row {number}: column {name} does not hold text or numbers" for name in nested]
+        for name in nested:
+            problems.add(number, f"column {name} does not hold text or numbers")
         if not nested:
             rows.append(Row(number, {name: cell_text(cell) for name, cell in cells.items()}))
-    return Table(path, tuple(columns), tuple(rows), tuple(problems))
+    return Table(path, tuple(columns), tuple(rows), problems)
 
 
 def _holds_bytes(kind: Any) -> bool:  # noqa: ANN401 - a type of Arrow, which has no stubs

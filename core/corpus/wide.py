@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, quote_value
 from .columns import Field
 from .data import UNLABELLED, Corpus, Criterion, Evidence
-from .tables import Row, Table, criterion_in_words, find_passage, parse_label, quote_value
+from .tables import Row, Table, criterion_in_words, find_passage, parse_label
 
 MISSING = ("", "na", "n/a", "nan")
 """Cells without a label, in lower case: what spreadsheets, R and pandas write where a value is missing."""
@@ -29,7 +29,7 @@ class WideReader:
         self, table: Table, columns: Mapping[Field, str], criteria: Mapping[str, str], evidence: Mapping[str, str]
     ) -> None:
         self.table, self.columns, self.criteria, self.passages = table, columns, criteria, evidence
-        self.problems = list(table.problems)
+        self.problems = table.problems
         self.rows_of: dict[str, int] = {}  # post id: the row it is in
         self.posts: list[str] = []
         self.groups: list[str] = []
@@ -46,12 +46,11 @@ class WideReader:
         """
         for row in self.table.rows:
             self._add(row)
-        if not self.rows_of and not self.problems:
-            self.problems.append(
-                "it has no rows with a label" if self.table.rows else "it has no rows below the header"
-            )
         if self.problems:
-            raise DataError(str(self.table.path), self.problems)
+            raise DataError(str(self.table.path), self.problems.entries())
+        if not self.rows_of:
+            empty = "it has no rows with a label" if self.table.rows else "it has no rows below the header"
+            raise DataError(str(self.table.path), [empty])
         return Corpus(
             name=self.table.path.stem,
             post_ids=tuple(self.rows_of),
@@ -67,15 +66,18 @@ class WideReader:
 
     def _add(self, row: Row) -> None:
         empty = [column for column in self.columns.values() if not row[column]]
-        self.problems += [f"row {row.number}: {column} is empty" for column in empty]
+        for column in empty:
+            self.problems.add(row.number, f"{column} is empty")
         labels = [self._label(row, column) for column in self.criteria]
         if empty:
             return
         post_id = row[self.columns["post_id"]] if "post_id" in self.columns else f"row-{row.number}"
         if post_id in self.rows_of:
-            self.problems.append(
-                f"row {row.number}: post {quote_value(post_id)} is also in row {self.rows_of[post_id]}; a table with "
-                "a column per criterion has one row per post"
+            self.problems.add(
+                row.number,
+                f"post {quote_value(post_id)} is also in row {self.rows_of[post_id]}",
+                many="a post is also in an earlier row",
+                remedy="a table with a column per criterion has one row per post",
             )
             return
         if all(label == UNLABELLED for label in labels):
@@ -102,7 +104,7 @@ class WideReader:
             return
         span = find_passage(passage, post)
         if span is None:
-            self.problems.append(f"row {row.number}: {column} is not a passage of the post")
+            self.problems.add(row.number, f"{column} is not a passage of the post")
         elif label == 1:
             self.evidence.append(Evidence(len(self.posts) - 1, criterion, *span))
         else:

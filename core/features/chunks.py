@@ -17,10 +17,28 @@ from ..config import ChunksConfig
 from ..corpus.data import Corpus
 from ..errors import DataError
 
-_LINE = re.compile(r"[^\r\n]+")
+_LINE = re.compile(r"[^\r\n\u2028\u2029]+")
 _WORD = re.compile(r"\S+")
+# Unicode's Sentence_Terminal below U+10000, without those of Latin text: `。`, `؟`, `।`, `።`, `។`, `။` and their like.
+_NATIVE = (
+    "\u0589\u061d-\u061f\u06d4\u0700-\u0702\u07f9\u0837\u0839\u083d\u083e\u0964\u0965\u104a\u104b\u1362\u1367\u1368\u166e"
+    "\u1735\u1736\u17d4\u17d5\u1803\u1809\u1944\u1945\u1aa8-\u1aab\u1b4e\u1b4f\u1b5a\u1b5b\u1b5e\u1b5f\u1b7d-\u1b7f\u1c3b\u1c3c"
+    "\u1c7e\u1c7f\u2cf9-\u2cfb\u2e2e\u2e3c\u3002\ua4ff\ua60e\ua60f\ua6f3\ua6f7\ua876\ua877\ua8ce\ua8cf\ua92f\ua9c8\ua9c9\uaa5d-\uaa5f"
+    "\uaaf0\uaaf1\uabeb\ufe12\ufe15\ufe16\ufe52\ufe56\ufe57\uff01\uff0e\uff1f\uff61\u0f0d\u0f0e"
+)
+_LATIN = ".!?…‼‽⁇⁈⁉"
+# Thai, Lao, Tibetan, Burmese, Khmer, Chinese and Japanese are written without blanks between sentences.
+_UNSPACED = (
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3000-\u312f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua4cf\uf900-\ufaff"
+    "\uff00-\uffef\U00020000-\U0003ffff"
+)
+_CLOSERS = "\"'”’»)\\]*_」』）】》〉〕｣＂"
 # The lookbehind keeps long runs of stops linear: a run is matched at its first stop only.
-_STOP = re.compile(r"""(?<![.!?…])(?P<stops>[.!?…]++)(?P<closers>["'”’»)\]*_]*+)\s+""")
+_STOP = re.compile(
+    f"(?<![{_LATIN}{_NATIVE}])(?P<stops>[{_LATIN}{_NATIVE}]++)(?P<closers>[{_CLOSERS}]*+)(?P<blank>\\s*+)"
+)
+_ENDS_ANYWHERE = re.compile(f"[{_NATIVE}]")
+_WITHOUT_BLANKS = re.compile(f"[{_UNSPACED}]")
 _DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")
 
 # A full stop after these never ends a sentence: something always follows.
@@ -69,6 +87,11 @@ def chunk(posts: Sequence[str], config: ChunksConfig) -> Chunks:
     empty = [f"post number {row} has no text" for row, post_spans in enumerate(spans) if not post_spans]
     if empty:
         raise DataError("the corpus", empty)
+    return from_spans(posts, spans)
+
+
+def from_spans(posts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]) -> Chunks:
+    """Return the chunks that start and end at these characters of each post; every post has at least one."""
     counts = np.array([len(post_spans) for post_spans in spans], dtype=np.int64)
     flat = np.array([span for post_spans in spans for span in post_spans], dtype=np.int32).reshape(-1, 2)
     return Chunks(
@@ -141,6 +164,10 @@ def _sentences(post: str) -> Iterator[tuple[int, int]]:
 
 def _ends_sentence(post: str, start: int, stop: re.Match[str]) -> bool:
     following = post[stop.end() : stop.end() + 1]
+    if _ENDS_ANYWHERE.search(stop["stops"]):
+        return not (stop["stops"] == "．" and following.isdecimal())  # a decimal point in full width
+    if not stop["blank"] and not _WITHOUT_BLANKS.match(following):
+        return False
     lower_case = following.islower()
     stops, closed = stop["stops"], bool(stop["closers"])
     if stops != ".":

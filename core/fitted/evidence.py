@@ -6,7 +6,7 @@ import numpy as np
 
 from ..corpus.data import Corpus
 from ..explain import EvidenceHits
-from ..features.chunks import chunk, evidence_mask
+from ..features.chunks import evidence_mask
 from .model import FittedModel
 
 
@@ -23,7 +23,7 @@ def evidence_hits(model: FittedModel, corpus: Corpus) -> EvidenceHits:
     assert [criterion.name for criterion in model.criteria] == [criterion.name for criterion in corpus.criteria]
     posts = sorted({item.post for item in corpus.evidence if corpus.labels[item.post, item.criterion] == 1})
     shown = corpus.subset(posts)
-    sentences = chunk(shown.posts, model.chunks)
+    sentences = model.sentences(shown.posts)
     mask = evidence_mask(shown, sentences)
     found: list[tuple[int, int, bool, float]] = []
     for row, explanation in enumerate(model.explain(shown.posts)):

@@ -16,6 +16,7 @@ from ..corpus.data import Criterion
 from ..features.chunks import Chunks, chunk, windows
 from ..features.embeddings import Embedder
 from ..features.encoders import Encoder
+from ..features.lengths import within_all
 from ..features.views import EmbeddedCorpus, Features, TextCorpus
 from ..models import reads_text
 from .member import Member
@@ -153,10 +154,16 @@ class FittedModel:
         """The posts as the members read them; posts without text are left out. Nothing is cached."""
         return self._read(posts)
 
+    def sentences(self, texts: Sequence[str]) -> Chunks:
+        """The single sentences of posts that have text, as the members read them."""
+        read = [member.candidate.model.encoder for member in self.members if not reads_text(member.candidate.model)]
+        encoders = [self.encoders[name] for name in dict.fromkeys(read)]
+        return within_all(texts, chunk(texts, self.chunks), encoders)[0]
+
     def _read(self, posts: Sequence[str]) -> Posts:
         kept = np.flatnonzero([bool(post.strip()) for post in posts])
         texts = tuple(posts[row] for row in kept.tolist())
-        sentences = chunk(texts, self.chunks)
+        sentences = self.sentences(texts)
         views: dict[tuple[str, int], EmbeddedCorpus] = {}
         features: list[Features] = []
         labels = np.full((len(texts), len(self.criteria)), -1, dtype=np.int8)

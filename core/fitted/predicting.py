@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from ..corpus.columns import candidates, post_column
 from ..corpus.parts import Part, Source
-from ..corpus.tables import quote_value
+from ..corpus.problems import RowProblems
 from ..corpus.writing import Column, Sink
-from ..errors import DataError, UserError, nearest
+from ..errors import DataError, UserError, nearest, quote_value
 from .model import Explanation, FittedModel
 
 Span = tuple[int, int] | None
@@ -192,14 +192,14 @@ def _criteria(model: FittedModel, source: Source, part: Part, column: int) -> li
     """The numbers of the criteria in a column, `[rows]`."""
     known = {one.name: number for number, one in enumerate(model.criteria)}
     names = [cell.strip() for cell in part.cells(column)]
-    problems = []
+    problems = RowProblems()
     for number, name in zip(part.numbers, names, strict=True):
         if name not in known:
             close = nearest(name, known)
             hint = f"did you mean {close!r}?" if close else f"it has: {', '.join(known)}"
-            problems.append(f"row {number}: the model has no criterion {quote_value(name)}; {hint}")
+            problems.add(number, "the model has no criterion {}", value=quote_value(name), remedy=hint)
     if problems:
-        raise DataError(source.where, problems)
+        raise DataError(source.where, problems.entries())
     return [known[name] for name in names]
 
 

@@ -3,11 +3,13 @@
 The folds of a stage advance epoch by epoch in lock-step, and their mean score is the early-stopping signal. The
 consumer of the stream decides how to act on an event: stop, prune, report, draw. All folds share one best epoch, the
 one with the best mean over *all* folds, and every number of the summary is taken at that epoch. With a fixed number of
-epochs nothing stops early, and every number is taken at the last epoch: none is chosen by its score.
+epochs nothing stops early, and every number is taken at the last epoch: none is chosen by its score, so no other epoch
+is scored.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +37,7 @@ class CvEpoch:
     """Epochs that these folds have trained, from 1."""
     train_loss: tuple[float, ...]
     validation_loss: tuple[float, ...]
+    """NaN, as the scores are, if the epoch is not scored: with a fixed number of epochs, all but the last."""
     scores: tuple[float, ...]
     stage_ended: bool
     """True for the epoch after which the stage stopped; never while a stopped stage catches up."""
@@ -71,7 +74,7 @@ class Stage:
         self.stack = stack
         self.curve: list[CvEpoch] = []
         self.logits: list[FoldLogits] = []
-        """Validation logits of every epoch."""
+        """Validation logits of every epoch; empty for one that is not scored."""
         self.ended = False
 
     @property
@@ -152,11 +155,11 @@ class CrossValidation:
 
     def _advance(self, stage: Stage) -> CvEpoch:
         epoch_end = stage.stack.advance()
-        logits, validation_loss = stage.stack.validate()
-        scores = tuple(
-            metrics.score(self.metric.name, self.labels[self.folds.validation(fold)], _probabilities(fold_logits))
-            for fold, fold_logits in zip(stage.stack.fold_ids, logits, strict=True)
-        )
+        if self.fixed_epochs is None or epoch_end.epoch == self.longest:
+            logits, validation_loss, scores = self._validate(stage)
+        else:
+            unknown = (math.nan,) * len(stage.stack.fold_ids)
+            logits, validation_loss, scores = [], unknown, unknown
         means = [*stage.means, float(np.mean(scores))]
         stops_now = not stage.ended and (
             len(means) >= self.longest
@@ -178,6 +181,15 @@ class CrossValidation:
         stage.logits.append(logits)
         stage.ended = stage.ended or stops_now
         return event
+
+    def _validate(self, stage: Stage) -> tuple[FoldLogits, tuple[float, ...], tuple[float, ...]]:
+        """Validation logits, losses and scores of the folds of a stage as they are now."""
+        logits, losses = stage.stack.validate()
+        scores = tuple(
+            metrics.score(self.metric.name, self.labels[self.folds.validation(fold)], _probabilities(fold_logits))
+            for fold, fold_logits in zip(stage.stack.fold_ids, logits, strict=True)
+        )
+        return logits, losses, scores
 
     @property
     def folds_begun(self) -> int:
@@ -230,7 +242,7 @@ class CrossValidation:
         }
 
     def predictions(self) -> npt.NDArray[np.float32]:
-        """Out-of-fold logits `[posts, criteria]` of the folds begun; NaN for all other posts.
+        """Out-of-fold logits `[posts, criteria]` of the folds scored; NaN for all other posts.
 
         Each stage is taken at its best epoch so far, as `value_so_far` takes it. Once the cross-validation is
         finished, all folds are taken at the best epoch of the summary.
@@ -240,6 +252,8 @@ class CrossValidation:
         for stage in self.stages:
             if stage.curve:
                 epoch = self._best_index(stage.means) if shared is None else shared
+                if not stage.logits[epoch]:
+                    continue  # not scored yet
                 for fold, logits in zip(stage.stack.fold_ids, stage.logits[epoch], strict=True):
                     predictions[self.folds.validation(fold)] = logits
         return predictions

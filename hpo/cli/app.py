@@ -5,6 +5,7 @@ A new verb is a module with a function `command`, registered below. Heavy module
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -22,10 +23,11 @@ from sparse_evidence.core.errors import UserError
 from ..distribution import DISTRIBUTION
 from ..errors import Exit, RefusedError, StorageError, exit_code_of
 from ..running import process
-from ..running.signals import SIGNALS
+from ..running.signals import SIGNALS, STOP_ON_EOF
 from . import (
     confirm,
     dashboard,
+    delete,
     evaluate,
     explain,
     export,
@@ -34,24 +36,31 @@ from . import (
     leaderboard,
     nested,
     predict,
+    report,
     run,
     status,
     validate,
+    why,
     worker,
 )
-from .shared import OptionalAddress, print_error
+from . import list as list_studies
+from .shared import Command, OptionalAddress, print_error
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage or an invalid file, 3 database (or MLflow server) unreachable, "
-    "4 refused (data, folds, configuration or code differ from what the study was started with), 75 out of memory, "
-    "76 stalled (after either, start the worker again, as --slots does), 130 interrupted."
+    "4 refused (data, folds, configuration or code differ from what the study was started with, or it was deleted; "
+    "delete: workers run), 75 out of memory, 76 stalled (after either, start the worker again, as --slots does), "
+    "130 interrupted."
 )
 
 MAX_LISTED = 20
 """Mistakes of a file that are printed; the rest is counted."""
 
 RESUMABLE = "no finished trial is lost; run the same command to resume"
-INTERRUPTED = {"predict": "the table is incomplete, and no file was written; run the same command again"}
+INTERRUPTED = {
+    "predict": "the table is incomplete, and no file was written; run the same command again",
+    "delete": "the study is deleted completely or not at all; `hpo list` shows which",
+}
 """What an interruption means, by verb; for the others it is `RESUMABLE`."""
 
 app = typer.Typer(
@@ -67,14 +76,22 @@ app.command(name="run")(run.command)
 app.command(name="worker")(worker.command)
 app.command(name="confirm")(confirm.command)
 app.command(name="status")(status.command)
+app.command(name="list")(list_studies.command)
 app.command(name="leaderboard")(leaderboard.command)
+app.command(name="why")(why.command)
+app.command(name="report")(report.command)
 app.command(name="export", cls=OptionalAddress)(export.command)
 app.command(name="fit")(fit.command)
 app.command(name="explain")(explain.command)
 app.command(name="predict")(predict.command)
 app.command(name="evaluate")(evaluate.command)
 app.command(name="nested")(nested.command)
+app.command(name="delete")(delete.command)
 app.command(name="dashboard")(dashboard.command)
+
+
+for registered in app.registered_commands:
+    registered.cls = OptionalAddress if registered.cls is OptionalAddress else Command
 
 
 def _print_version(requested: bool) -> None:
@@ -88,7 +105,8 @@ def _print_version(requested: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+        bool,
+        typer.Option("--version", metavar="", help="Print the version.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     """Options of `hpo` itself. The help text comes from `app`."""
@@ -96,6 +114,10 @@ def _options(
 
 def main() -> NoReturn:
     """Run a verb and exit with its code; a user error is reported on standard error, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # what an encoding other than UTF-8 lacks is printed as a question mark, also what is no character at all
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     # Threads that spin while they wait take cores from other workers: epochs were 3 times slower on a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -138,7 +160,8 @@ def _run(early: threading.Event) -> int:
         verb = next(iter(sys.argv[1:]), "")
         if early.is_set() and verb == "worker":
             return Exit.DONE  # it holds no trial: as on any first signal
-        print_error(f"interrupted: {INTERRUPTED.get(verb, RESUMABLE)}")
+        if not os.environ.get(STOP_ON_EOF):  # a supervisor says it for its workers
+            print_error(f"interrupted: {INTERRUPTED.get(verb, RESUMABLE)}")
     return code
 
 

@@ -10,7 +10,7 @@ import typer
 from sparse_evidence.core.errors import UserError
 
 from .run import watch
-from .shared import Storage, StudyFile, Workers, fast_imports, load_definition, make_console, show
+from .shared import Storage, StudyFile, Workers, database, fast_imports, load_definition, make_console, show, tell_start
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -42,15 +42,15 @@ def command(
     definition = load_definition(study)
     if definition.confirm.leaders == 0:
         raise UserError("there is nothing to confirm: [confirm] leaders is 0; give --leaders a number of at least 1")
+    console = make_console()
+    tell_start(console, definition)
     with fast_imports():
-        from ..database.address import storage_url
         from ..database.connection import open_storage
         from ..database.studies import load_study
         from ..results import best, live, tables
         from ..running import launcher, worker  # noqa: F401 (the launcher imports it later)
-    console = make_console()
-    with storage_url(storage, create=False) as url:
-        finished = _finished(load_study(open_storage(url), definition.name))
+    with database(storage, create=False) as url:
+        finished = _finished(load_study(open_storage(url, create=False), definition.name))
         with live.EmbeddingProgress(console) as progress:
             started = launcher.start_study(definition, url, trials=finished, confirm_only=True, progress=progress)
         outcome = watch(started, console, workers)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .shared import Storage, fast_imports, load_definition
+from .shared import Storage, database, fast_imports, load_definition
 
 
 def command(
@@ -26,19 +26,18 @@ def command(
     allow_changes: Annotated[bool, typer.Option("--allow-changes", help="Allow editing and deleting.")] = False,
     storage: Storage = None,
 ) -> None:
-    """Serve optuna-dashboard over the study's database (password: HPO_DASHBOARD_PASSWORD)."""
+    """Serve optuna-dashboard over the study's database (password: HPO_DASHBOARD_PASSWORD, or ..._PASSWORD_FILE)."""
     from ..results import dashboard
 
     dashboard.check_exposure(host)
     definition = load_definition(study) if study is not None else None
     with fast_imports():
-        from ..database.address import storage_url
-        from ..database.connection import open_storage
+        from ..database.connection import LOOK_SECONDS, open_storage, open_to_look
+        from ..database.record import CURVES
         from ..database.studies import load_study
-    with storage_url(storage, create=False) as url:
-        opened = open_storage(url)
+    with database(storage, create=False) as url:
+        opened = open_to_look(url, without=(CURVES,))
         if definition is not None:
             load_study(opened, definition.name)
-        dashboard.serve(
-            opened, host=host, port=port, changes=allow_changes, ready=lambda address: print(address, flush=True)
-        )
+        writing = open_storage(url, retry_seconds=LOOK_SECONDS) if allow_changes else None
+        dashboard.serve(opened, writing, host=host, port=port, ready=lambda address: print(address, flush=True))

@@ -11,7 +11,7 @@ import typer
 from sparse_evidence.core.errors import UserError
 
 from .predict import ModelFolder
-from .shared import AsJson, Storage, fast_imports, load_definition, make_console, print_error, show
+from .shared import AsJson, Storage, database, fast_imports, load_definition, make_console, print_error, show
 
 if TYPE_CHECKING:
     from sparse_evidence.core.fitted import FittedModel
@@ -63,7 +63,6 @@ def command(
 
 def _on_holdout(fitted: FittedModel, folder: Path, study: Path | None, storage: str | None, *, quiet: bool) -> Report:
     with fast_imports():
-        from ..database.address import storage_url
         from ..database.connection import open_storage
         from ..database.studies import load_study
         from ..fitting import evaluate
@@ -74,8 +73,8 @@ def _on_holdout(fitted: FittedModel, folder: Path, study: Path | None, storage: 
     definition = load_definition(
         study or named_study_file(fitted.info, folder, f"the model {folder}", "give it with --study")
     )
-    with storage_url(storage, create=False) as url:
-        opened = load_study(open_storage(url), name)
+    with database(storage, create=False) as url:
+        opened = load_study(open_storage(url, create=False), name)
         evaluate.check_study(fitted, opened)  # said before minutes of embedding
         with live.EmbeddingProgress(make_console(stderr=quiet)) as progress:
             task = load_task(definition, progress=progress)

@@ -49,7 +49,7 @@ def command(
 
     if posts is not None and study is not None:
         raise UserError("--study says where the posts are that the model was trained on; leave it out for other posts")
-    page = PageFile(out or Path(f"{model.resolve().name}.html"), force=force)
+    page = PageFile(out or Path(f"{model.resolve().name}.html"), "explain", force=force)
     page.check()
     with fast_imports():
         from sparse_evidence.core.fitted import load_model
@@ -68,6 +68,6 @@ def command(
     with console.status("explaining"):
         page.write(explain_page(fitted, shown))
     for note in shown.notes:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
+        console.print(f"note: {note}", soft_wrap=True)
     told = f"{count_text(len(shown.texts), 'post')}, with their text: {page}"
-    console.print(told, markup=False, soft_wrap=True)
+    console.print(told, soft_wrap=True)

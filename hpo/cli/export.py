@@ -9,7 +9,7 @@ import typer
 
 from sparse_evidence.core.errors import UserError
 
-from .shared import Force, Out, Storage, StudyFile, fast_imports, load_definition, make_console, show
+from .shared import Force, Out, Storage, StudyFile, database, fast_imports, load_definition, make_console, show
 
 
 def command(
@@ -43,16 +43,15 @@ def command(
     if mlflow is None and (mlflow_trials or model is not None):
         raise UserError("--mlflow-trials and --model say what goes to an MLflow server; name it with --mlflow")
     with fast_imports():
-        from ..database.address import storage_url
-        from ..database.connection import open_storage
+        from ..database.connection import open_to_look
         from ..database.studies import load_study
         from ..results import tables
     if mlflow is not None:
         with fast_imports():
             from ..results import tracking  # imports torch
         tracking.check(mlflow, model)
-    with storage_url(storage, create=False) as url:
-        opened = load_study(open_storage(url), definition.name)
+    with database(storage, create=False) as url:
+        opened = load_study(open_to_look(url), definition.name)
         result = best.best_result(opened, definition.path, output.file)
         output.write(result)
         console = make_console(stderr=output.is_stdout)

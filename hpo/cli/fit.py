@@ -66,4 +66,4 @@ def fit_and_tell(
     with console.status("fitting"):
         model, chosen = fit.fit_result(best, task, folder, what=what, single=single, device=default_device())
     posts, members = count_text(model.info["posts"], "post"), count_text(len(model.members), "member")
-    console.print(f"fitted {chosen.text} ({members}) on {posts}: {folder}", markup=False, soft_wrap=True)
+    console.print(f"fitted {chosen.text} ({members}) on {posts}: {folder}", soft_wrap=True)

@@ -11,7 +11,7 @@ import typer
 
 from sparse_evidence.core.errors import UserError
 
-from .shared import AsJson, Storage, StudyFile, fast_imports, load_definition, make_console, show
+from .shared import AsJson, Storage, StudyFile, database, fast_imports, load_definition, make_console, show
 
 
 def command(
@@ -26,11 +26,10 @@ def command(
         raise UserError("--csv and --json cannot be combined; give one of them")
     definition = load_definition(study)
     with fast_imports():
-        from ..database.address import storage_url
         from ..results import live, tables
         from ..results.leaderboard import flat, leaderboard
         from ..running.joining import load_joined
-    with storage_url(storage, create=False) as url:
+    with database(storage, create=False) as url:
         with live.EmbeddingProgress(make_console(stderr=True)) as progress:
             opened, task = load_joined(definition, url, progress=progress)
         board = leaderboard(opened, task, top=top)

@@ -13,11 +13,13 @@ from .shared import (
     StudyFile,
     Trials,
     Workers,
+    database,
     fast_imports,
     load_definition,
     make_console,
     print_error,
     show,
+    tell_start,
 )
 
 if TYPE_CHECKING:
@@ -36,13 +38,14 @@ def command(
 ) -> None:
     """Estimate what searching, choosing and fitting are worth together, by nested cross-validation."""
     definition = load_definition(study)
+    console = make_console(stderr=as_json)
+    if not as_json:
+        tell_start(console, definition)
     with fast_imports():
-        from ..database.address import storage_url
         from ..fitting import nested
         from ..results import live, tables
         from ..running import worker  # noqa: F401 (the launcher imports it later)
-    console = make_console(stderr=as_json)
-    with storage_url(storage) as url:
+    with database(storage) as url:
         with live.EmbeddingProgress(console) as progress:
             opened = nested.open_nested(definition, url, outer=outer, trials=trials, progress=progress)
         result = opened.stored() or _estimate(opened, console, workers)
@@ -72,5 +75,5 @@ def _estimate(opened: Nested, console: Console, workers: int | None) -> dict[str
         with console.status(f"{name}: fitting"):
             of_folds.append(nested.conclude_fold(opened, started, fold, device=device))
         metric = opened.task.definition.search.metric
-        console.print(f"{name}: {wording.outer_fold_text(metric, of_folds[-1])}", markup=False, soft_wrap=True)
+        console.print(f"{name}: {wording.outer_fold_text(metric, of_folds[-1])}", soft_wrap=True)
     return nested.conclude(opened, of_folds)

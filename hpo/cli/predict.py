@@ -106,7 +106,7 @@ def _print(posts: Iterable[tuple[str, list[Met]]]) -> None:
 
     console = make_console()
     for name, found in posts:
-        console.print(name, style="bold", markup=False, soft_wrap=True)
+        console.print(name, style="bold", soft_wrap=True)
         table = Table.grid(padding=(0, 2))
         for one in found:
             table.add_row("", Text(one.criterion), f"{one.probability:.0%}", Text(one.evidence or "no text"))

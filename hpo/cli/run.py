@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import Exit
 from .fit import fit_and_tell
 from .shared import (
     Force,
@@ -15,11 +16,13 @@ from .shared import (
     StudyFile,
     Trials,
     Workers,
+    database,
     fast_imports,
     load_definition,
     make_console,
     print_error,
     show,
+    tell_start,
 )
 
 if TYPE_CHECKING:
@@ -61,28 +64,30 @@ def command(
         from sparse_evidence.core.fitted.folder import check_free
 
         check_free(fit)
+    console = make_console(stderr=output.is_stdout)
+    tell_start(console, definition)
     with fast_imports():
-        from ..database.address import storage_url
         from ..results import live, tables, wording
         from ..running import launcher, warm_start, worker  # noqa: F401 (the launcher imports it later)
-        from ..study import space
-    console = make_console(stderr=output.is_stdout)
-    with storage_url(storage) as url:
+    with database(storage) as url:
         warm = None if start_from is None else warm_start.read_warm_start(start_from, definition, url)
         try_first = () if warm is None else warm.parameters
         with live.EmbeddingProgress(console) as progress:
             started = launcher.start_study(definition, url, trials=trials, try_first=try_first, progress=progress)
         task = started.task
-        for note in [*space.notes(definition), *([] if warm is None else [warm.sentence])]:
-            console.print(f"note: {note}", markup=False)  # [search] is no style
+        for note in [*task.notes, *([] if warm is None else [warm.sentence])]:
+            console.print(f"note: {note}")
         console.print(f"{definition.name}: {len(task.corpus)} posts, {wording.texts_text(task.texts, task.computed)}")
         outcome = watch(started, console, workers)
-        if outcome.code == 0 or best.best_trial(started.study) is not None:
+        if best.best_trial(started.study) is not None:
             result = best.best_result(started.study, definition.path, output.file)
             output.write(result)
             show(console, tables.result_table(result, str(output)))
             if fit is not None and not outcome.code:
                 fit_and_tell(console, dict(result), task, fit)
+        elif not outcome.code:
+            print_error(str(best.nothing_complete(started.study)))
+            raise typer.Exit(Exit.FAILED)
     if outcome.code:
         raise typer.Exit(outcome.code)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
@@ -15,6 +17,8 @@ from ..results.console import make_console, show
 from ..running import process
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..study.definition import StudyDefinition
 
 __all__ = ["make_console", "show"]
@@ -68,7 +72,23 @@ Out = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Overwrite a file that is not this study's result.")]
 
 
-class OptionalAddress(typer.core.TyperCommand):
+class Command(typer.core.TyperCommand):
+    """A command whose help leaves out what typer adds: braces around an argument, the type of a flag."""
+
+    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # its own Context
+        """`[OPTIONS] STUDY`, not `[OPTIONS] {STUDY}`."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]  # its own Context
+        """The parameters, `--help` included."""
+        parameters = super().get_params(ctx)
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
+
+
+class OptionalAddress(Command):
     """A command whose option `--mlflow` may stand without an address, which typer has no way to say.
 
     Only a text with `://` after it is taken for the address: a study file is not.
@@ -91,9 +111,36 @@ def print_error(message: str) -> None:
 
 def load_definition(study: Path) -> StudyDefinition:
     """Read the study file. Raises a `DefinitionError` that lists every mistake in it."""
-    from ..study.definition import load
+    with step(f"reading {study}"):
+        from ..study.definition import load
 
-    return load(study)
+        return load(study)
+
+
+def tell_start(console: Console, study: StudyDefinition) -> None:
+    """Say in a pipe what is about to start, before imports and data, which take seconds; a terminal shows each step."""
+    if not _shows_steps():
+        console.print(f"starting {study.name} ({study.path})", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def step(text: str) -> Iterator[None]:
+    """On a terminal, show what is being waited for until the block ends. Nothing may be printed inside of it."""
+    if not _shows_steps():
+        yield
+        return
+    width = shutil.get_terminal_size().columns - 1
+    sys.stderr.write(f"\r\x1b[2K{text[:width]}")
+    sys.stderr.flush()
+    try:
+        yield
+    finally:
+        sys.stderr.write("\r\x1b[2K")
+        sys.stderr.flush()
+
+
+def _shows_steps() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 @contextmanager
@@ -101,6 +148,18 @@ def fast_imports() -> Iterator[None]:
     """Turn the garbage collector off while heavy modules are imported, and exempt their objects from it afterwards."""
     process.disable_gc()
     try:
-        yield
+        with step("loading torch and Optuna"):
+            yield
     finally:
         process.freeze_gc()
+
+
+@contextmanager
+def database(storage: str | None, *, create: bool = True) -> Iterator[str]:
+    """Yield the URL of the database, as `storage_url`, and show on a terminal that the embedded one is starting."""
+    from ..database.address import named_storage, storage_url
+
+    with ExitStack() as stack:
+        with step("connecting to the database" if named_storage(storage) else "starting the embedded database"):
+            url = stack.enter_context(storage_url(storage, create=create))
+        yield url

@@ -12,7 +12,7 @@ import typer
 
 from sparse_evidence.core.errors import UserError
 
-from .shared import Artifacts, Storage, StudyFile, Trials, fast_imports, load_definition, make_console
+from .shared import Artifacts, Storage, StudyFile, Trials, database, fast_imports, load_definition, make_console
 
 if TYPE_CHECKING:
     from ..running.slots import Slot
@@ -50,7 +50,6 @@ def command(
     artifacts: Artifacts = None,
 ) -> None:
     """Join the study from any machine and work until its trials are finished and its result is confirmed."""
-    from ..database.address import storage_url
     from ..running.signals import graceful_shutdown, stop_with_parent
 
     stop = threading.Event()
@@ -59,10 +58,10 @@ def command(
     budget = trials or (sys.maxsize if confirm_only else definition.search.trials)  # confirm all finished trials
     if slots is not None:
         machine = _plan(slots, per_gpu, threads)
-        with graceful_shutdown(stop, again=signal.default_int_handler), storage_url(storage) as url:
+        with graceful_shutdown(stop, again=signal.default_int_handler), database(storage) as url:
             code = _run_slots(definition, url, budget, machine, artifacts, stop, confirm_only=confirm_only)
     else:
-        with graceful_shutdown(stop), storage_url(storage) as url:
+        with graceful_shutdown(stop), database(storage) as url:
             code = _work(definition, url, budget, slot, threads, artifacts, stop, confirm_only=confirm_only)
     if code:
         raise typer.Exit(code)

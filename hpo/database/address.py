@@ -28,22 +28,26 @@ def storage_url(url: str | None = None, *, folder: Path | None = None, create: b
 
     The URL is `url` (`--storage`), else `HPO_STORAGE`, else that of the embedded Postgres under `.hpo/` of `folder`
     (default: the current one), which runs while at least one process is inside this context. With `create=False`, for
-    commands that only read, a missing `.hpo/` is a `UserError`: the folder is probably the wrong one.
+    commands that only read, a missing database is a `UserError`: the folder is probably the wrong one.
     """
-    named = url or os.environ.get("HPO_STORAGE")
-    if named:
+    if named := named_storage(url):
         yield normalize_url(named)
         return
     from . import embedded
 
     folder = folder or Path.cwd()
-    if not create and not (folder / embedded.FOLDER).exists():
+    if not create and not embedded.has_database(folder):
         raise UserError(
-            f"There is no {embedded.FOLDER} folder in {folder}, so no study was run here: change to the folder where "
+            f"There is no database in {folder / embedded.FOLDER}, so no study was run here: change to the folder where "
             "`hpo run` was started, or name its database with --storage (HPO_STORAGE)."
         )
     with embedded.serve(folder) as embedded_url:
         yield embedded_url
+
+
+def named_storage(url: str | None = None) -> str | None:
+    """The database that the user named with `--storage` or `HPO_STORAGE`; None means the embedded Postgres."""
+    return url or os.environ.get("HPO_STORAGE") or None
 
 
 def normalize_url(url: str) -> str:
@@ -66,7 +70,7 @@ def normalize_url(url: str) -> str:
     except sa.exc.ArgumentError:
         raise _unreadable(" because of its parameters host and port") from None
     if parsed.password is None and "password" not in parsed.query:
-        parsed = parsed.set(password=_password_from_file())
+        parsed = parsed.set(password=password_from_file("HPO_STORAGE_PASSWORD_FILE"))
     return parsed.render_as_string(hide_password=False)
 
 
@@ -122,9 +126,15 @@ def describe(url: str | URL) -> str:
     return mask_password(parsed.set(drivername=parsed.get_backend_name()))
 
 
-def _password_from_file() -> str | None:
-    """Read the file that `HPO_STORAGE_PASSWORD_FILE` names; None leaves it to libpq (`PGPASSWORD`, `~/.pgpass`)."""
-    name = os.environ.get("HPO_STORAGE_PASSWORD_FILE")
+def password_from_file(variable: str) -> str | None:
+    """Read the password from the file that an environment variable names; None if it names none.
+
+    For `HPO_STORAGE_PASSWORD_FILE`, None leaves the password to libpq (`PGPASSWORD`, `~/.pgpass`).
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    name = os.environ.get(variable)
     if not name:
         return None
     try:
@@ -132,7 +142,7 @@ def _password_from_file() -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(
-            f"The password file {name} (HPO_STORAGE_PASSWORD_FILE) cannot be read: {reason}; "
+            f"The password file {name} ({variable}) cannot be read: {reason}; "
             "name a readable file that contains the password."
         ) from error
     _check_text(password, f"The password in {name}", "HPO_STORAGE_PASSWORD_FILE")

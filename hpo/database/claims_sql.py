@@ -18,17 +18,20 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
+from ..errors import StudyDeletedError
+from .locks import LOCK_STUDY
 from .optuna_storage import study_id, unwrap
 from .record import ATTEMPTS, INFEASIBLE, OUTCOME, REASON
 from .retry import retry
-from .trial_rows import Batch, lock_numbers
+from .trial_rows import Batch
 
 if TYPE_CHECKING:
     import optuna
@@ -65,16 +68,30 @@ _ADD_COLUMNS = [
     sa.text(f"ALTER TABLE hpo_claims ADD COLUMN IF NOT EXISTS {column} text")
     for column in ("checkpoint", "checkpoint_sha256", "pending")
 ]
+# The reference makes Postgres delete the row with the trial, whoever deletes it: Optuna knows nothing of this table.
+_IS_REFERENCE = "conrelid = to_regclass('hpo_claims') AND contype = 'f'"
+_HAS_REFERENCE = sa.text(f"SELECT EXISTS (SELECT FROM pg_constraint WHERE {_IS_REFERENCE})")  # noqa: S608 (a constant)
+_ADD_REFERENCE = [
+    sa.text("DELETE FROM hpo_claims c WHERE NOT EXISTS (SELECT FROM trials t WHERE t.trial_id = c.trial_id)"),
+    sa.text("ALTER TABLE hpo_claims ADD FOREIGN KEY (trial_id) REFERENCES trials (trial_id) ON DELETE CASCADE"),
+]
 
-# The columns are added in order: if the last one exists, all do.
-_IS_CURRENT = sa.text("SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass('hpo_claims') AND attname = 'pending'")
+# The columns are added in order: if the last one exists, all do. Only the table's owner can add the reference.
+_IS_CURRENT = sa.text(f"""
+SELECT FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+WHERE c.oid = to_regclass('hpo_claims') AND a.attname = 'pending'
+  AND (NOT pg_has_role(c.relowner, 'USAGE') OR EXISTS (SELECT FROM pg_constraint WHERE {_IS_REFERENCE}))
+""")  # noqa: S608 (a constant)
 
 
 def create_table(connection: sa.Connection) -> None:
-    """Create the table, or add the columns that an earlier version's lacks."""
+    """Create the table, or add what an earlier version's lacks; Optuna's tables must exist."""
     metadata.create_all(connection)
     for statement in _ADD_COLUMNS:
         connection.execute(statement)
+    if not connection.scalar(_HAS_REFERENCE):
+        for statement in _ADD_REFERENCE:
+            connection.execute(statement)
 
 
 def table_is_current(connection: sa.Connection) -> bool:
@@ -133,109 +150,165 @@ class AbandonedTrial:
 
 # ---- claiming --------------------------------------------------------------------------------------------------------
 
-# If the answer to a commit was lost, the retry finds the claim by its owner, which is random.
-_CLAIM_OF_OWNER = sa.text("""
-SELECT trial_id, attempt, checkpoint, checkpoint_sha256, pending FROM hpo_claims WHERE owner = :owner
-""")
-
-
-def claim_of_owner(connection: sa.Connection, owner: str) -> ClaimedTrial | None:
-    """Return the trial that `owner` has already claimed, if any."""
-    row = connection.execute(_CLAIM_OF_OWNER, {"owner": owner}).first()
-    return ClaimedTrial(*row) if row else None
-
-
 # No heartbeat can arrive while the database is down, so the grace period starts again when it comes up.
-_IS_SILENT = "greatest(c.heartbeat, pg_postmaster_start_time()) < clock_timestamp() - make_interval(secs => :grace)"
+_SILENCE = "clock_timestamp() - make_interval(secs => :grace)"
+_IS_SILENT = f"(c.heartbeat < {_SILENCE} AND pg_postmaster_start_time() < {_SILENCE})"
 
-# A locked claim is skipped: its owner is writing, so it is alive.
-_NEXT_STALE_OR_RELEASED_CLAIM = sa.text(f"""
-SELECT t.trial_id, c.attempt, c.released FROM hpo_claims c JOIN trials t USING (trial_id)
-WHERE c.study_id = :study AND t.state = 'RUNNING' AND (c.released OR {_IS_SILENT})
-ORDER BY t.number LIMIT 1
-FOR UPDATE OF c SKIP LOCKED
-""")  # noqa: S608 (constants)
-
-# Trials without a claim were started, and abandoned, by something other than hpo.
-_NEXT_UNCLAIMED_TRIAL = sa.text("""
-SELECT t.trial_id, 1 AS attempt, false AS released FROM trials t
-WHERE t.study_id = :study AND t.state = 'RUNNING'
-  AND NOT EXISTS (SELECT 1 FROM hpo_claims c WHERE c.trial_id = t.trial_id)
-  AND t.datetime_start < (clock_timestamp() AT TIME ZONE 'UTC') - make_interval(secs => :grace)
-ORDER BY t.number LIMIT 1
-""")
-
-
-def next_abandoned_trial(connection: sa.Connection, study: int, grace_seconds: float) -> AbandonedTrial | None:
-    """Return the first running trial that can be taken over."""
-    sql_params = {"study": study, "grace": grace_seconds}
-    row = connection.execute(_NEXT_STALE_OR_RELEASED_CLAIM, sql_params).first()
-    row = row or connection.execute(_NEXT_UNCLAIMED_TRIAL, sql_params).first()
-    return _abandoned(row) if row else None
-
-
-# The trial's old claim, if there is one, becomes the new owner's; its artifacts are kept.
-_UPSERT_CLAIM = sa.text("""
-INSERT INTO hpo_claims (trial_id, study_id, owner, host, pid, slot, gpu, claimed_at, heartbeat, attempt, stage, epoch,
-                        released)
-VALUES (:trial, :study, :owner, :host, :pid, :slot, :gpu, clock_timestamp(), clock_timestamp(), :attempt, 0, 0, false)
-ON CONFLICT (trial_id) DO UPDATE SET owner = excluded.owner, host = excluded.host, pid = excluded.pid,
-    slot = excluded.slot, gpu = excluded.gpu, claimed_at = excluded.claimed_at, heartbeat = excluded.heartbeat,
-    attempt = excluded.attempt, released = false
-RETURNING trial_id, attempt, checkpoint, checkpoint_sha256, pending
-""")
-
-
-def upsert_claim(
-    connection: sa.Connection, study: int, trial_id: int, owner: str, attempt: int, worker: Worker
-) -> ClaimedTrial:
-    """Claim the trial for `owner`; replaces an earlier claim."""
-    process = {"host": worker.host, "pid": worker.pid, "slot": worker.slot, "gpu": worker.gpu}
-    sql_params = {"trial": trial_id, "study": study, "owner": owner, "attempt": attempt, **process}
-    claimed = ClaimedTrial(*connection.execute(_UPSERT_CLAIM, sql_params).one())
-    if attempt > 1:
-        _set_attributes(connection, trial_id, {ATTEMPTS: attempt})
-    return claimed
-
-
-# Queued trials are started first, in their order.
-_START_QUEUED_TRIAL = sa.text("""
-UPDATE trials SET state = 'RUNNING', datetime_start = (clock_timestamp() AT TIME ZONE 'UTC') WHERE trial_id = (
-    SELECT trial_id FROM trials WHERE study_id = :study AND state = 'WAITING'
-    ORDER BY number LIMIT 1 FOR UPDATE SKIP LOCKED)
-RETURNING trial_id
-""")
-
-_INSERT_TRIAL = sa.text("""
-INSERT INTO trials (number, study_id, state, datetime_start)
-SELECT count(*), :study, 'RUNNING', (clock_timestamp() AT TIME ZONE 'UTC') FROM trials WHERE study_id = :study
-RETURNING trial_id
-""")
-
-
-def start_trial(connection: sa.Connection, study: int) -> int:
-    """Start a queued trial, or create one; returns its id."""
-    sql_params = {"study": study}
-    lock_numbers(connection, study)
-    queued: int | None = connection.execute(_START_QUEUED_TRIAL, sql_params).scalar()
-    return connection.execute(_INSERT_TRIAL, sql_params).scalar_one() if queued is None else queued
-
+# Running trials that can be taken over. Trials without a claim were started, and abandoned, by something other than
+# hpo. A claim whose row is locked is skipped: its owner is writing, so it is alive, or else its session ends soon
+# (`limits`).
+_STALE = f"""
+    SELECT t.trial_id, t.number, CASE WHEN c.released THEN c.attempt ELSE c.attempt + 1 END AS next_attempt
+    FROM hpo_claims c JOIN trials t USING (trial_id)
+    WHERE c.study_id = :study AND t.state = 'RUNNING' AND (c.released OR {_IS_SILENT})
+"""  # noqa: S608 (constants)
+_UNCLAIMED = """
+    SELECT t.trial_id, t.number, 2 AS next_attempt FROM trials t
+    WHERE t.study_id = :study AND t.state = 'RUNNING'
+      AND NOT EXISTS (SELECT FROM hpo_claims c WHERE c.trial_id = t.trial_id)
+      AND t.datetime_start < (clock_timestamp() AT TIME ZONE 'UTC') - make_interval(secs => :grace)
+"""
+_ABANDONED = f"""
+stale AS ({_STALE} ORDER BY t.number LIMIT 1 FOR UPDATE OF c SKIP LOCKED),
+unclaimed AS ({_UNCLAIMED} AND NOT EXISTS (SELECT FROM stale) ORDER BY t.number LIMIT 1),
+abandoned AS (SELECT * FROM stale UNION ALL SELECT * FROM unclaimed)
+"""  # noqa: S608 (constants)
 
 # Attributes are read for failed trials only: reading them for all would take long.
-_COUNT_TRIALS = sa.text("""
-SELECT CASE WHEN t.state = 'FAIL' AND EXISTS (
-         SELECT 1 FROM trial_user_attributes a
-         WHERE a.trial_id = t.trial_id AND a.key = :outcome AND a.value_json = :infeasible
-       ) THEN 'INFEASIBLE' ELSE t.state::text END, count(*)
-FROM trials t WHERE t.study_id = :study GROUP BY 1
-""")
+_COUNTED = """
+SELECT count(*) AS total, count(*) FILTER (WHERE outcome = 'COMPLETE') AS complete,
+       count(*) FILTER (WHERE outcome = 'PRUNED') AS pruned,
+       count(*) FILTER (WHERE outcome = 'INFEASIBLE') AS infeasible,
+       count(*) FILTER (WHERE outcome = 'FAIL') AS failed, count(*) FILTER (WHERE outcome = 'RUNNING') AS running,
+       count(*) FILTER (WHERE outcome = 'WAITING') AS waiting
+FROM (
+    SELECT CASE WHEN t.state = 'FAIL' AND EXISTS (
+               SELECT FROM trial_user_attributes a
+               WHERE a.trial_id = t.trial_id AND a.key = :outcome AND a.value_json = :infeasible
+           ) THEN 'INFEASIBLE' ELSE t.state::text END AS outcome
+    FROM trials t WHERE t.study_id = :study
+) AS outcomes
+"""
+_COUNTS = "complete, pruned, infeasible, failed, running, waiting"
+
+# The whole decision is one message to the server, and one transaction: from the lock to the commit nothing waits for
+# the worker, however far away or frozen it is. Every statement sees what was committed before it began, so the third
+# one sees all decisions that were made before ours.
+#
+# The second lock is the one under which Optuna numbers trials: a script may be adding some with `Study.ask`.
+#
+# `mine`: if the answer to a decision was lost, the retry finds the claim by its owner, which is random. A trial's old
+# claim, if there is one, becomes the new owner's, and its artifacts are kept. Queued trials are started first.
+_DECIDE = sa.text(f"""
+{LOCK_STUDY};
+SELECT FROM studies WHERE study_id = :study FOR UPDATE;
+WITH mine AS (
+    SELECT trial_id, attempt, checkpoint, checkpoint_sha256, pending FROM hpo_claims WHERE owner = :owner
+), {_ABANDONED}, counted AS ({_COUNTED}), may_start AS (
+    SELECT FROM counted WHERE NOT EXISTS (SELECT FROM mine) AND NOT EXISTS (SELECT FROM abandoned)
+      AND EXISTS (SELECT FROM studies WHERE study_id = :study)
+      AND CASE WHEN :budget IS NULL THEN waiting > 0 ELSE complete + pruned + infeasible + running < :budget END
+), queued AS (
+    UPDATE trials SET state = 'RUNNING', datetime_start = (clock_timestamp() AT TIME ZONE 'UTC') WHERE trial_id = (
+        SELECT trial_id FROM trials
+        WHERE study_id = :study AND state = 'WAITING' AND EXISTS (SELECT FROM may_start)
+        ORDER BY number LIMIT 1 FOR UPDATE SKIP LOCKED)
+    RETURNING trial_id
+), inserted AS (
+    INSERT INTO trials (number, study_id, state, datetime_start)
+    SELECT total, :study, 'RUNNING', (clock_timestamp() AT TIME ZONE 'UTC') FROM counted
+    WHERE :budget IS NOT NULL AND EXISTS (SELECT FROM may_start) AND NOT EXISTS (SELECT FROM queued)
+    RETURNING trial_id
+), chosen AS (
+    SELECT trial_id, next_attempt AS attempt FROM abandoned
+    WHERE next_attempt <= :max_attempts AND NOT EXISTS (SELECT FROM mine)
+    UNION ALL SELECT trial_id, 1 FROM queued
+    UNION ALL SELECT trial_id, 1 FROM inserted
+), claimed AS (
+    INSERT INTO hpo_claims (trial_id, study_id, owner, host, pid, slot, gpu, claimed_at, heartbeat, attempt, stage,
+                            epoch, released)
+    SELECT trial_id, :study, :owner, :host, :pid, :slot, :gpu, clock_timestamp(), clock_timestamp(), attempt, 0,
+           0, false
+    FROM chosen
+    ON CONFLICT (trial_id) DO UPDATE SET owner = excluded.owner, host = excluded.host, pid = excluded.pid,
+        slot = excluded.slot, gpu = excluded.gpu, claimed_at = excluded.claimed_at, heartbeat = excluded.heartbeat,
+        attempt = excluded.attempt, released = false
+    RETURNING trial_id, attempt, checkpoint, checkpoint_sha256, pending
+), noted AS (
+    INSERT INTO trial_user_attributes (trial_id, key, value_json)
+    SELECT trial_id, :attempts, attempt::text FROM chosen WHERE attempt > 1
+    ON CONFLICT (trial_id, key) DO UPDATE SET value_json = excluded.value_json
+)
+SELECT c.trial_id, c.attempt, c.checkpoint, c.checkpoint_sha256, c.pending, {_COUNTS},
+       EXISTS (SELECT FROM abandoned WHERE next_attempt > :max_attempts) AS exhausted,
+       EXISTS (SELECT FROM studies WHERE study_id = :study) AS study_exists
+FROM counted LEFT JOIN (SELECT * FROM claimed UNION ALL SELECT * FROM mine) c ON true
+""")  # noqa: S608 (constants)
+
+
+def decide(
+    connection: sa.Connection,
+    study: int,
+    owner: str,
+    worker: Worker,
+    *,
+    budget: int | None,
+    grace_seconds: float,
+    max_attempts: int,
+) -> ClaimedTrial | Counts | None:
+    """Claim a trial for `owner`: take one over, or start one; in one round trip.
+
+    Args:
+        connection: of an engine that sends what it executes as a transaction of its own.
+        study: the study's key.
+        owner: random; the same again if the answer was lost.
+        worker: the process that claims.
+        budget: the number of trials to finish; None: those that are queued.
+        grace_seconds: the silence after which a trial is taken over.
+        max_attempts: the attempts after which it is not.
+
+    Returns:
+        The claimed trial; or, if there is nothing to claim, the trials by state; or None: a trial has had all its
+        attempts and must be failed (`fail_next_exhausted`) before anything can be decided.
+
+    Raises:
+        StudyDeletedError: there is no such study any more.
+    """
+    process = {"host": worker.host, "pid": worker.pid, "slot": worker.slot, "gpu": worker.gpu}
+    terms = {"budget": budget, "grace": grace_seconds, "max_attempts": max_attempts, "attempts": ATTEMPTS}
+    row = connection.execute(_DECIDE, {"owner": owner, **process, **terms, **_counting(study)}).one()
+    if not row.study_exists:
+        raise StudyDeletedError
+    if row.trial_id is not None:
+        return ClaimedTrial(row.trial_id, row.attempt, row.checkpoint, row.checkpoint_sha256, row.pending)
+    return None if row.exhausted else _counts(row)
+
+
+_LOOK = sa.text(f"""
+SELECT {_COUNTS}, EXISTS ({_STALE}) OR EXISTS ({_UNCLAIMED}) AS abandoned FROM ({_COUNTED}) AS counted
+""")  # noqa: S608 (constants)
+
+
+def look(connection: sa.Connection, study: int, grace_seconds: float) -> tuple[Counts, bool]:
+    """Count the trials by state, and whether one is abandoned, without a lock."""
+    row = connection.execute(_LOOK, {"grace": grace_seconds, **_counting(study)}).one()
+    return _counts(row), row.abandoned
+
+
+_COUNT_TRIALS = sa.text(_COUNTED)
 
 
 def count_by_state(connection: sa.Connection, study: int) -> Counts:
     """Count the trials of a study by state."""
-    sql_params = {"study": study, "outcome": OUTCOME, "infeasible": json.dumps(INFEASIBLE)}
-    rows = connection.execute(_COUNT_TRIALS, sql_params)
-    return Counts(**{"failed" if state == "FAIL" else state.lower(): number for state, number in rows})
+    return _counts(connection.execute(_COUNT_TRIALS, _counting(study)).one())
+
+
+def _counting(study: int) -> dict[str, object]:
+    return {"study": study, "outcome": OUTCOME, "infeasible": json.dumps(INFEASIBLE)}
+
+
+def _counts(row: sa.Row[Any]) -> Counts:
+    return Counts(**{name: getattr(row, name) for name in _COUNTS.split(", ")})
 
 
 # ---- changing a claim: every statement checks that it still belongs to the owner -------------------------------------
@@ -314,13 +387,23 @@ def delete_claim(connection: sa.Connection, trial_id: int, owner: str) -> bool:
 
 # ---- cleaning up after workers that were killed ----------------------------------------------------------------------
 
-# A released claim has the number of its next attempt, a stale one the number of its last.
+_NEXT_ABANDONED = sa.text(f"WITH {_ABANDONED} SELECT trial_id, next_attempt FROM abandoned")  # noqa: S608 (constants)
+
+
+def fail_next_exhausted(connection: sa.Connection, study: int, grace_seconds: float, max_attempts: int) -> bool:
+    """End the first abandoned trial as infeasible if it has had all its attempts; False if it has some left.
+
+    For workers that claim: they take over or fail abandoned trials in the order of their numbers.
+    """
+    row = connection.execute(_NEXT_ABANDONED, {"study": study, "grace": grace_seconds}).first()
+    if row is None or row.next_attempt <= max_attempts:
+        return False
+    fail_exhausted(connection, AbandonedTrial(row.trial_id, row.next_attempt))
+    return True
+
+
 _EXHAUSTED_CLAIMS = sa.text(f"""
-SELECT t.trial_id, c.attempt, c.released FROM hpo_claims c JOIN trials t USING (trial_id)
-WHERE c.study_id = :study AND t.state = 'RUNNING'
-  AND ((c.released AND c.attempt > :max_attempts)
-       OR (NOT c.released AND c.attempt >= :max_attempts AND {_IS_SILENT}))
-FOR UPDATE OF c SKIP LOCKED
+SELECT trial_id, next_attempt FROM ({_STALE} FOR UPDATE OF c SKIP LOCKED) AS stale WHERE next_attempt > :max_attempts
 """)  # noqa: S608 (constants)
 
 
@@ -329,7 +412,7 @@ def exhausted_claims(
 ) -> list[AbandonedTrial]:
     """Return the abandoned trials that have had all their attempts."""
     sql_params = {"study": study, "grace": grace_seconds, "max_attempts": max_attempts}
-    return [_abandoned(row) for row in connection.execute(_EXHAUSTED_CLAIMS, sql_params)]
+    return [AbandonedTrial(*row) for row in connection.execute(_EXHAUSTED_CLAIMS, sql_params)]
 
 
 _FAIL_TRIAL = sa.text("""
@@ -389,14 +472,53 @@ def list_claims(engine: sa.Engine, study: optuna.Study) -> list[dict[str, Any]]:
 
 
 def count_trials(study: optuna.Study) -> Counts:
-    """Count the study's trials by state, in one cheap query."""
+    """Count the study's trials by state, in one cheap query.
+
+    Raises:
+        StorageError: the database is unreachable.
+        StudyDeletedError: the study was deleted.
+    """
     storage = unwrap(study)
 
     def read() -> Counts:
         with storage.engine.connect() as connection:
             return count_by_state(connection, study_id(study))
 
-    return retry(read, storage.retry_seconds)
+    counts = retry(read, storage.retry_seconds)
+    if counts == Counts():
+        storage.get_study_name_from_id(study_id(study))  # raises StudyDeletedError
+    return counts
+
+
+# ---- all studies, and the end of one ---------------------------------------------------------------------------------
+
+_COUNT_WORKERS = sa.text(f"""
+SELECT c.study_id, count(*) FILTER (WHERE NOT c.released AND NOT ({_IS_SILENT})), max(c.heartbeat)
+FROM hpo_claims c JOIN trials t USING (trial_id) WHERE t.state = 'RUNNING' GROUP BY 1
+""")  # noqa: S608 (constants)
+
+
+def count_workers(connection: sa.Connection, grace_seconds: float) -> dict[int, tuple[int, datetime]]:
+    """Count the workers at work on every study that has claims, and their last heartbeat, by the study's key."""
+    rows = connection.execute(_COUNT_WORKERS, {"grace": grace_seconds})
+    return {study: (workers, heartbeat) for study, workers, heartbeat in rows}
+
+
+_ARTIFACTS = sa.text("SELECT checkpoint, pending FROM hpo_claims WHERE study_id = ANY(:studies)")
+
+
+def list_artifacts(connection: sa.Connection, studies: Sequence[int]) -> list[str]:
+    """Return every artifact that the claims of these studies name, finished trials included."""
+    rows = connection.execute(_ARTIFACTS, {"studies": list(studies)})
+    return sorted({artifact for row in rows for artifact in row if artifact})
+
+
+_DELETE_CLAIMS = sa.text("DELETE FROM hpo_claims WHERE study_id = ANY(:studies)")
+
+
+def delete_claims(connection: sa.Connection, studies: Sequence[int]) -> None:
+    """Delete all claims of these studies, whoever owns them; their artifacts must be removed before."""
+    connection.execute(_DELETE_CLAIMS, {"studies": list(studies)})
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------
@@ -412,7 +534,3 @@ def _set_attributes(connection: sa.Connection, trial_id: int, attributes: Mappin
 def _update(connection: sa.Connection, statement: sa.TextClause, trial_id: int, owner: str, **values: object) -> bool:
     """Run a statement on one claim; returns whether there was a row."""
     return bool(connection.execute(statement, {"trial": trial_id, "owner": owner, **values}).rowcount)
-
-
-def _abandoned(row: sa.Row[Any]) -> AbandonedTrial:
-    return AbandonedTrial(row.trial_id, row.attempt if row.released else row.attempt + 1)

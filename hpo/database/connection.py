@@ -1,18 +1,36 @@
-"""Connections to Postgres: engine options, opening Optuna's storage with all tables created, advisory locks."""
+"""Connections to Postgres: engine options, opening Optuna's storage with all tables created."""
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 import socket
+import threading
 import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from sparse_evidence.core.errors import UserError
 
 from ..errors import StorageError
 from .address import describe, normalize_url
-from .retry import Backoff, retry
+from .limits import (
+    IDLE,
+    IDLE_MILLISECONDS,
+    Limits,
+    as_options,
+    kept_alive,
+    limit_statements,
+    limit_transactions,
+    limits,
+    with_check_of_clients,
+)
+from .locks import lock_study
+from .retry import PAUSES, Backoff, retry
 
 if TYPE_CHECKING:
     import optuna
@@ -21,66 +39,96 @@ if TYPE_CHECKING:
 
     from .optuna_storage import RetryingStorage
 
+logger = logging.getLogger(__name__)
+
 RETRY_SECONDS = 600.0
 """How long a worker waits for a database that has become unreachable."""
+LOOK_SECONDS = 5.0
+"""How long commands that only look wait for it: a person, or a page in a browser, is waiting for the answer."""
 CONNECT_SECONDS = 8
 """How long connecting may take before the database counts as unreachable."""
 BUSY_SECONDS = 60.0
-"""How long `open_storage` waits for a server that reports that it is starting, stopping or full."""
-STATEMENT_MILLISECONDS = 60_000
+"""How long `open_storage` waits at least for a server that reports that it is starting, stopping or full."""
+GRACE_SECONDS = 120.0
+"""Grace period for which a session is limited if the study's is not known."""
 
-_LOCKS = 0x68706F
-"""First key of our advisory locks; the second is a study's id, or 0 for creating tables and studies."""
-_BASELINE_LOCKS = _LOCKS + 1
-"""The same for measuring a study's baselines, which takes seconds and must not block anything else."""
-_CONCLUSION_LOCKS = _LOCKS + 2
-"""The same for concluding from a study's trials."""
-_EXPORT_LOCKS = _LOCKS + 3
-"""The same for writing a study to a tracking server."""
 _BUSY_PAUSES = Backoff(shortest=1.0, longest=2.0)
+_AWAY = (
+    "refused",
+    "No such file or directory",
+    "timeout",
+    "timed out",
+    "closed the connection",
+    "reset by peer",
+    "unreachable",
+    "No route to host",
+    "name resolution",
+    "translate host name",
+)
+"""What libpq says of a server that is away, and may come back; nothing that a password or a name could mend."""
 _POOLER = "unsupported startup parameter"
-_BUSY = ("too many clients", "remaining connection slots", "starting up", "shutting down", "not yet accepting")
+_BUSY = (
+    "too many clients",
+    "remaining connection slots",
+    "starting up",
+    "shutting down",
+    "in recovery mode",
+    "not yet accepting",
+)
 
 
-def open_storage(url: str, *, retry_seconds: float = RETRY_SECONDS, without: Collection[str] = ()) -> BaseStorage:
+def open_storage(
+    url: str,
+    *,
+    retry_seconds: float = RETRY_SECONDS,
+    wait_seconds: float = 0.0,
+    stop: threading.Event | None = None,
+    grace_seconds: float = GRACE_SECONDS,
+    without: Collection[str] = (),
+    create: bool = True,
+) -> BaseStorage:
     """Open Optuna's storage at `url` (from `address.storage_url`), with all tables created.
 
-    Every later call on it waits up to `retry_seconds` for an unreachable database. User attributes of trials named in
-    `without` are not read, to save time and memory.
+    Args:
+        url: the database.
+        retry_seconds: every later call waits this long for an unreachable database.
+        wait_seconds: this call waits so long for a server that is away; for one that is busy, at least `BUSY_SECONDS`.
+        stop: once set, this call waits no longer.
+        grace_seconds: the study's grace period: a transaction may be idle for a part of it; see `limits`.
+        without: user attributes of trials that are not read, to save time and memory.
+        create: False for commands that only look: nothing is made in a database that no study was run in.
 
     Raises:
+        UserError: with `create=False`: there are no tables of this package.
         StorageError: the database is unreachable.
     """
     import optuna
-    import sqlalchemy as sa
-
-    from . import claims_sql, predictions
-    from .optuna_storage import RetryingStorage
 
     _quiet()
-    url = normalize_url(url)
-    options = _engine_options(sa.make_url(url))
-    tables_exist = _tables_exist(url, options)
-
-    def connect(*, skip_table_creation: bool) -> RetryingStorage:
-        return RetryingStorage(
-            url.replace("{", "{{").replace("}", "}}"),  # Optuna fills a template
-            retry_seconds=retry_seconds,
-            engine_kwargs=options,
-            skip_table_creation=skip_table_creation,
-            without=without,
+    database = _connect(normalize_url(url), limits(grace_seconds), wait_seconds, stop or threading.Event())
+    if not create and not database.was_used:
+        raise UserError(
+            f"There is no study in {describe(url)}: start one with `hpo run` or `hpo worker`, or name its database "
+            "with --storage (HPO_STORAGE)."
         )
 
     def open_once() -> RetryingStorage:
-        if tables_exist:
-            return connect(skip_table_creation=True)
-        with _locked_for_creation(url, options) as connection:
-            storage = connect(skip_table_creation=False)  # commits on other connections while this one holds the lock
-            claims_sql.create_table(connection)
-            predictions.create_table(connection)
-            return storage
+        if database.tables_exist:
+            return database.storage(retry_seconds, without, skip_table_creation=True)
+        with _locked_for_creation(database) as missing:
+            return database.storage(retry_seconds, without, skip_table_creation=not missing)
 
-    return optuna.storages.get_storage(retry(open_once, CONNECT_SECONDS))
+    return optuna.storages.get_storage(retry(open_once, max(CONNECT_SECONDS, wait_seconds)))
+
+
+def open_to_look(url: str, *, without: Collection[str] = ()) -> BaseStorage:
+    """Open the storage for a command that only looks: it makes nothing, and does not wait long for a database.
+
+    Raises:
+        UserError: there are no tables of this package.
+        StorageError: the database is unreachable.
+    """
+    return open_storage(url, create=False, retry_seconds=LOOK_SECONDS, without=without)
 
 
 def engine_of(holder: BaseStorage | optuna.Study) -> Engine:
@@ -91,51 +139,85 @@ def engine_of(holder: BaseStorage | optuna.Study) -> Engine:
     return engine
 
 
-def lock_study(connection: Connection, study_id: int = 0) -> None:
-    """Take the study's advisory lock until the transaction ends; 0 is for creating tables and studies."""
-    import sqlalchemy as sa
+@dataclass(frozen=True)
+class _Database:
+    """How sessions of a database are opened."""
 
-    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCKS, study_id)))
+    url: str
+    options: Mapping[str, Any]
+    """Of the engine."""
+    limits: Limits
+    pooled: bool
+    """Whether a pooler hands sessions around, so that the limits must be set in every transaction."""
+    tables_exist: bool
+    was_used: bool
+    """Whether this package, perhaps an older version, has made tables; those of an older version are completed."""
 
+    def engine(self) -> Engine:
+        import sqlalchemy as sa
 
-def try_baselines_lock(connection: Connection, study_id: int) -> bool:
-    """Take the lock for measuring a study's baselines until the transaction ends; False if another process has it."""
-    return _try_lock(connection, _BASELINE_LOCKS, study_id)
+        engine = sa.create_engine(self.url, **self.options)
+        if self.pooled:
+            limit_transactions(engine, self.limits)
+        return engine
 
+    def immediate_engine(self) -> Engine:
+        """An engine that sends what it executes at once, as a transaction of its own."""
+        import sqlalchemy as sa
 
-def try_conclusion_lock(connection: Connection, study_id: int) -> bool:
-    """Take the lock for concluding from a study until the transaction ends; False if another process has it."""
-    return _try_lock(connection, _CONCLUSION_LOCKS, study_id)
+        engine = sa.create_engine(self.url, **{**self.options, "pool_size": 1}, isolation_level="AUTOCOMMIT")
+        if self.pooled:
+            limit_statements(engine, self.limits)
+        return engine
 
+    def storage(self, retry_seconds: float, without: Collection[str], *, skip_table_creation: bool) -> RetryingStorage:
+        from .optuna_storage import RetryingStorage
 
-def try_export_lock(connection: Connection, study_id: int) -> bool:
-    """Take the lock for writing a study to a tracking server until the transaction ends; False if it is taken."""
-    return _try_lock(connection, _EXPORT_LOCKS, study_id)
-
-
-def _try_lock(connection: Connection, purpose: int, study_id: int) -> bool:
-    import sqlalchemy as sa
-
-    return bool(connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(purpose, study_id))))
+        storage = RetryingStorage(
+            self.url.replace("{", "{{").replace("}", "}}"),  # Optuna fills a template
+            retry_seconds=retry_seconds,
+            engine_kwargs=dict(self.options),
+            immediate=self.immediate_engine(),
+            skip_table_creation=skip_table_creation,
+            without=without,
+        )
+        if self.pooled:
+            limit_transactions(storage.engine, self.limits)
+        return storage
 
 
 @contextmanager
-def _locked_for_creation(url: str, options: Mapping[str, Any]) -> Iterator[Connection]:
-    """A transaction in which no other process creates tables."""
-    import sqlalchemy as sa
+def _locked_for_creation(database: _Database) -> Iterator[bool]:
+    """A block in which no other process creates tables; ours are created when it ends, after Optuna's.
 
-    engine = sa.create_engine(url, **options)
+    Yields False if another process has created them meanwhile: many may be waiting. Optuna commits on connections of
+    its own while this one holds the lock.
+    """
+    from . import claims_sql, predictions
+
+    engine = database.engine()
     try:
         with engine.begin() as connection:
             lock_study(connection)
-            yield connection
+            missing = not _have_tables(connection)
+            with kept_alive(connection):
+                yield missing
+            if missing:
+                claims_sql.create_table(connection)
+                predictions.create_table(connection)
     finally:
         engine.dispose()
 
 
-def _engine_options(url: URL) -> dict[str, Any]:
+def _have_tables(connection: Connection) -> bool:
+    from . import claims_sql, predictions
+
+    return claims_sql.table_is_current(connection) and predictions.table_exists(connection)
+
+
+def _engine_options(url: URL, known: Limits) -> dict[str, Any]:
     from_url = url.query.get("options", "")
-    settings = f"-c TimeZone=UTC -c statement_timeout={STATEMENT_MILLISECONDS}"
+    settings = f"-c TimeZone=UTC {as_options(known)}"
     connect = {
         "connect_timeout": CONNECT_SECONDS,
         "keepalives": 1,
@@ -155,47 +237,69 @@ def _engine_options(url: URL) -> dict[str, Any]:
     }
 
 
-def _tables_exist(url: str, options: dict[str, Any]) -> bool:
-    """Whether all tables exist. Waits for a busy server, and drops from `options` what a pooler refuses.
+def _connect(url: str, known: Limits, wait_seconds: float, stop: threading.Event) -> _Database:
+    """Connect once, and learn how sessions are opened. Waits for a server that is busy or away.
 
     Raises:
-        StorageError: the database is unreachable, or busy for longer than `BUSY_SECONDS`.
+        StorageError: the database is unreachable, or busy or away for too long.
     """
     import sqlalchemy as sa
 
-    deadline = time.monotonic() + BUSY_SECONDS
-    attempt = 0
-    while True:
+    options = _engine_options(sa.make_url(url), known)
+    began = time.monotonic()
+    for attempt in itertools.count(1):
         try:
-            return _probe(url, options)
+            return _probe(url, options, known)
         except sa.exc.DBAPIError as error:
             reason = " ".join(str(error.orig).split())
             if _POOLER in reason and "options" in options["connect_args"]:
-                # A connection pooler (pgbouncer) refuses settings at the start of a session. They are optional:
-                # statements that depend on the time zone name it, and the server's statement timeout applies.
+                # A connection pooler (pgbouncer) refuses settings at the start of a session. The limits are set in
+                # every transaction then, and statements that depend on the time zone name it.
                 del options["connect_args"]["options"]
                 continue
-            if time.monotonic() > deadline or not any(text in reason for text in _BUSY):
+            busy = any(text in reason for text in _BUSY)
+            patience = max(wait_seconds, BUSY_SECONDS) if busy else wait_seconds * any(text in reason for text in _AWAY)
+            left = patience - (time.monotonic() - began)
+            if left <= 0 or stop.is_set():
                 raise StorageError(
                     f"The database {describe(url)} is unreachable ({reason}): check that Postgres is running "
                     "there and that the URL (--storage or HPO_STORAGE) and its password are right."
                 ) from error
-        attempt += 1
-        time.sleep(_BUSY_PAUSES.pause(attempt))
+        if attempt == 1 and not busy:
+            logger.warning(
+                "The database %s is unreachable (%s); waiting for it for up to %.0f min.", describe(url), reason,
+                wait_seconds / 60, extra={"action": "database_unreachable"},
+            )  # fmt: skip
+        stop.wait(min(left, (_BUSY_PAUSES if busy else PAUSES).pause(attempt)))
+    raise AssertionError("the loop above never ends")
 
 
-def _probe(url: str, options: Mapping[str, Any]) -> bool:
-    """Connect once; returns whether all tables exist."""
+# Postgres 14 and later can notice that a client has gone, if its operating system can.
+_SESSION = f"""
+SELECT current_setting('client_connection_check_interval', true) IS NOT NULL AND version() ~* 'linux|apple|darwin|bsd',
+       {IDLE_MILLISECONDS}
+"""
+
+
+def _probe(url: str, options: Mapping[str, Any], known: Limits) -> _Database:
     import sqlalchemy as sa
 
-    from . import claims_sql, predictions
+    from . import claims_sql
 
     engine = sa.create_engine(url, **options)
     try:
         with engine.connect() as connection:
-            return claims_sql.table_is_current(connection) and predictions.table_exists(connection)
+            checks, idle = connection.execute(sa.text(_SESSION)).one()
+            exist = _have_tables(connection)
+            was_used = exist or sa.inspect(connection).has_table(claims_sql.claims.name)
     finally:
         engine.dispose()
+    pooled = idle != known[IDLE]  # a pooler may also ignore the settings
+    if checks:
+        known = with_check_of_clients(known)
+        if not pooled:
+            options = _engine_options(sa.make_url(url), known)
+    return _Database(url, options, known, pooled, exist, was_used)
 
 
 def _quiet() -> None:

@@ -1,4 +1,4 @@
-"""A Postgres server beside the study: started by the first process that needs it, stopped by the last.
+"""A Postgres server beside the study: started by the first process that needs it, kept up, stopped by the last.
 
 Every process that uses a server holds a shared `flock` on `users.lock`. A process that leaves tries to make its lock
 exclusive: if that succeeds, it is the last one and stops the server. `start.lock` serializes starts and stops. The
@@ -12,14 +12,17 @@ import fcntl
 import functools
 import importlib.util
 import logging
+import math
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +39,19 @@ FOLDER = ".hpo"
 LONGEST_SOCKET = 103
 """Longest path of a Unix socket that every system supports, in bytes."""
 START_SECONDS = 60.0
+HUNG_SECONDS = 30.0
+"""A live server that has not answered for this long hangs."""
+STOP_SECONDS = 20.0
+"""How long a server may take to stop in one way before the next one is tried."""
+CHECK_SECONDS = 3.0
+"""How often a process that uses the server looks whether it still answers."""
 MAX_CONNECTIONS = 200
 SHORT_SOCKETS = Path("/tmp")  # noqa: S108 (checked)
 _ORPHANS = "pre-existing shared memory block"
 """Postgres reports this while sessions of a killed server are still ending; a retry succeeds."""
+_STARTING = ("starting up", "in recovery mode", "not yet accepting")
+_FULL = ("too many clients", "remaining connection slots")
+"""What a server says that is well, or will be."""
 _REASON = re.compile(r"(?:error|fatal|panic): +(.*)", re.IGNORECASE)
 """How Postgres's commands begin the line that says what went wrong."""
 
@@ -52,8 +64,14 @@ def serve(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def running(home: Path, options: str = "") -> Iterator[str]:
-    """Yield the URL of the server whose files are in `home`; `options` are passed to `postgres` when it starts."""
+def running(home: Path, options: str = "", *, keep_up: bool = True) -> Iterator[str]:
+    """Yield the URL of the server whose files are in `home`, which runs for as long as the block lasts.
+
+    Args:
+        home: the server's files.
+        options: passed to `postgres` when it starts.
+        keep_up: start the server again if it dies meanwhile (the kernel may kill it, or the disk is full), or hangs.
+    """
     server = Server(home, options)
     with _locked(home / "start.lock"):
         users = _open_lock(home / "users.lock")
@@ -63,12 +81,33 @@ def running(home: Path, options: str = "") -> Iterator[str]:
         except BaseException:
             users.close()
             raise
+    left = threading.Event()
+    if keep_up:
+        threading.Thread(target=_keep_up, args=(server, left), name="embedded server", daemon=True).start()
     try:
         yield server.url()
     finally:
+        left.set()
         with _locked(home / "start.lock"), users:
             if _is_last(users):
                 server.stop()
+
+
+def _keep_up(server: Server, left: threading.Event) -> None:
+    """Start the server again whenever it does not answer, until `left` is set."""
+    told = ""
+    while not left.wait(CHECK_SECONDS):
+        if server.answers():
+            continue
+        with _locked(server.home / "start.lock"):
+            if left.is_set():
+                return
+            try:
+                server.start()
+            except StorageError as error:  # a full disk, for example; tried again
+                if str(error) != told:
+                    logger.warning("%s", error, extra={"action": "embedded_start_failed"})
+                told = str(error)
 
 
 @dataclass(frozen=True)
@@ -94,13 +133,35 @@ class Server:
         url = URL.create("postgresql+psycopg2", username="postgres", database="postgres", query=query)
         return url.render_as_string(hide_password=False)
 
-    def start(self) -> None:
-        """Create the database if there is none, start the server unless it is running, and wait until it answers."""
+    def start(self, *, hung_seconds: float = HUNG_SECONDS) -> None:
+        """Create the database if there is none, start the server unless it is running, and wait until it answers.
+
+        A server that is alive but has not answered for `hung_seconds` is ended and started again, unless it says that
+        it is still starting.
+        """
         if not (self.data / "PG_VERSION").exists():
             self.initialize()
-        if self.answers():
-            return
         deadline = time.monotonic() + START_SECONDS
+        silent_since = time.monotonic()
+        while not self.answers():
+            now = time.monotonic()
+            if now > deadline:
+                raise StorageError(f"The embedded Postgres in {self.data} does not answer: {self._log_tail()}.")
+            if self.pid() is None:
+                self._launch_until(deadline)
+            elif self._is_starting():
+                silent_since = now
+            elif now - silent_since > hung_seconds:
+                logger.warning(
+                    "The embedded Postgres in %s hangs; it is ended and started again.", self.data,
+                    extra={"action": "embedded_hangs"},
+                )  # fmt: skip
+                self._end(("immediate",), STOP_SECONDS)
+                silent_since = now
+            time.sleep(0.1)
+
+    def _launch_until(self, deadline: float) -> None:
+        """Start the server; sessions of one that was killed may still be ending."""
         while self.pid() is None:
             try:
                 self._launch()
@@ -108,22 +169,33 @@ class Server:
                 if _ORPHANS not in self._log_tail() or time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
-        while not self.answers():
-            if time.monotonic() > deadline:
-                raise StorageError(f"The embedded Postgres in {self.data} does not answer: {self._log_tail()}.")
-            time.sleep(0.1)
 
-    def stop(self) -> None:
-        """Stop the server; an error is only logged, because the caller is about to exit."""
+    def stop(self, *, seconds: float = STOP_SECONDS) -> None:
+        """Stop the server; one that does not end within `seconds` is stopped without its consent.
+
+        An error is only logged, because the caller is about to exit.
+        """
         sockets = _postmaster_line(self.data, 4)
         if self.pid() is None:
             return
-        try:
-            self._run("pg_ctl", "stop", "-w", "-s", "-m", "fast")
-        except StorageError as error:
-            logger.warning("%s", error, extra={"action": "embedded_stop_failed"})
+        self._end(("fast", "immediate"), seconds)
         if sockets and _is_short(Path(sockets), self.data):
             shutil.rmtree(sockets, ignore_errors=True)
+
+    def _end(self, modes: Sequence[str], seconds: float) -> None:
+        """End the server in the first of the modes that does it within `seconds`, or else kill its processes.
+
+        Postgres can hang when it is told to stop while it recovers from the crash of a session. No mode loses data.
+        """
+        for mode in modes:
+            try:
+                self._run("pg_ctl", "stop", "-w", "-s", "-m", mode, "-t", str(math.ceil(seconds)))
+            except StorageError as error:
+                logger.warning("%s", error, extra={"action": "embedded_stop_failed"})
+            else:
+                return
+        if (pid := self.pid()) is not None:
+            _kill_with_children(pid)
 
     def pid(self) -> int | None:
         """Return the server's process id, or None if no such process is alive or it is not this server."""
@@ -137,20 +209,29 @@ class Server:
         return int(line) if os.fsencode(self.data) in command else None
 
     def answers(self) -> bool:
-        """Whether a connection can be made."""
+        """Whether a connection can be made, or is refused only because there are too many."""
+        refusal = self._refusal()
+        return refusal is None or any(text in refusal for text in _FULL)
+
+    def _is_starting(self) -> bool:
+        refusal = self._refusal()
+        return refusal is not None and any(text in refusal for text in _STARTING)
+
+    def _refusal(self) -> str | None:
+        """Why no connection can be made; None if one can."""
         import psycopg2
 
         sockets, port = _postmaster_line(self.data, 4), _postmaster_line(self.data, 3)
         if not sockets:
-            return False
+            return "there is no server"
         try:
             connection = psycopg2.connect(
                 host=sockets, port=port, user="postgres", dbname="postgres", connect_timeout=5
             )
-        except psycopg2.OperationalError:
-            return False
+        except psycopg2.OperationalError as error:
+            return str(error)
         with closing(connection):
-            return True
+            return None
 
     def _launch(self) -> None:
         line, sockets = _postmaster_line(self.data, 0), _postmaster_line(self.data, 4)
@@ -184,8 +265,21 @@ class Server:
             r"[\w./-]+", str(self.data)
         ):
             return self.data
+        return self._short_sockets()
+
+    def _short_sockets(self) -> Path:
+        """A private folder with a short path; the same again after a crash, because it is part of the URL."""
+        note = self.home / "sockets"
+        with suppress(OSError):
+            known = Path(note.read_text(encoding="utf-8"))
+            if _has_short_name(known) and not known.exists():
+                known.mkdir(mode=0o700)
+                embedded_root.give(known)
+            if _is_short(known, self.data):
+                return known
         short = Path(tempfile.mkdtemp(prefix="hpo-pg-", dir=SHORT_SOCKETS))
         embedded_root.give(short)
+        note.write_text(str(short), encoding="utf-8")
         return short
 
     def _run(self, command: str, *arguments: str, data: Path | None = None) -> None:
@@ -250,6 +344,12 @@ def _reachable(install: Path) -> bool:
     return True
 
 
+def has_database(folder: Path) -> bool:
+    """Whether a study was run in this folder without another database; creates nothing."""
+    own = folder / FOLDER
+    return any((data / "pg" / "PG_VERSION").exists() for data in (own, embedded_root.known_home(own)) if data)
+
+
 def home(folder: Path) -> Path:
     """Return the folder with the files of the server of this `.hpo` folder: itself, or for root another one.
 
@@ -293,15 +393,40 @@ def _postmaster_line(data: Path, number: int) -> str:
     return line if line and is_ours else ""
 
 
+def _has_short_name(sockets: Path) -> bool:
+    return sockets.parent == SHORT_SOCKETS and re.fullmatch(r"hpo-pg-\w+", sockets.name) is not None
+
+
 def _is_short(sockets: Path, data: Path) -> bool:
-    """Whether it is a folder that `_sockets` made for this server, or another one under the same account."""
-    if sockets.parent != SHORT_SOCKETS or not re.fullmatch(r"hpo-pg-\w+", sockets.name):
+    """Whether it is a folder that `_short_sockets` made for this server, or another one under the same account."""
+    if not _has_short_name(sockets):
         return False
     try:
         status = sockets.lstat()
         return stat.S_ISDIR(status.st_mode) and status.st_uid == data.stat().st_uid
     except OSError:
         return False
+
+
+def _kill_with_children(pid: int) -> None:
+    """Kill a server's processes, and wait until they have ended; without `/proc` only its first one."""
+    processes = [pid, *(child for child, (_, parent) in _states().items() if parent == pid)]
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    deadline = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < deadline and any(_states().get(process, ("Z", 0))[0] != "Z" for process in processes):
+        time.sleep(0.05)
+
+
+def _states() -> dict[int, tuple[str, int]]:
+    """By process id, the state (`Z`: it has ended, but nobody has asked) and the parent of every process."""
+    states = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, parent = file.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:2]
+            states[int(file.parent.name)] = state, int(parent)
+    return states
 
 
 def _alive(pid: int) -> bool:

@@ -62,13 +62,26 @@ def give(path: Path) -> None:
         os.chown(path, *account())
 
 
+def known_home(folder: Path) -> Path | None:
+    """Return the folder for the database of this `.hpo` folder, if root has run a study there; creates nothing."""
+    try:
+        name = (folder / "id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return _base() / name if is_root() and _is_id(name) else None
+
+
+def _is_id(name: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{16}", name) is not None
+
+
 def home(folder: Path) -> Path:
     """Return the folder for the database of this `.hpo` folder; the file `belongs-to` in it names the `.hpo` folder."""
     # The file may be a link that the owner of the folder around `.hpo` has laid: it is not followed.
     id_file = os.open(folder / "id", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     with os.fdopen(id_file, "r+", encoding="utf-8", errors="replace") as file:
         name = file.read(100).strip()
-        if not re.fullmatch(r"[0-9a-f]{16}", name):
+        if not _is_id(name):
             name = secrets.token_hex(8)
             file.seek(0)
             file.truncate()

@@ -6,7 +6,8 @@ import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .connection import engine_of, lock_study
+from .connection import engine_of
+from .locks import lock_study
 from .optuna_storage import study_id, unwrap
 from .record import LOOKS
 from .retry import retry

@@ -31,7 +31,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from ..errors import ClaimLostError
+from ..errors import ClaimLostError, StudyDeletedError
 from . import trial_rows
 from .retry import retry
 from .trial_rows import Batch
@@ -91,6 +91,20 @@ def _retried(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[A
     return call
 
 
+def _of_study(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """Return the method, retried; a study whose key was known and is gone has been deleted."""
+    retried = _retried(method)
+
+    @functools.wraps(method)
+    def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:  # noqa: ANN401 (a RetryingStorage, defined below)
+        try:
+            return retried(self, *args, **kwargs)
+        except KeyError:
+            raise StudyDeletedError from None
+
+    return call
+
+
 class RetryingStorage(RDBStorage):
     """`RDBStorage` that survives outages and writes only into trials that this process owns or that are unclaimed."""
 
@@ -100,10 +114,14 @@ class RetryingStorage(RDBStorage):
         *,
         retry_seconds: float,
         engine_kwargs: dict[str, Any],
+        immediate: sa.Engine,
         skip_table_creation: bool,
         without: Collection[str] = (),
     ) -> None:
         super().__init__(url, engine_kwargs, skip_table_creation=skip_table_creation)
+        self.immediate = immediate
+        """An engine that sends what it executes as a transaction of its own: frozen, a worker holds no lock of it."""
+        sa.event.listen(self.engine, "engine_disposed", lambda _: immediate.dispose())
         self.retry_seconds = retry_seconds
         """How long every call waits for an unreachable database."""
         self.without = without
@@ -111,14 +129,16 @@ class RetryingStorage(RDBStorage):
         self.fences: dict[int, Fence] = {}
         """By trial id, for every trial that this process has claimed."""
         self._open = threading.local()
+        self._unfinished: dict[int, trial_rows.Versions] = {}  # by study, as they were read last
+        self._reading = threading.Lock()
 
     get_study_id_from_name = _retried(RDBStorage.get_study_id_from_name)
-    get_study_name_from_id = _retried(RDBStorage.get_study_name_from_id)
-    get_study_directions = _retried(RDBStorage.get_study_directions)
-    get_study_user_attrs = _retried(RDBStorage.get_study_user_attrs)
-    get_study_system_attrs = _retried(RDBStorage.get_study_system_attrs)
-    set_study_user_attr = _retried(RDBStorage.set_study_user_attr)
-    set_study_system_attr = _retried(RDBStorage.set_study_system_attr)
+    get_study_name_from_id = _of_study(RDBStorage.get_study_name_from_id)
+    get_study_directions = _of_study(RDBStorage.get_study_directions)
+    get_study_user_attrs = _of_study(RDBStorage.get_study_user_attrs)
+    get_study_system_attrs = _of_study(RDBStorage.get_study_system_attrs)
+    set_study_user_attr = _of_study(RDBStorage.set_study_user_attr)
+    set_study_system_attr = _of_study(RDBStorage.set_study_system_attr)
     get_all_studies = _retried(RDBStorage.get_all_studies)
     get_trial_user_attrs = _retried(RDBStorage.get_trial_user_attrs)
     get_trial_system_attrs = _retried(RDBStorage.get_trial_system_attrs)
@@ -143,11 +163,13 @@ class RetryingStorage(RDBStorage):
     ) -> list[FrozenTrial]:
         """As Optuna's; the cache in front of us calls it."""
         known, after = included_trial_ids, trial_id_greater_than
-        trials = self._read(
-            lambda connection: trial_rows.select_trials(connection, study_id, known, after, self.without)
-        )
+        with self._reading:
+            before = self._unfinished.setdefault(study_id, {})
+            trials = self._read(
+                lambda connection: trial_rows.select_trials(connection, study_id, known, after, self.without, before)
+            )
         if not trials:
-            self.get_study_name_from_id(study_id)  # raises KeyError if there is no such study
+            self.get_study_name_from_id(study_id)  # raises StudyDeletedError if there is no such study
         return [trial for trial in trials if states is None or trial.state in states]
 
     def _read(self, query: Callable[[sa.Connection], T]) -> T:
@@ -246,10 +268,16 @@ class RetryingStorage(RDBStorage):
         try:
             self._write(trial_id, finish)
         except (UpdateFinishedTrialError, ClaimLostError):
-            stored = self.get_trial(trial_id)
-            is_ours = stored.state == state and stored.values == (list(values) if values else None)
-            if not (sent and is_ours):
+            if not (sent and self._has_ended(trial_id, state, values)):
                 raise
+
+    def _has_ended(self, trial_id: int, state: TrialState, values: Sequence[float] | None) -> bool:
+        """Whether the trial has this end."""
+        try:
+            stored = self.get_trial(trial_id)
+        except KeyError:  # it was deleted
+            return False
+        return stored.state == state and stored.values == (list(values) if values else None)
 
     @contextmanager
     def _batch(self, trial_id: int) -> Iterator[Batch]:

@@ -35,6 +35,9 @@ NESTED = "hpo:nested"
 OUTER_FOLD = "hpo:outer_fold"
 """Of a child study of a nested cross-validation: what its result scores on its outer fold."""
 
+READ_BY_LIST = (IDENTITY, REQUESTED, ENSEMBLE, CONFIRMING, CONFIRMED, PLAN, NESTED)
+"""What is read of every study when all are listed."""
+
 # --- attributes of a trial --------------------------------------------------------------------------------------------
 
 CONFIG = "hpo:config"
@@ -52,6 +55,10 @@ REASON = "hpo:reason"
 """Why a trial is infeasible, in a sentence."""
 ATTEMPTS = "hpo:attempts"
 """How many workers started the trial, if more than one."""
+
+PRUNED = "hpo:pruned"
+"""What the pruning rule compared when it pruned the trial: `folds`, `value`, `threshold`, `peers`, `stage_ended`, as in
+`running.pruning.Judged`."""
 
 FIXED = "fixed_params"
 """Optuna's own name, among the system attributes: the parameters that a queued trial is started with."""
@@ -178,3 +185,9 @@ def reason(trial: FrozenTrial) -> str | None:
 def attempts(trial: FrozenTrial) -> int:
     """How many workers started the trial."""
     return int(trial.user_attrs.get(ATTEMPTS, 1))
+
+
+def pruned(trial: FrozenTrial) -> dict[str, Any] | None:
+    """What the pruning rule compared; None if the trial is not pruned, or by a version that did not store it."""
+    stored: dict[str, Any] | None = trial.user_attrs.get(PRUNED)
+    return stored

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ..errors import StorageError
+from .rights import explained
 
 T = TypeVar("T")
 
@@ -37,14 +38,16 @@ class Backoff:
 PAUSES = Backoff(shortest=0.1, longest=10.0)
 """Between attempts to reach the database."""
 
+_QUERY_CANCELED = "57014"
+_LOCKED = {"55P03", "40P01"}
+"""SQLSTATEs: a lock was not granted within `lock_timeout`; a deadlock was resolved at our cost."""
+
 
 def is_transient(error: BaseException | None) -> bool:
-    """Whether the same call may succeed once the database is back: a lost connection, not a wrong statement."""
+    """Whether the same call may succeed later: a lost connection or a busy lock, not a wrong statement."""
     import sqlalchemy as sa
-    from optuna.exceptions import StorageInternalError
 
-    if isinstance(error, StorageInternalError):
-        return is_transient(error.__cause__)
+    error = _original(error)
     if isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated:
         return True
     # PendingRollbackError: Optuna mistook the lost connection for another error and kept using it.
@@ -52,20 +55,43 @@ def is_transient(error: BaseException | None) -> bool:
     return isinstance(error, lost)
 
 
+def is_busy(error: BaseException | None) -> bool:
+    """Whether the database is well, but another process has a lock for longer than we wait for one."""
+    import sqlalchemy as sa
+
+    error = _original(error)
+    if not isinstance(error, sa.exc.DBAPIError):
+        return False
+    state = getattr(error.orig, "pgcode", None)
+    # A role can have a statement timeout that is shorter than our limit for locks.
+    canceled = state == _QUERY_CANCELED and "pg_advisory_xact_lock" in (error.statement or "")
+    return canceled or state in _LOCKED
+
+
 def retry(call: Callable[[], T], seconds: float) -> T:
     """Return `call()`, repeated while it fails with a transient error.
 
+    A busy lock is no outage: it is waited for, however long that takes. Its holder is alive, because the server ends
+    the session of one that is not (`hpo.database.limits`).
+
     Raises:
         StorageError: the database was still unreachable after `seconds`.
+        DatabaseRightsError: the role may not do that.
     """
     deadline = time.monotonic() + seconds
     failures = 0
+    told: set[bool] = set()
     while True:
         try:
             return call()
         except Exception as error:
             if not is_transient(error):
+                if (without_right := explained(_original(error))) is not None:
+                    raise without_right from error
                 raise
+            busy = is_busy(error)
+            if busy:
+                deadline, failures = time.monotonic() + seconds, 0
             left = deadline - time.monotonic()
             if left <= 0:
                 raise StorageError(
@@ -73,6 +99,24 @@ def retry(call: Callable[[], T], seconds: float) -> T:
                     "same command to resume; no reported result is lost."
                 ) from error
         failures += 1
-        if failures == 1:
-            logger.warning("The database is unreachable; retrying.", extra={"action": "database_unreachable"})
+        if busy not in told:
+            _tell(busy=busy)
+            told.add(busy)
         time.sleep(min(left, PAUSES.pause(failures)))
+
+
+def _tell(*, busy: bool) -> None:
+    if busy:
+        logger.warning(
+            "A lock in the database is busy: another process has had it for longer than usual; waiting for it.",
+            extra={"action": "lock_busy"},
+        )
+    else:
+        logger.warning("The database is unreachable; retrying.", extra={"action": "database_unreachable"})
+
+
+def _original(error: BaseException | None) -> BaseException | None:
+    """The database's error, which Optuna may have wrapped."""
+    from optuna.exceptions import StorageInternalError
+
+    return _original(error.__cause__) if isinstance(error, StorageInternalError) else error

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sparse_evidence.core.errors import UserError
 
-from ..errors import RefusedError
+from ..errors import RefusedError, StudyDeletedError
 from . import record
 from .address import describe
-from .connection import engine_of, lock_study
+from .connection import engine_of
+from .locks import lock_study
 from .record import FIXED, IDENTITY
 from .retry import retry
 
@@ -46,6 +47,7 @@ def open_study(
     queue: Sequence[QueuedTrial] = (),
     once: Sequence[Mapping[str, Any]] = (),
     attributes: Mapping[str, Any] | None = None,
+    existing: int | None = None,
 ) -> optuna.Study:
     """Create the study, or join it if it was started with the same `identity`; else `RefusedError` says what differs.
 
@@ -54,6 +56,7 @@ def open_study(
     become trial 0. `differences(ours, theirs)` describes how two definitions differ, a clause per difference. Default
     of `pruner`: Optuna prunes nothing. When the study is created, it also gets the trials in `queue` and the user
     attributes in `attributes`. The parameters in `once` are queued as well, also if the study exists, but never again.
+    With `existing`, the study's key, it is not created: if it has been deleted, a `StudyDeletedError` says so.
     """
     from .optuna_storage import unwrap
     from .trial_rows import QueuedTrial
@@ -61,7 +64,9 @@ def open_study(
     first = [QueuedTrial(parameters) for parameters in ([] if default_parameters is None else [default_parameters])]
     first += [*map(QueuedTrial, once), *queue]
     started_with = {**(attributes or {}), IDENTITY: identity}
-    study = retry(lambda: _create(storage, name, direction, started_with, first), unwrap(storage).retry_seconds)
+    study = retry(
+        lambda: _create(storage, name, direction, started_with, first, existing), unwrap(storage).retry_seconds
+    )
     stored = record.identity(study)
     if identity.get("code") != stored.get("code"):  # definitions of other versions have other keys: say only this
         raise RefusedError(
@@ -99,6 +104,7 @@ def _create(
     direction: Direction,
     attributes: Mapping[str, Any],
     queue: Sequence[QueuedTrial],
+    existing: int | None,
 ) -> optuna.Study:
     """Create the study unless it exists. Its attributes and its first trials are written in one transaction."""
     import optuna
@@ -106,6 +112,11 @@ def _create(
     from .optuna_storage import study_id
     from .trial_rows import enqueue, insert_study_attribute
 
+    found = _key(storage, name)
+    if existing is not None and found != existing:
+        raise StudyDeletedError
+    if found is not None and IDENTITY in storage.get_study_user_attrs(found):
+        return _study(storage, name, None, None)  # without the lock, for which many may be waiting
     with engine_of(storage).begin() as connection:
         lock_study(connection)
         study = optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
@@ -123,18 +134,28 @@ def _create(
     return study
 
 
+def _key(storage: BaseStorage, name: str) -> int | None:
+    """The key of the study with this name; None if there is none."""
+    try:
+        return storage.get_study_id_from_name(name)
+    except KeyError:
+        return None
+
+
 def _queue_untried(study: optuna.Study, once: Sequence[Mapping[str, Any]]) -> None:
     """Queue the parameters that no trial of the study has or waits with; what was queued before is still known."""
     from .optuna_storage import study_id
-    from .record import CURVES
-    from .trial_rows import QueuedTrial, enqueue, select_trials
+    from .trial_rows import QueuedTrial, count_trials, enqueue
 
-    with engine_of(study).begin() as connection:
-        lock_study(connection, study_id(study))
-        trials = select_trials(connection, study_id(study), (), 0, without=(CURVES,))
+    while True:
+        trials = study.get_trials(deepcopy=False)  # not under the lock: reading them may take long
         known = [parameters for trial in trials for parameters in (trial.params, trial.system_attrs.get(FIXED))]
         untried = [QueuedTrial(parameters) for parameters in once if dict(parameters) not in known]
-        enqueue(connection, study_id(study), untried)
+        with engine_of(study).begin() as connection:
+            lock_study(connection, study_id(study))
+            if count_trials(connection, study_id(study)) == len(trials):
+                enqueue(connection, study_id(study), untried)
+                return
 
 
 def _database(storage: BaseStorage) -> str:
@@ -151,7 +172,9 @@ def _study(storage: BaseStorage, name: str, sampler: BaseSampler | None, pruner:
 def _compare(ours: Identity, theirs: Identity, differences: Differences) -> list[str]:
     differing = []
     if ours.get("definition_sha256") != theirs.get("definition_sha256"):
-        differing += differences(ours.get("definition", {}), theirs.get("definition", {})) or ["the definition differs"]
+        local, stored = ours.get("definition", {}), theirs.get("definition", {})
+        # Forms that differ in paths only (of an older version) are the same; equal forms of other hashes are not.
+        differing += differences(local, stored) or (["the definition differs"] if local == stored else [])
     for key, name in _NAMES.items():
         if ours.get(key) != theirs.get(key):
             differing.append(f"{name} differ ({_short(ours, key)} here, {_short(theirs, key)} in the study)")

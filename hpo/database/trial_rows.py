@@ -22,9 +22,15 @@ from optuna.distributions import json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import postgresql
 
+from ..errors import StudyDeletedError
 from .record import FIXED
 
-_SELECT = """
+# Changes with every write into an unfinished trial: `xmin` is the transaction that wrote a row.
+_VERSION = " || ' ' || ".join(
+    f"(SELECT count(*) || ':' || coalesce(sum(r.xmin::text::bigint), 0) FROM {table} r WHERE r.trial_id = t.trial_id)"  # noqa: S608
+    for table in ("trial_params", "trial_intermediate_values", "trial_user_attributes", "trial_system_attributes")
+)
+_COLUMNS = """
 SELECT t.trial_id, t.number, t.state::text AS state, t.datetime_start, t.datetime_complete,
   (SELECT json_agg(json_build_array(v.value, v.value_type) ORDER BY v.objective)
    FROM trial_values v WHERE v.trial_id = t.trial_id) AS outcome,
@@ -37,12 +43,19 @@ SELECT t.trial_id, t.number, t.state::text AS state, t.datetime_start, t.datetim
    FROM trial_user_attributes u WHERE u.trial_id = t.trial_id AND u.key <> ALL(:without)) AS user_attributes,
   (SELECT json_agg(json_build_array(s.key, s.value_json) ORDER BY s.trial_system_attribute_id)
    FROM trial_system_attributes s WHERE s.trial_id = t.trial_id) AS system_attributes
-FROM trials t WHERE
 """
-_SELECT_ONE = sa.text(f"{_SELECT} t.trial_id = :trial")
-_SELECT_MANY = sa.text(
-    f"{_SELECT} t.study_id = :study AND (t.trial_id > :after OR t.trial_id = ANY(:known)) ORDER BY t.trial_id"
-)
+_SELECT_ONE = sa.text(f"{_COLUMNS} FROM trials t WHERE t.trial_id = :trial")
+_SELECT_MANY = sa.text(f"""
+{_COLUMNS}, now.version FROM trials t
+LEFT JOIN unnest(CAST(:unfinished AS integer[]), CAST(:versions AS text[])) AS read (trial_id, version)
+  ON read.trial_id = t.trial_id
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN t.state IN ('RUNNING', 'WAITING') THEN t.xmin::text || ' ' || {_VERSION} END AS version
+) AS now
+WHERE t.study_id = :study AND (t.trial_id > :after OR t.trial_id = ANY(:known))
+  AND (read.version IS NULL OR now.version IS DISTINCT FROM read.version)
+ORDER BY t.trial_id
+""")  # noqa: S608 (constants)
 _INFINITE = {"INF_POS": math.inf, "INF_NEG": -math.inf}
 _SPECIAL = _INFINITE | {"NAN": math.nan}
 _KINDS = {value: kind for kind, value in _INFINITE.items()}
@@ -59,15 +72,40 @@ def select_trial(connection: sa.Connection, trial_id: int, without: Collection[s
     return None if row is None else _frozen(row)
 
 
+Versions = dict[int, tuple[str, FrozenTrial]]
+"""By id, unfinished trials as they were read last, each with its version in the database."""
+
+
 def select_trials(
-    connection: sa.Connection, study_id: int, known: Collection[int], after: int, without: Collection[str] = ()
+    connection: sa.Connection,
+    study_id: int,
+    known: Collection[int],
+    after: int,
+    without: Collection[str] = (),
+    read_before: Versions | None = None,
 ) -> list[FrozenTrial]:
     """Read the trials of a study whose ids are among `known` or greater than `after`, in the order of their ids.
 
-    User attributes `without` are not read.
+    User attributes `without` are not read. Of the unfinished trials only those are read that have changed since they
+    were `read_before`, which is brought up to date: a study may have a thousand of them.
     """
-    sql_params = {"study": study_id, "known": list(known), "after": after, "without": list(without)}
-    return [_frozen(row) for row in connection.execute(_SELECT_MANY, sql_params)]
+    before = {} if read_before is None else read_before
+    sql_params = {"study": study_id, "known": list(known), "after": after, "without": list(without),
+                  "unfinished": list(before), "versions": [version for version, _ in before.values()]}  # fmt: skip
+    rows = connection.execute(_SELECT_MANY, sql_params).all()
+    changed = {row.trial_id: _frozen(row) for row in rows}
+    same = {key: trial for key, (_, trial) in before.items() if key not in changed and (key > after or key in known)}
+    for row in rows:
+        before.pop(row.trial_id, None)
+        if row.version is not None:
+            before[row.trial_id] = row.version, changed[row.trial_id]
+    trials = changed | same
+    return [trials[key] for key in sorted(trials)]
+
+
+def count_trials(connection: sa.Connection, study_id: int) -> int:
+    """Return how many trials a study has, of any state."""
+    return int(connection.execute(_COUNT, {"study": study_id}).scalar_one())
 
 
 def trial_state(connection: sa.Connection, trial_id: int) -> TrialState | None:
@@ -126,6 +164,7 @@ _UPSERTS = {
         "trial_intermediate_values", "step", "intermediate_value", "intermediate_value_type"
     ),
 }
+_COUNT = sa.text("SELECT count(*) FROM trials WHERE study_id = :study")
 _STATE = sa.text("SELECT state::text FROM trials WHERE trial_id = :trial")
 _END = sa.text("""
 UPDATE trials SET state = :state, datetime_complete = (clock_timestamp() AT TIME ZONE 'UTC')
@@ -147,8 +186,13 @@ _LOCK_NUMBERS = sa.text("SELECT 1 FROM studies WHERE study_id = :study FOR UPDAT
 
 
 def lock_numbers(connection: sa.Connection, study_id: int) -> None:
-    """Take the lock under which Optuna numbers trials: a script may be adding some with `Study.ask`."""
-    connection.execute(_LOCK_NUMBERS, {"study": study_id})
+    """Take the lock under which Optuna numbers trials: a script may be adding some with `Study.ask`.
+
+    Raises:
+        StudyDeletedError: there is no such study any more.
+    """
+    if connection.execute(_LOCK_NUMBERS, {"study": study_id}).first() is None:
+        raise StudyDeletedError
 
 
 _ENQUEUE = sa.text("""
@@ -247,6 +291,27 @@ def enqueue(connection: sa.Connection, study_id: int, trials: Iterable[QueuedTri
         for key, value in trial.attributes.items():
             batch.user_attribute(key, value)
         batch.write(connection)
+
+
+# Every table of Optuna that refers to a study or to a trial, each before the one that it refers to.
+_OF_TRIAL = (
+    "trial_heartbeats", "trial_intermediate_values", "trial_params", "trial_system_attributes", "trial_user_attributes",
+    "trial_values",
+)  # fmt: skip
+_OF_STUDY = ("trials", "study_directions", "study_system_attributes", "study_user_attributes", "studies")
+_DELETE_STUDIES = [
+    *(
+        f"DELETE FROM {table} USING trials t WHERE {table}.trial_id = t.trial_id AND t.study_id = ANY(:studies)"  # noqa: S608
+        for table in _OF_TRIAL
+    ),
+    *(f"DELETE FROM {table} WHERE study_id = ANY(:studies)" for table in _OF_STUDY),  # noqa: S608 (constants)
+]
+
+
+def delete_studies(connection: sa.Connection, studies: Collection[int]) -> None:
+    """Delete studies with all their trials, in the caller's transaction. Tables that refer to trials follow."""
+    for statement in _DELETE_STUDIES:
+        connection.execute(sa.text(statement), {"studies": list(studies)})
 
 
 def _stored(value: float) -> tuple[float | None, str]:

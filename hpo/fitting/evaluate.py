@@ -13,7 +13,7 @@ import numpy.typing as npt
 from sparse_evidence.core import baselines, evaluation, metrics
 from sparse_evidence.core.corpus.data import Corpus
 from sparse_evidence.core.corpus.recognise import recognise
-from sparse_evidence.core.errors import DataError, UserError
+from sparse_evidence.core.errors import DataError, UserError, quote_value
 from sparse_evidence.core.fitted import FittedModel, checksum
 from sparse_evidence.core.fitted.evidence import evidence_hits
 from sparse_evidence.core.seeding import stable_seed
@@ -215,8 +215,6 @@ def _check_not_own(model: FittedModel, corpus: Corpus, path: Path) -> None:
 
 
 def _listed(corpus: Corpus) -> str:
-    from sparse_evidence.core.corpus.tables import quote_value
-
     return ", ".join(quote_value(criterion.name) for criterion in corpus.criteria[:20])
 
 

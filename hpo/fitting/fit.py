@@ -15,7 +15,7 @@ from sparse_evidence.core.fitted.fitting import Ground
 from sparse_evidence.core.seeding import stable_seed
 
 from ..errors import RefusedError
-from ..results.best import FINGERPRINTS, named_study_file, relative_to
+from ..results.best import FINGERPRINTS, differing_from, named_study_file, relative_to
 from ..results.provenance import versions
 from ..running.task import StudyTask
 from .card import model_card
@@ -37,8 +37,7 @@ def check_same(best: Mapping[str, Any], task: StudyTask) -> None:
     Raises:
         RefusedError: it is not; the message says what differs.
     """
-    identity = task.identity()
-    differing = [text for key, text in FINGERPRINTS.items() if best["provenance"][key] != identity[key]]
+    differing = differing_from(best["provenance"], task)
     if differing:
         raise RefusedError(
             f"the result of the study {best['study']!r} is not of {task.definition.path} as it is now: other "

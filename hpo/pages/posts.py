@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from sparse_evidence.core.corpus.columns import candidates, post_column
 from sparse_evidence.core.corpus.data import UNLABELLED
-from sparse_evidence.core.corpus.tables import FirstLabels, FirstValues, Row, parse_label, quote_value, read_table
-from sparse_evidence.core.errors import DataError
+from sparse_evidence.core.corpus.problems import RowProblems
+from sparse_evidence.core.corpus.tables import FirstLabels, FirstValues, Row, parse_label, read_table
+from sparse_evidence.core.errors import DataError, quote_value
 from sparse_evidence.core.fitted import FittedModel
 
 from ..errors import RefusedError
@@ -58,33 +59,31 @@ def posts_of_table(path: Path, model: FittedModel, limit: int = LIMIT) -> ShownP
     table = read_table(path, (), None)
     column = post_column(str(path), table.columns, remedy="call the column of the posts post")
     id_column = next(iter(candidates(table.columns, "post_id")), None)
-    problems, texts = list(table.problems), FirstValues("the text of post {}")
+    problems, texts = table.problems, FirstValues("the text", "post")
     labelled = FirstLabels() if {"criterion", "label"} <= set(table.columns) else None
     for row in table.rows:
         name = row[id_column] if id_column else row.cells[column]
         if id_column and not name:
-            problems.append(f"row {row.number}: {id_column} is empty")
+            problems.add(row.number, f"{id_column} is empty")
             continue
         texts.add(name, row.cells[column], row.number, problems)
         if labelled is not None and row["label"]:
             _add_label(labelled, name, row, problems)
     numbers = {name: number for number, name in enumerate(texts)}
-    if not numbers and not problems:
-        problems.append("it has no rows below the header")
-    if problems:
-        raise DataError(str(path), problems)
+    if problems or not numbers:
+        raise DataError(str(path), problems.entries() or ["it has no rows below the header"])
     names = tuple(numbers) if id_column else tuple(str(number + 1) for number in range(len(numbers)))
     posts = tuple(texts[name] for name in numbers)
     labels, unknown = _matrix(labelled or (), numbers, model)
-    notes = (f"the model does not know {', '.join(unknown)}; their labels were left out",) if unknown else ()
+    notes = (f"the model does not know {', '.join(unknown[:20])}; their labels were left out",) if unknown else ()
     return replace(_spread(names, posts, labels, limit, path.name, trained=False), notes=notes)
 
 
-def _add_label(labelled: FirstLabels, post: str, row: Row, problems: list[str]) -> None:
+def _add_label(labelled: FirstLabels, post: str, row: Row, problems: RowProblems) -> None:
     """Add the label of a row to those of the rows before it."""
     label = parse_label(row, "label", problems)
     if not row["criterion"]:
-        problems.append(f"row {row.number}: criterion is empty")
+        problems.add(row.number, "criterion is empty")
     elif label is not None:
         labelled.add(post, row["criterion"], label, row.number, problems)
 

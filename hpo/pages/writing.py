@@ -8,10 +8,13 @@ from pathlib import Path
 from sparse_evidence.core.cache import check_writable, is_replaced, is_stdout, open_output
 from sparse_evidence.core.errors import UserError
 
-GENERATOR = "sparse-evidence-hpo explain"
-"""What a page calls itself in its head: by this it is known as one that may be replaced."""
 _HEAD = 4096
 """Bytes of a file in which it must say so."""
+
+
+def generator(verb: str) -> str:
+    """What the page of a verb calls itself in its head: by this it is known as one that may be replaced."""
+    return f"sparse-evidence-hpo {verb}"
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,8 @@ class PageFile:
     """The file that a page is written to; it is replaced if it is such a page."""
 
     path: Path
+    verb: str
+    """Which verb's pages may be replaced, for example `explain`."""
     force: bool = False
     """Whether a file that is no such page may be overwritten."""
 
@@ -39,8 +44,8 @@ class PageFile:
         check_writable(self.path, "page.html")
         if not self.force and not self.is_stdout and is_replaced(self.path) and not self._is_page():
             raise UserError(
-                f"{self.path} is no page of hpo explain, and would be overwritten; name another file with --out, or "
-                "add --force"
+                f"{self.path} is no page of hpo {self.verb}, and would be overwritten; name another file with --out, "
+                "or add --force"
             )
 
     def write(self, page: str) -> None:
@@ -62,4 +67,4 @@ class PageFile:
             return True
         except OSError:  # it may not be read
             return False
-        return not head or GENERATOR.encode() in head
+        return not head or generator(self.verb).encode() in head

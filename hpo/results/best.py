@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
+    from ..running.task import StudyTask
+
 SCHEMA = 2
 FINGERPRINTS = {
     "data_sha256": "posts, labels or groups",
@@ -99,7 +101,7 @@ def best_result(study: Study, study_file: Path | None = None, out: Path | None =
         "reason": chosen.reason,
         "claim": chosen.claim,
         "provenance": {
-            **_provenance(record.identity(study)),
+            **provenance_of(record.identity(study)),
             "study_file": None if study_file is None else relative_to(study_file, (out or Path("-")).parent),
         },
     }
@@ -107,7 +109,34 @@ def best_result(study: Study, study_file: Path | None = None, out: Path | None =
 
 def nothing_complete(study: Study) -> UserError:
     """The error of commands that need a complete trial."""
-    return UserError(f"the study {study.study_name!r} has no complete trial yet; run `hpo run` until one is complete")
+    reasons = infeasible_reasons(study)
+    finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    name = study.study_name
+    if not reasons or len(finished) < (record.requested(study) or 0):
+        return UserError(f"the study {name!r} has no complete trial yet; run `hpo run` until one is complete")
+    told = "; ".join(f"{count} {reason}" for reason, count in list(reasons.items())[:3])
+    return UserError(
+        f"none of the {len(finished)} trials of the study {name!r} is complete, {sum(reasons.values())} of them are "
+        f"infeasible ({told}): change the ranges in the study file (of training.learning_rate, if trials diverged) and "
+        "give the study another name"
+    )
+
+
+def infeasible_reasons(study: Study) -> dict[str, int]:
+    """Why trials are infeasible, and how many for each reason, the most frequent first."""
+    reasons = (record.reason(trial) for trial in study.get_trials(deepcopy=False))
+    counted = Counter(reason.rstrip(".") for reason in reasons if reason is not None)
+    return dict(counted.most_common())
+
+
+def differing_from(stored: Mapping[str, Any], task: StudyTask) -> list[str]:
+    """What differs between the provenance of a result, or the info of a model, and a study's data and file."""
+    identity = task.identity()
+    return [
+        text
+        for key, text in FINGERPRINTS.items()
+        if stored[key] != identity[key] and not (key == "definition_sha256" and task.definition.has_hash(stored[key]))
+    ]
 
 
 def _trained(study: Study, trial: FrozenTrial) -> dict[str, Any]:
@@ -145,7 +174,8 @@ def _trials(study: Study) -> dict[str, int | None]:
     }
 
 
-def _provenance(identity: Mapping[str, Any]) -> dict[str, Any]:
+def provenance_of(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result of the study depends on: its hashes and seed, and the code and packages that run now."""
     return {
         "definition_sha256": identity["definition_sha256"],
         "data_sha256": identity["data_sha256"],

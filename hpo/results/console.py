@@ -9,10 +9,14 @@ if TYPE_CHECKING:
 
 
 def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """A console without syntax highlighting, on standard output or standard error; with `quiet` it prints nothing."""
+    """A console on standard output or standard error; with `quiet` it prints nothing.
+
+    All text is shown as it is, also in tables: names, paths and messages may look like rich's markup (`[low]`) or emoji
+    (`:warning:`). Styles are given as arguments or by `rich.text.Text`.
+    """
     from rich.console import Console
 
-    return Console(highlight=False, stderr=stderr, quiet=quiet)
+    return Console(highlight=False, markup=False, emoji=False, stderr=stderr, quiet=quiet)
 
 
 def show(console: Console, table: RenderableType) -> None:

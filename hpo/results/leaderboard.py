@@ -20,6 +20,7 @@ from ..database.record import BASELINE_NAMES
 from ..running.conclusions import as_json, best_baseline, make_scorer
 from . import winner
 from .best import nothing_complete
+from .notes import state_text, trial_seconds
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -169,8 +170,8 @@ class _Board:
     def trial(self, trial: FrozenTrial) -> Row:
         """The row of a trial; trial 0 is the default configuration."""
         if trial.number == 0:
-            return self._row("default", self._references["default"], seconds=_seconds(trial), params=trial.params)
-        return self._row(str(trial.number), self._candidate(trial), seconds=_seconds(trial), params=trial.params)
+            return self._row("default", self._references["default"], seconds=trial_seconds(trial), params=trial.params)
+        return self._row(str(trial.number), self._candidate(trial), seconds=trial_seconds(trial), params=trial.params)
 
     def ensemble(self) -> list[Row]:
         """The row of the ensemble, if it has been chosen."""
@@ -179,7 +180,7 @@ class _Board:
             return []
         members = dict.fromkeys(stored["members"])
         logits = selection.mean_logits(predictions.load(self._study, members), stored["members"])
-        seconds = [_seconds(self._trials[member]) or 0.0 for member in members]
+        seconds = [trial_seconds(self._trials[member]) or 0.0 for member in members]
         return [self._row("ensemble", Candidate(stored["value"], logits, self._scorer), seconds=round(sum(seconds), 3))]
 
     def baselines(self) -> list[Row]:
@@ -213,13 +214,6 @@ class _Board:
             "confirmed": self._scores.get(name),
             "params": dict(params or {}),
         }
-
-
-def _seconds(trial: FrozenTrial) -> float | None:
-    """How long a finished trial took."""
-    if trial.datetime_start is None or trial.datetime_complete is None:
-        return None
-    return round((trial.datetime_complete - trial.datetime_start).total_seconds(), 3)
 
 
 def flat(board: Leaderboard) -> list[dict[str, Any]]:
@@ -257,22 +251,16 @@ def trial_rows(study: Study) -> list[dict[str, Any]]:
 
 
 def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
-    from optuna.trial import TrialState
-
     summary = record.cv(trial)
-    infeasible = trial.state == TrialState.FAIL and record.OUTCOME in trial.user_attrs
-    state = (
-        record.INFEASIBLE if infeasible else "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
-    )
     reported = trial.intermediate_values.get(trial.last_step) if trial.last_step is not None else None
     return {
         "number": trial.number,
-        "state": state,
+        "state": state_text(trial),
         "value": trial.value if summary is not None else None,
         "folds": (trial.last_step or 0) if summary is None else len(summary["folds"]),
         "reported": reported if summary is None else trial.value,
         "best_epoch": None if summary is None else summary["best_epoch"],
-        "seconds": _seconds(trial),
+        "seconds": trial_seconds(trial),
         "attempts": record.attempts(trial),
         "reason": record.reason(trial),
         **{f"params.{name}": value for name, value in trial.params.items()},

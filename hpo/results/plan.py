@@ -150,7 +150,7 @@ def plan_task(task: StudyTask, *, clock: Clock = time.perf_counter) -> Plan:
         criteria=_criteria(task),
         parameters=space.searched(definition),
         near_duplicates=_near_duplicates(task),
-        notes=(*space.notes(definition), *corpus.notes),
+        notes=task.notes,
     )
 
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..database import record
+from ..database.address import mask_password
 from ..database.connection import engine_of
 from . import winner
-from .best import best_trial
+from .best import best_trial, infeasible_reasons
+from .finished import model_name
 from .pace import recent_pace
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class BestSoFar(TypedDict):
 
     trial: int
     value: float
+    model: str | None
     params: dict[str, Any]
 
 
@@ -124,6 +127,10 @@ class StudyStatus(TypedDict):
     those of the study that confirms it."""
     attempts: dict[str, int]
     """By trial number, how many attempts it took; only trials with more than one."""
+    infeasible_reasons: dict[str, int]
+    """Why trials are infeasible, and how many for each reason."""
+    storage: str
+    """The URL of the database, its password masked: any Optuna script reads the study there, while it runs."""
 
 
 def study_status(study: Study, *, grace_seconds: float = math.inf) -> StudyStatus:
@@ -157,6 +164,8 @@ def study_status(study: Study, *, grace_seconds: float = math.inf) -> StudyStatu
             for trial in study.get_trials(deepcopy=False)
             if record.ATTEMPTS in trial.user_attrs
         },
+        "infeasible_reasons": infeasible_reasons(study),
+        "storage": mask_password(engine_of(study).url),
     }
 
 
@@ -178,7 +187,12 @@ def _best(study: Study) -> BestSoFar | None:
     trial = best_trial(study)
     if trial is None or trial.value is None:
         return None
-    return {"trial": trial.number, "value": trial.value, "params": dict(trial.params)}
+    return {
+        "trial": trial.number,
+        "value": trial.value,
+        "model": model_name(trial),
+        "params": dict(trial.params),
+    }
 
 
 def _pace(study: Study, trials: TrialCounts) -> PaceValues:

@@ -12,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..database.record import BASELINE_NAMES, candidate_text
+from .listing import age_seconds
 from .wording import (
     baselines_text,
+    best_text,
     better_by,
     confirming_text,
     count_text,
@@ -31,8 +33,11 @@ from .wording import (
 )
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from .best import BestResult
     from .leaderboard import Leaderboard, Row
+    from .listing import ListedStudy
     from .plan import Criterion, NearDuplicates, Plan
     from .status import StudyStatus
 
@@ -318,6 +323,8 @@ def _value_and_interval(estimate: tuple[float, Sequence[float] | None]) -> tuple
 _STATES = ("complete", "pruned", "infeasible", "failed", "running", "released")
 _ALWAYS_SHOWN = ("complete", "pruned", "running")
 """The other states are shown only if there are such trials."""
+ROUNDED_SECONDS = 0.2
+"""A claim is its own first heartbeat; both ages are rounded."""
 GPU_CHARACTERS = 12
 """Enough of a GPU's UUID to recognize it: `GPU-1a2b3c4d`."""
 
@@ -330,13 +337,14 @@ def status_table(status: StudyStatus) -> RenderableType:
     lines = [
         Text(f"{status['study']}: {trials['finished']} of {trials['requested'] or 0} trials finished", style="bold"),
         Text(", ".join(states)),
-        Text(f"best {metric} {number(best['value'])} (trial {best['trial']})" if best else "no score yet"),
+        Text(f"best {metric} {best_text(best['value'], best['trial'], best['model'])}" if best else "no score yet"),
         Text(f"Baselines ({metric}): {baselines_text(status['metric'], status['baselines'])}"),
         *_pace_line(status["pace"]),
         *_confirming_line(status["confirming"]),
         *_conclusion_lines(status),
         *_nested_line(status["nested"], metric),
         *_attempts_line(status["attempts"]),
+        *(Text(f"infeasible: {count} {reason}") for reason, count in list(status["infeasible_reasons"].items())[:3]),
     ]
     workers = _workers(status["workers"]) if status["workers"] else Text("no worker is running")
     return Group(*lines, workers)
@@ -393,12 +401,57 @@ def _workers(rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(heading, no_wrap=True)
     table.add_column("pid, host", overflow="fold")
     for row in rows:
+        position = (str(row["stage"] + 1), str(row["epoch"])) if row["epoch"] else ("–", "–")
         table.add_row(
-            str(row["trial"]), str(row["attempt"]), str(row["stage"] + 1), str(row["epoch"]),
-            duration(row["held_seconds"]),
-            "released" if row["released"] else f"{duration(row['heartbeat_age'])} ago",
+            str(row["trial"]), str(row["attempt"]), *position, duration(row["held_seconds"]), _heartbeat(row),
             str(row["slot"]), (row["gpu"] or "–")[:GPU_CHARACTERS], Text(f"{row['pid']} {row['host']}"),
         )  # fmt: skip
+    return table
+
+
+def _heartbeat(row: Mapping[str, Any]) -> str:
+    """How long ago a worker gave its last sign of life. A trial that has just been claimed has had none yet."""
+    if row["released"]:
+        return "released"
+    is_claim = row["held_seconds"] - row["heartbeat_age"] < ROUNDED_SECONDS
+    return "just claimed" if is_claim else f"{duration(row['heartbeat_age'])} ago"
+
+
+# --- the list of studies ----------------------------------------------------------------------------------------------
+
+_CHILD_KINDS = {"confirm": "confirming", "nested": "nested"}
+
+
+def studies_table(studies: Sequence[ListedStudy], now: datetime) -> RenderableType:
+    """What `hpo list` prints.
+
+    Args:
+        studies: from `listed_studies`.
+        now: the time of the database's clock.
+    """
+    table = plain_table()
+    table.add_column("study", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    for heading in ("trials", "best"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("metric", no_wrap=True)
+    table.add_column("last change", justify="right", no_wrap=True)
+    for study in studies:
+        workers = f", {count_text(study['workers'], 'worker')}" if study["workers"] else ""
+        requested = "" if study["requested"] is None else f" of {study['requested']}"
+        age = age_seconds(study, now)
+        table.add_row(
+            Text(study["study"]), f"{study['state']}{workers}", f"{study['finished']}{requested}",
+            "" if study["best"] is None else number(study["best"]),
+            "" if study["metric"] is None else metric_text(study["metric"]),
+            "" if age is None else f"{duration(age)} ago",
+        )  # fmt: skip
+        for kind, name in _CHILD_KINDS.items():
+            children = [child for child in study["children"] if child["kind"] == kind]
+            if children:
+                count = "" if len(children) == 1 else f" ({len(children)} studies)"
+                ended, total = (sum(child[key] for child in children) for key in ("finished", "trials"))
+                table.add_row(f"  {name}{count}", "", f"{ended} of {total}", style="dim")
     return table
 
 

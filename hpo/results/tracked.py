@@ -72,7 +72,7 @@ def study_metrics(best: BestResult) -> dict[str, float]:
         key = "trial" if name == str(best["trial"]) else "trial_best_in_search" if name.isdecimal() else name
         found |= {f"search/{key}": value}
         found |= _with_interval(f"{searched}/{key}", honest(best, name), intervals=name != "chance")
-    found |= _with_interval(metric, _winners_value(best))
+    found |= _with_interval(metric, winners_value(best))
     source = best["confirmed"] or best["ensemble"] or {}
     for gain in (source.get("over_baseline"), *source.get("over_others", ()), source.get("over_default")):
         if gain is not None:
@@ -82,7 +82,7 @@ def study_metrics(best: BestResult) -> dict[str, float]:
     return _finite(found)
 
 
-def _winners_value(best: BestResult) -> Mapping[str, Any] | None:
+def winners_value(best: BestResult) -> Mapping[str, Any] | None:
     """The value to believe: confirmed, or else corrected; of a baseline that is not confirmed, its score as it is."""
     name = str(best["trial"]) if best["winner"] == "trial" else best["winner"]
     if name is None:
@@ -97,7 +97,7 @@ def estimate_kind(best: BestResult) -> str:
     confirmed = best["confirmed"]
     if confirmed is not None:
         return f"confirmed on {count_text(confirmed['splits'], 'fresh split')}"
-    return "corrected for selection, not confirmed" if _winners_value(best) is not None else "none"
+    return "corrected for selection, not confirmed" if winners_value(best) is not None else "none"
 
 
 def study_tags(best: BestResult) -> dict[str, str]:

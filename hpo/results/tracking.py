@@ -27,7 +27,8 @@ from sparse_evidence.core.fitted import load_model
 from sparse_evidence.core.fitted.folder import FILES
 
 from ..database import record
-from ..database.connection import engine_of, try_export_lock
+from ..database.connection import engine_of
+from ..database.locks import try_export_lock
 from ..database.optuna_storage import study_id
 from ..database.retry import is_transient
 from ..distribution import DISTRIBUTION
@@ -132,8 +133,8 @@ def _alone(study: Study) -> Iterator[None]:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        with engine_of(study).begin() as connection:
-            if not try_export_lock(connection, study_id(study)):
+        with try_export_lock(engine_of(study), study_id(study)) as ours:
+            if not ours:
                 raise UserError(
                     f"another process is writing the study {study.study_name!r} to MLflow; try again when it ends"
                 )

@@ -94,6 +94,25 @@ def choose_winner(
     return Winner("ensemble", "the ensemble, the average of the trials that are best together; not confirmed", claim)
 
 
+def beats_baselines(metric: str, ensemble: Mapping[str, Any] | None, confirmed: Mapping[str, Any]) -> bool:
+    """Whether what was confirmed may be said to beat every baseline.
+
+    Args:
+        metric: a name in `METRICS`.
+        ensemble: from `record.ensemble`.
+        confirmed: from `current_confirmed`.
+    """
+    gain = confirmed["over_baseline"]
+    is_searched = confirmed["winner"] is not None and confirmed["winner"] not in BASELINE_NAMES
+    return is_searched and gain is not None and _is_clear(metric, gain, doubted=_is_doubted(metric, ensemble))
+
+
+def _is_clear(metric: str, gain: Mapping[str, Any], *, doubted: bool) -> bool:
+    """Whether the whole interval of a gain is above 0, and nothing makes it doubtful."""
+    interval = better_by(metric, gain)[1]
+    return interval is not None and interval[0] > 0 and not doubted
+
+
 def _confirmed_claim(metric: str, ensemble: Mapping[str, Any] | None, confirmed: Mapping[str, Any]) -> str:
     winner, where = confirmed["winner"], f"on {count_text(confirmed['splits'], 'fresh split')}"
     if winner is None:
@@ -133,8 +152,8 @@ def _claim(
     if gain is None:
         return f"Nothing can be said about baselines, none was scored: {candidate_text(name)} has {numbers}, {where}."
     numbers += f", {gain_text(metric, gain)}, {where}."
-    value, interval = better_by(metric, gain)
-    if interval is not None and interval[0] > 0 and not doubted:
+    value = better_by(metric, gain)[0]
+    if _is_clear(metric, gain, doubted=doubted):
         return f"{capitalized(candidate_text(name))} beats every baseline: {numbers}"
     clearly = "clearly " if value > 0 else ""
     if doubted and value > 0:

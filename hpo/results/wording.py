@@ -50,6 +50,21 @@ def pace_text(trials_per_hour: float) -> str:
     return f"{per_minute:.1f} trials/min" if per_minute > 1 else f"{trials_per_hour:.1f} trials/h"
 
 
+def best_text(value: float | None, trial: int, model: str | None) -> str:
+    """`0.5437 (trial 26, instance)`."""
+    return f"{number(value)} (trial {trial}{'' if model is None else f', {model}'})"
+
+
+def position_text(stage: int, epoch: int) -> str:
+    """`stage 1, epoch 4` of a running trial; `just claimed` as long as no finished epoch is known of.
+
+    Args:
+        stage: counted from 0.
+        epoch: counted from 1; 0: none.
+    """
+    return f"stage {stage + 1}, epoch {epoch}" if epoch else "just claimed"
+
+
 def count_text(count: int, noun: str) -> str:
     """`1 trial`, `2 trials`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -74,7 +74,7 @@ def open_store(where: str | None = None) -> ArtifactStore:
     where = where or os.environ.get(VARIABLE) or str(FOLDER)
     if where.startswith("s3://"):
         return _bucket(where)
-    if "://" in where:
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", where):  # `s3:/bucket` is a typing error, not a folder
         raise UserError(
             f"the artifact store {mask_password(where)} is not supported: give a folder or s3://BUCKET/PREFIX"
         )
@@ -134,11 +134,15 @@ class Checkpoints:
 
     def save(self, claim: Claim, config: Mapping[str, Any], state: Resumable) -> None:
         """Save a checkpoint. An error of the store is logged, and training continues. Raises `ClaimLostError`."""
+        if claim.pending and not self.discard(claim.pending):
+            # The claim has room for the name of one file that is to be removed, and nothing else knows of it.
+            logger.warning("Trial %d is not saved until its previous checkpoint can be removed; training continues.",
+                           claim.trial.number, extra={"action": "checkpoint_failed"})  # fmt: skip
+            self._last = time.monotonic()
+            return
         content = pack_state({"config": dict(config), "state": state.state_dict()})
         artifact = new_name(claim.trial.number)
         try:
-            if claim.pending:
-                self.discard(claim.pending)
             claim.mark_pending(artifact)
             self._store.write(artifact, io.BytesIO(content))
             claim.commit_checkpoint(artifact, hashlib.sha256(content).hexdigest())

@@ -1,7 +1,8 @@
 """The exact loop: assigns trials to workers until exactly the requested number has finished.
 
 Optuna's table alone says what state a trial is in; the table `hpo_claims` says which worker has claimed a running one.
-All decisions are made in one transaction under the study's advisory lock and by the database's clock:
+All decisions are made by the database, in one message under the study's advisory lock and by the database's clock
+(`hpo.database.claims_sql`):
 
 1. a running trial whose claim was released, or whose heartbeat is older than the grace period, is taken over;
 2. else, while finished and running trials are fewer than the budget, a trial is started (queued ones first); without a
@@ -33,14 +34,14 @@ import sqlalchemy as sa
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from ..database import claims_sql, predictions
+from ..database import claims_sql, predictions, trial_rows
 from ..database.claims_sql import ClaimedTrial, Counts, Worker
-from ..database.connection import lock_study
+from ..database.locks import lock_study
 from ..database.optuna_storage import known_trial, share_trials, study_id, unwrap
 from ..database.predictions import Logits
 from ..database.record import INFEASIBLE, OUTCOME, REASON
 from ..database.retry import retry
-from ..errors import ClaimLostError
+from ..errors import ClaimLostError, StudyDeletedError
 from .heartbeat import Heartbeat
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class Claims:
         worker: the process that claims.
         discard: removes the artifacts of trials that have ended.
         stalled: called in the heartbeat's thread; should end the process, because the main thread hangs.
+        follow: called after every epoch with the trial's number, the stage and the epoch.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Claims:
         worker: Worker | None = None,
         discard: Discard = lambda _: True,
         stalled: Callable[[], None] = lambda: None,
+        follow: Callable[[int, int, int], None] = lambda *_: None,
     ) -> None:
         self.engine = engine
         self.study = study
@@ -110,12 +113,15 @@ class Claims:
         self.worker = worker or Worker()
         self.discard = discard
         self.stalled = stalled
+        self.follow = follow
+        self._waiting = False  # whether there was nothing to claim the last time
 
     def claim(self) -> Claim | Wait | Finished:
         """Take over an abandoned trial or start a new one; return `Wait` or `Finished` if there is none.
 
         Raises:
             StorageError: the database is unreachable.
+            StudyDeletedError: the study was deleted.
         """
         owner = uuid.uuid4().hex
         storage = unwrap(self.study)
@@ -131,22 +137,34 @@ class Claims:
         return Claim(self, trial, owner, decision, trials)
 
     def _decide(self, owner: str) -> ClaimedTrial | Wait | Finished:
-        study = study_id(self.study)
-        with self.engine.begin() as connection:
-            lock_study(connection, study)
-            if claimed := claims_sql.claim_of_owner(connection, owner):
-                return claimed
-            while abandoned := claims_sql.next_abandoned_trial(connection, study, self.terms.grace_seconds):
-                if abandoned.next_attempt <= self.terms.max_attempts:
-                    return claims_sql.upsert_claim(
-                        connection, study, abandoned.trial_id, owner, abandoned.next_attempt, self.worker
-                    )
-                claims_sql.fail_exhausted(connection, abandoned)
-            counts = claims_sql.count_by_state(connection, study)
-            if self._may_start(counts):
-                trial_id = claims_sql.start_trial(connection, study)
-                return claims_sql.upsert_claim(connection, study, trial_id, owner, 1, self.worker)
-            return Wait(counts) if counts.running else Finished(counts)
+        study, terms = study_id(self.study), self.terms
+        if self._waiting and (counts := self._look()) is not None:
+            return self._nothing_to_start(counts)
+        while True:
+            with unwrap(self.study).immediate.connect() as connection:
+                decision = claims_sql.decide(
+                    connection, study, owner, self.worker, budget=self.budget,
+                    grace_seconds=terms.grace_seconds, max_attempts=terms.max_attempts,
+                )  # fmt: skip
+            if isinstance(decision, ClaimedTrial):
+                self._waiting = False
+                return decision
+            if decision is not None:
+                return self._nothing_to_start(decision)
+            with self.engine.begin() as connection:
+                lock_study(connection, study)
+                claims_sql.fail_next_exhausted(connection, study, terms.grace_seconds, terms.max_attempts)
+
+    def _look(self) -> Counts | None:
+        """The trials by state if there is nothing to claim; many may be waiting, so this takes no lock."""
+        with unwrap(self.study).immediate.connect() as connection:
+            counts, abandoned = claims_sql.look(connection, study_id(self.study), self.terms.grace_seconds)
+        return None if abandoned or self._may_start(counts) else counts
+
+    def _nothing_to_start(self, counts: Counts) -> Wait | Finished:
+        self._waiting = True
+        queued = self.budget is None and counts.waiting > 0  # which another process has locked
+        return Wait(counts) if counts.running or queued else Finished(counts)
 
     def _may_start(self, counts: Counts) -> bool:
         if self.budget is None:
@@ -184,6 +202,8 @@ class Claim:
         )
         self.lost = self._heartbeat.lost
         """Set when the trial was taken over: stop working on it."""
+        self.deleted = False
+        """Whether the trial was found to be deleted when the context was left."""
 
     def __enter__(self) -> Self:
         self._heartbeat.start()
@@ -193,7 +213,10 @@ class Claim:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._heartbeat.stop()
-        if self._ended or self.lost.is_set() or isinstance(error, ClaimLostError):
+        if self._ended:
+            return
+        if self.lost.is_set() or isinstance(error, ClaimLostError | StudyDeletedError):
+            self._discard_if_deleted()
             return
         failed = isinstance(error, Exception)  # not Ctrl-C
         self._release_on_exit(claims_sql.fail_claim if failed else claims_sql.release_claim)
@@ -207,6 +230,7 @@ class Claim:
     def progress(self, stage: int, epoch: int) -> None:
         """Record the progress; the next heartbeat sends it, so this is cheap. Raises `ClaimLostError`."""
         self._heartbeat.progress(stage, epoch)
+        self._claims.follow(self.trial.number, stage, epoch)
         if self.lost.is_set():
             raise ClaimLostError
 
@@ -300,7 +324,7 @@ class Claim:
 
     def _execute(self, statement: Callable[..., bool], *values: str | int) -> bool:
         """Run a statement of `claims_sql` on our claim, once; returns whether the claim is still ours."""
-        with self._claims.engine.begin() as connection:
+        with unwrap(self._claims.study).immediate.connect() as connection:
             return statement(connection, self._trial_id, self.owner, *values)
 
     def _retry(self, statement: Callable[..., bool], *values: str) -> bool:
@@ -310,6 +334,18 @@ class Claim:
         if not self._retry(statement, *values):
             self.lost.set()
             raise ClaimLostError
+
+    def _discard_if_deleted(self) -> None:
+        """Remove the artifacts of a trial that was deleted: its claim, which named them, was deleted with it."""
+        try:
+            with unwrap(self._claims.study).immediate.connect() as connection:
+                self.deleted = trial_rows.trial_state(connection, self._trial_id) is None
+        except Exception as error:  # noqa: BLE001 (must not mask the original exception)
+            logger.debug("Is the trial deleted? %s", type(error).__name__)
+        if self.deleted:
+            for artifact in (self.checkpoint, self.pending):
+                if artifact:
+                    self._claims.discard(artifact)
 
     def _release_on_exit(self, statement: Callable[..., bool]) -> None:
         """Release the trial without a retry: the unreachable database may be why the context ends."""

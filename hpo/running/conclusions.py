@@ -19,7 +19,8 @@ from sparse_evidence.core import metrics, selection
 from sparse_evidence.core.selection import Scorer
 
 from ..database import predictions, record
-from ..database.connection import engine_of, try_conclusion_lock
+from ..database.connection import engine_of
+from ..database.locks import try_conclusion_lock
 from ..database.optuna_storage import study_id, unwrap
 from ..database.record import BASELINES, CONFIRMED, ENSEMBLE
 from ..database.retry import retry
@@ -281,7 +282,7 @@ def fresh_scores(confirm: Confirming, task: StudyTask, trials: Sequence[FrozenTr
     scores: dict[str, FreshScores] = {}
     for split in range(plan.splits):
         scorer = make_scorer(task.on_split(split))
-        found = _on_split(confirm, trials, split, dropped)
+        found = logits_on_split(confirm, trials, split, dropped)
         candidates: dict[str, npt.NDArray[Any]] = {name: logits for name, logits in found.items() if name != "0"}
         if members:
             candidates["ensemble"] = selection.mean_logits({member: found[str(member)] for member in members}, members)
@@ -298,7 +299,7 @@ def fresh_scores(confirm: Confirming, task: StudyTask, trials: Sequence[FrozenTr
     return scores
 
 
-def _on_split(
+def logits_on_split(
     confirm: Confirming, trials: Sequence[FrozenTrial], split: int, dropped: Container[int]
 ) -> dict[str, npt.NDArray[np.float32]]:
     """The logits `[posts, criteria]` of every configuration and every baseline that was scored on a split."""
@@ -400,11 +401,9 @@ def once(study: optuna.Study, is_stored: Callable[[], bool], store: Callable[[],
     def attempt() -> bool:
         if is_stored():
             return True
-        with engine_of(study).begin() as connection:
-            if not try_conclusion_lock(connection, study_id(study)):
-                return False
-            if not is_stored():
+        with try_conclusion_lock(engine_of(study), study_id(study)) as ours:
+            if ours and not is_stored():
                 store()
-            return True
+        return ours
 
     return retry(attempt, unwrap(study).retry_seconds)

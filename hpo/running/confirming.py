@@ -27,7 +27,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from ..database import record, trial_rows
-from ..database.connection import engine_of, lock_study
+from ..database.connection import engine_of
+from ..database.locks import lock_study
 from ..database.optuna_storage import storage_of, study_id, unwrap
 from ..database.record import CONFIRM, CONFIRMING, CURVES, OUTCOME, PLAN
 from ..database.retry import retry
@@ -91,13 +92,16 @@ class Confirming:
 
     def _advance(self) -> bool:
         study = study_id(self.child)
+        trials = self.child.get_trials(deepcopy=False)  # not under the lock: reading them may take long
+        if not all(trial.state.is_finished() for trial in trials):
+            return True
+        entries = next_round(self.plan, trials, maximize=record.higher_is_better(self.child))
+        queue = list(queued(self.parent, entries))
         with engine_of(self.child).begin() as connection:
             lock_study(connection, study)
-            trials = trial_rows.select_trials(connection, study, (), 0, without=(CURVES,))
-            if not all(trial.state.is_finished() for trial in trials):
-                return True
-            entries = next_round(self.plan, trials, maximize=record.higher_is_better(self.child))
-            trial_rows.enqueue(connection, study, queued(self.parent, entries))
+            if trial_rows.count_trials(connection, study) != len(trials):
+                return True  # another worker has queued the round
+            trial_rows.enqueue(connection, study, queue)
             return bool(entries)
 
     def progress(self) -> Progress:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import optuna
 
 from sparse_evidence.core.metrics import METRICS
 
 from ..database import record
-from ..database.connection import engine_of, open_storage, try_baselines_lock
+from ..database.connection import engine_of, open_storage
+from ..database.locks import try_baselines_lock
 from ..database.optuna_storage import study_id, unwrap
 from ..database.record import BASELINES, CURVES, REQUESTED
 from ..database.retry import retry
@@ -28,6 +31,9 @@ def join_study(
     *,
     trials: int,
     try_first: Sequence[Mapping[str, Scalar]] = (),
+    wait_seconds: float = 0.0,
+    stop: threading.Event | None = None,
+    note: Path | None = None,
 ) -> optuna.Study:
     """Create the study, or open it if it exists, and raise its recorded budget to `trials`.
 
@@ -39,15 +45,21 @@ def join_study(
         url: from `storage_url`.
         trials: trials to finish in total.
         try_first: parameters from `warm_start`, which are queued unless they were queued or tried before.
+        wait_seconds: how long to wait for a database that is away.
+        stop: once set, it is not waited for.
+        note: the file in which the workers of a pool note the key of the study that they work on, so that none of them
+            creates it again after it has been deleted.
 
     Raises:
         RefusedError: the study was created from other data, folds, definition or code.
+        StudyDeletedError: the study of the note has been deleted.
         StorageError: the database is unreachable.
     """
     higher = METRICS[definition.search.metric].higher_is_better
     direction: Direction = "maximize" if higher else "minimize"
+    grace = definition.service.grace_seconds
     study = open_study(
-        open_storage(url, without=(CURVES,)),
+        open_storage(url, wait_seconds=wait_seconds, stop=stop, grace_seconds=grace, without=(CURVES,)),
         definition.name,
         direction=direction,
         identity=task.identity(),
@@ -55,10 +67,19 @@ def join_study(
         sampler=make_sampler(definition.search.sampler, definition.search.seed),
         differences=differences,
         once=try_first,
+        existing=None if note is None else read_note(note),
     )
+    if note is not None:
+        note.write_text(str(study_id(study)), encoding="utf-8")
     if trials > (record.requested(study) or 0):
         study.set_user_attr(REQUESTED, trials)
     return study
+
+
+def read_note(note: Path) -> int | None:
+    """The key of the study that the workers of a pool work on; None until the first of them has joined it."""
+    text = note.read_text(encoding="utf-8") if note.exists() else ""
+    return int(text) if text else None
 
 
 def load_joined(
@@ -76,7 +97,7 @@ def load_joined(
         RefusedError: the study was created from other data, folds, definition or code.
         StorageError: the database is unreachable.
     """
-    storage = open_storage(url)
+    storage = open_storage(url, create=False)
     load_study(storage, definition.name)  # said before minutes of embedding
     engine_of(storage).dispose()
     task = load_task(definition, progress=progress)
@@ -91,8 +112,8 @@ def measure_baselines(study: optuna.Study, task: StudyTask) -> None:
     """
 
     def measure() -> None:
-        with engine_of(study).begin() as connection:  # the lock is released even if this process dies
-            if try_baselines_lock(connection, study_id(study)) and BASELINES not in study.user_attrs:
+        with try_baselines_lock(engine_of(study), study_id(study)) as ours:
+            if ours and BASELINES not in study.user_attrs:
                 study.set_user_attr(BASELINES, task.baselines())
 
     if BASELINES not in study.user_attrs:

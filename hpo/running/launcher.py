@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..study.definition import StudyDefinition
     from ..study.fields import Scalar
     from .confirming import Progress as ConfirmProgress
+    from .position import Position
     from .task import Progress, StudyTask
 
 REFRESH_SECONDS = 0.5
@@ -46,6 +47,9 @@ class Observer(Protocol):
 
     def line(self, text: str) -> None:
         """Receive a line that a worker wrote."""
+
+    def positions(self, positions: Mapping[int, Position]) -> None:
+        """Receive where the workers of this machine are, by process id, every `REFRESH_SECONDS`, before the counts."""
 
     def stopping(self) -> None:
         """A signal arrived, and the workers are releasing their trials."""
@@ -127,7 +131,10 @@ def run_study(started: StartedStudy, observer: Observer, *, workers: int | None 
 
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM arrived before the end; the workers have released their trials.
+        StudyDeletedError: the study was deleted.
     """
+    from ..database.optuna_storage import study_id
+
     finished = _finished(started)
     if finished >= started.trials and _is_concluded(started):
         _measure_baselines(started, observer)
@@ -137,6 +144,7 @@ def run_study(started: StartedStudy, observer: Observer, *, workers: int | None 
     with graceful_shutdown(stop, again=signal.default_int_handler), WorkerPool(
         started.definition.path, started.url, trials=started.trials, slots=slots, print_line=observer.line,
         environment=started.definition.environment, confirm_only=started.confirm_only,
+        study_key=study_id(started.study),
     ) as pool:  # fmt: skip
         _measure_baselines(started, observer)  # takes about as long as the workers take to start
         _watch(started, observer, pool, stop)
@@ -161,6 +169,7 @@ def _watch(started: StartedStudy, observer: Observer, pool: WorkerPool, stop: th
 
     def report() -> bool:
         counts = count_trials(started.study)
+        observer.positions(pool.positions())
         observer.counts(counts)
         is_concluded = counts.finished >= started.trials and _is_concluded(started)
         if counts.finished >= started.trials and (progress := _confirm_progress(started)) is not None:

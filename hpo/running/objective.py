@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
@@ -17,12 +18,14 @@ from sparse_evidence.core.metrics import METRICS
 from sparse_evidence.core.training.crossval import CrossValidation
 
 from ..database import record
-from ..database.record import BASELINES, CONFIG, CURVES, CV, SEED
+from ..database.record import BASELINES, CONFIG, CURVES, CV, PRUNED, SEED
 from ..study import space
 from .artifacts import Checkpoints
 from .claims import Claim
-from .pruning import SameFoldsRule
+from .pruning import Judged, SameFoldsRule
 from .task import StudyTask
+
+logger = logging.getLogger(__name__)
 
 
 class TrialOutOfMemoryError(Exception):
@@ -50,6 +53,8 @@ def run(
     """
     if (entry := record.confirm(claim.trial)) is not None and "trial" not in entry:
         return _baselines(claim, task, entry["split"])
+    if (wrong := _queued_wrongly(claim, task)) is not None:
+        return _infeasible(claim, wrong)
     with claim.transaction():
         candidate = space.suggest(task.definition, claim.trial)
         config = space.to_dict(candidate)
@@ -65,8 +70,8 @@ def run(
                 # passed it, and the worker died before it could checkpoint that.
                 if not claim.reported(cv.folds_begun):
                     if rule.should_prune(cv.folds_begun, cv.projected_value(), stage_ended=event.stage_ended):
-                        return _prune(claim, cv)
-                    if event.stage_ended:
+                        return _prune(claim, cv, rule.judged)
+                    if event.stage_ended and cv.folds_begun < cv.folds.count:
                         _report(claim, cv)
                 if stop():
                     checkpoints.save(claim, config, cv)
@@ -80,6 +85,19 @@ def run(
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _out_of_memory(claim, error) from error
     return _complete(claim, cv)
+
+
+def _queued_wrongly(claim: Claim, task: StudyTask) -> str | None:
+    """Why a trial that somebody queued by hand cannot be trained; logs a warning for parameters that do not exist."""
+    number = claim.trial.number
+    trial = next((trial for trial in reversed(claim.trials_when_claimed) if trial.number == number), None)
+    queued = None if trial is None else trial.system_attrs.get(record.FIXED)
+    if not queued or record.confirm(claim.trial) is not None:
+        return None
+    unknown, wrong = space.queued_mistakes(task.definition, queued)
+    if unknown:
+        logger.warning("Trial %d was queued with what is ignored: %s.", number, "; ".join(unknown))
+    return f"queued wrongly: {'; '.join(wrong)}" if wrong else None
 
 
 def _cross_validation(claim: Claim, task: StudyTask, candidate: CandidateConfig, device: str) -> CrossValidation:
@@ -115,20 +133,27 @@ def _baselines(claim: Claim, task: StudyTask, split: int) -> TrialState:
 
 
 def _report(claim: Claim, cv: CrossValidation) -> None:
-    """Report the stage that has just ended: the trial continues, and other trials are compared with it."""
+    """Report a stage that has just ended: the trial continues, and other trials are compared with it.
+
+    The last stage is reported with the trial's end: no trial is pruned by it, and the last report is then the value.
+    """
     claim.trial.report(cv.value_so_far(), step=cv.folds_begun)
 
 
-def _prune(claim: Claim, cv: CrossValidation) -> TrialState:
+def _prune(claim: Claim, cv: CrossValidation, judged: Judged | None) -> TrialState:
+    assert judged is not None, "a trial is pruned by a comparison"
     report = {cv.folds_begun: cv.value_so_far()}
-    claim.finish(TrialState.PRUNED, attributes={CURVES: cv.curves()}, reports=report, logits=cv.predictions())
+    attributes = {CURVES: cv.curves(), PRUNED: asdict(judged)}
+    claim.finish(TrialState.PRUNED, attributes=attributes, reports=report, logits=cv.predictions())
     return TrialState.PRUNED
 
 
 def _complete(claim: Claim, cv: CrossValidation) -> TrialState:
     summary = _summary(cv)
-    attributes = {CURVES: cv.curves(), CV: summary}
-    claim.finish(TrialState.COMPLETE, summary["mean"], attributes=attributes, logits=cv.predictions())
+    # A trial that confirms is scored only once, so it has no curves.
+    attributes = {CV: summary} if cv.fixed_epochs else {CURVES: cv.curves(), CV: summary}
+    report = {cv.folds.count: summary["mean"]}
+    claim.finish(TrialState.COMPLETE, summary["mean"], attributes=attributes, reports=report, logits=cv.predictions())
     return TrialState.COMPLETE
 
 

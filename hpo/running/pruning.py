@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +30,20 @@ if TYPE_CHECKING:
 
 FRESH_SECONDS = 10.0
 """Within a stage, the trials read from the database are reused for this long."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the rule compared when it last decided; the study stores it of a trial that is pruned."""
+
+    folds: int
+    value: float
+    """The trial's mean over these folds: as projected for the end of the stage, or the actual one if it has ended."""
+    threshold: float
+    """Infinite while there were too few peers."""
+    peers: int
+    """Other trials that had reported a value for the same folds."""
+    stage_ended: bool
 
 
 class SameFoldsRule:
@@ -56,7 +71,9 @@ class SameFoldsRule:
         self._trials = trials
         self._clock = clock
         self._read_at = clock()
-        self._threshold: tuple[int, float] | None = None  # (folds, the threshold for them)
+        self._threshold: tuple[int, float, int] | None = None  # (folds, the threshold for them, how many peers set it)
+        self.judged: Judged | None = None
+        """The latest decision; None before the first."""
 
     def should_prune(self, folds: int, projected: float, *, stage_ended: bool) -> bool:
         """Decide after an epoch. False in the last stage, and if the projected value is undefined (NaN).
@@ -71,7 +88,8 @@ class SameFoldsRule:
             return False
         if stage_ended or self._clock() - self._read_at > FRESH_SECONDS:
             self._refresh()
-        threshold = self._threshold_for(folds)
+        threshold, peers = self._threshold_for(folds)
+        self.judged = Judged(folds, projected, threshold, peers, stage_ended)
         return projected < threshold if self._higher_is_better else projected > threshold
 
     def _refresh(self) -> None:
@@ -79,11 +97,12 @@ class SameFoldsRule:
         self._read_at = self._clock()
         self._threshold = None
 
-    def _threshold_for(self, folds: int) -> float:
+    def _threshold_for(self, folds: int) -> tuple[float, int]:
         if self._threshold is None or self._threshold[0] != folds:
             peers = peer_values(self._trials, self._trial.number, folds)
-            self._threshold = folds, pruning_threshold(peers, self._pruner, higher_is_better=self._higher_is_better)
-        return self._threshold[1]
+            threshold = pruning_threshold(peers, self._pruner, higher_is_better=self._higher_is_better)
+            self._threshold = folds, threshold, len(peers)
+        return self._threshold[1:]
 
 
 def pruning_threshold(peers: Sequence[float], pruner: PrunerConfig, *, higher_is_better: bool = True) -> float:

@@ -12,8 +12,9 @@ import threading
 from typing import Self
 
 from ..database import claims_sql
-from ..database.connection import lock_study
-from ..database.optuna_storage import study_id
+from ..database.locks import lock_study
+from ..database.optuna_storage import study_id, unwrap
+from ..database.retry import retry
 from .claims import Claims
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,14 @@ class Reaper:
         self._thread.join(timeout=1)
 
     def reap(self) -> None:
-        """Fail the trials whose attempts are exhausted, and remove artifacts and claims of finished ones."""
+        """Fail the trials whose attempts are exhausted, and remove artifacts and claims of finished ones.
+
+        Raises:
+            StorageError: the database is unreachable.
+        """
+        retry(self._reap, unwrap(self._claims.study).retry_seconds)
+
+    def _reap(self) -> None:
         self._fail_exhausted()
         self._remove_orphaned()
 
@@ -61,7 +69,7 @@ class Reaper:
     def _run(self) -> None:
         while not self._stop.wait(self._claims.terms.grace_seconds * random.uniform(0.3, 0.6)):
             try:
-                self.reap()
+                self._reap()
             except Exception as error:  # noqa: BLE001 (retried on the next timer)
                 logger.warning(
                     "Reaping failed (%s); retrying.", type(error).__name__, extra={"action": "reaper_failed"}

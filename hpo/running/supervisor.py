@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from ..database.connection import RETRY_SECONDS
 from ..database.retry import Backoff
 from ..errors import Exit
+from .position import Position, PositionFile
 from .signals import STOP_ON_EOF, STOP_SECONDS
 from .slots import Slot
 
@@ -28,10 +31,13 @@ HEALTHY_SECONDS = 60.0
 MAX_CRASHES = 10
 """A slot is abandoned after more consecutive crashes than this, all of them within `HEALTHY_SECONDS` of the start."""
 
-_FINAL = {Exit.DONE, Exit.USAGE, Exit.STORAGE, Exit.REFUSED, Exit.INTERRUPTED}
-"""Exit codes after which a restart would only repeat the outcome."""
+_FINAL = {Exit.DONE, Exit.USAGE, Exit.REFUSED, Exit.INTERRUPTED}
+"""Exit codes after which a restart would only repeat the outcome; for `Exit.STORAGE` that is so after a while."""
 _RESTART_IMMEDIATELY = {Exit.MEMORY, Exit.STALLED}
 """Exit codes with which a worker requests a fresh process."""
+
+STUDY_NOTE = "HPO_STUDY_NOTE"
+"""Environment variable: the file in which the workers of a pool note the key of their study."""
 
 PrintLine = Callable[[str], None]
 
@@ -48,6 +54,7 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
         artifacts: where checkpoints are stored; default: from the workers' environment.
         environment: further variables of the workers.
         confirm_only: the workers do no trials of the search.
+        study_key: the study's key in the database; None: the first worker may create the study.
     """
 
     def __init__(
@@ -61,9 +68,18 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
         artifacts: str | None = None,
         environment: Mapping[str, str] | None = None,
         confirm_only: bool = False,
+        study_key: int | None = None,
     ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="hpo-pool-")
+        note = Path(self._folder.name) / "study"
+        note.write_text("" if study_key is None else str(study_key), encoding="utf-8")
         arguments = ["worker", str(study), "--trials", str(trials), *(["--confirm-only"] if confirm_only else [])]
-        variables = {"HPO_STORAGE": url, **({"HPO_ARTIFACTS": artifacts} if artifacts else {}), **(environment or {})}
+        variables = {
+            "HPO_STORAGE": url,
+            STUDY_NOTE: str(note),
+            **({"HPO_ARTIFACTS": artifacts} if artifacts else {}),
+            **(environment or {}),
+        }
         self._slots = [_Slot(arguments, variables, slot, print_line) for slot in slots]
 
     def __enter__(self) -> Self:
@@ -80,6 +96,11 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
         Only this call restarts crashed workers, so make it about once a second.
         """
         return sum(slot.poll() for slot in self._slots)
+
+    def positions(self) -> dict[int, Position]:
+        """Where the workers are, by process id; without those that have finished no epoch yet."""
+        found = (slot.position() for slot in self._slots)
+        return {pid: position for pid, position in found if position is not None}
 
     def failure(self) -> tuple[int, str]:
         """Why no worker is left: an exit code, and how each worker ended, with the last line it printed."""
@@ -102,6 +123,7 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
         finally:
             for slot in self._slots:
                 slot.kill()
+            self._folder.cleanup()
 
 
 class _Slot:
@@ -115,6 +137,7 @@ class _Slot:
         self._arguments = [*arguments, "--slot", str(slot.number), "--threads", str(slot.threads)]
         self._environment = {**os.environ, **environment, **slot.environment(), STOP_ON_EOF: "1"}
         self._crashes = 0
+        self._away_since: float | None = None  # when the first of the workers began that all found no database
         self._restart_at: float | None = None
         self._stopping = False
         self._start()
@@ -145,11 +168,12 @@ class _Slot:
 
     def _handle_end(self, code: int) -> None:
         """Print how the process ended, and schedule a restart unless it would end the same way."""
+        self._process.forget_position()
         message = f"worker {self._number} {describe_exit(code)}"
         immediately = code in _RESTART_IMMEDIATELY
         if not immediately:
             self._crashes = 1 if time.monotonic() - self._started_at > HEALTHY_SECONDS else self._crashes + 1
-        if code in _FINAL or self._stopping or self._crashes > MAX_CRASHES:
+        if self._stopping or self._is_final(code):
             if code != Exit.DONE:
                 self._print_line(message)
             return
@@ -157,8 +181,19 @@ class _Slot:
         self._restart_at = time.monotonic() + pause
         self._print_line(f"{message}; restarting it" + (f" in {pause:.0f} s" if pause else ""))
 
+    def _is_final(self, code: int) -> bool:
+        """Whether the slot is abandoned. A database that is away may come back within the time that a worker waits."""
+        if code != Exit.STORAGE:
+            self._away_since = None
+            return code in _FINAL or self._crashes > MAX_CRASHES
+        self._away_since = self._started_at if self._away_since is None else self._away_since
+        return time.monotonic() - self._away_since >= RETRY_SECONDS
+
     def last_line(self) -> str:
         return self._process.last_line()
+
+    def position(self) -> tuple[int, Position | None]:
+        return self._process.position()
 
     def terminate(self) -> None:
         self._stopping = True
@@ -178,9 +213,11 @@ class _Process:
 
     def __init__(self, arguments: list[str], environment: dict[str, str], print_line: PrintLine) -> None:
         self._last_line = ""
+        self._position_file = PositionFile()
         self._process = subprocess.Popen(  # noqa: S603 (our own command line)
             [sys.executable, "-m", "sparse_evidence.hpo", *arguments],
-            env=environment,
+            env=environment | self._position_file.environment(),
+            pass_fds=[self._position_file.number],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -202,6 +239,13 @@ class _Process:
     def code(self) -> int | None:
         return self._process.poll()
 
+    def position(self) -> tuple[int, Position | None]:
+        """Its process id, and where it is."""
+        return self._process.pid, self._position_file.read()
+
+    def forget_position(self) -> None:
+        self._position_file.close()
+
     def last_line(self) -> str:
         """The last line of its output, in parentheses."""
         self._listener.join(timeout=1)
@@ -221,6 +265,7 @@ class _Process:
         if self.code() is None:
             self._process.kill()
         self._process.wait()
+        self.forget_position()
         self._listener.join(timeout=5)
         if self._process.stdin is not None:
             self._process.stdin.close()

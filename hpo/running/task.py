@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any, cast
@@ -18,6 +18,7 @@ from sparse_evidence.core.config import DEFAULT_ENCODER, CandidateConfig, Embedd
 from sparse_evidence.core.corpus.data import Corpus
 from sparse_evidence.core.features.chunks import Chunks, chunk, windows
 from sparse_evidence.core.features.encoders import Encoder, locate
+from sparse_evidence.core.features.lengths import within_all
 from sparse_evidence.core.features.views import (
     EmbeddedCorpus,
     Features,
@@ -32,6 +33,7 @@ from sparse_evidence.core.training.crossval import CrossValidation
 from sparse_evidence.core.training.resampling import fresh_folds, inner_folds, outer_folds
 
 from ..distribution import DISTRIBUTION
+from ..study import space
 from ..study.config import OuterFold
 from ..study.definition import StudyDefinition
 from ..study.fields import Choices, ParameterSpec, Range
@@ -60,11 +62,20 @@ class StudyTask:
     """Chunks and criteria of the study, summed over its encoders and windows."""
     computed: int
     """How many of them `load_task` embedded; the others were cached, or repeat another text."""
+    cuts: tuple[str, ...] = ()
+    """Which chunks were longer than an encoder reads, and cut, in a sentence per encoder."""
+    _fresh: dict[int, Folds] = field(default_factory=dict, init=False)
+    """The folds of the fresh splits so far: dividing the posts takes as long as a tenth of a small trial."""
 
     @property
     def criteria(self) -> tuple[str, ...]:
         """The criteria's names, in column order."""
         return tuple(criterion.name for criterion in self.corpus.criteria)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of what is searched, and of how the data were read, in a sentence each."""
+        return (*space.notes(self.definition), *self.corpus.notes, *self.cuts)
 
     def identity(self) -> dict[str, Any]:
         """What must be identical for all workers of the study."""
@@ -133,7 +144,9 @@ class StudyTask:
         Raises:
             SplitError: the posts cannot be split again.
         """
-        return replace(self, folds=fresh_folds(self.corpus, self.folds, self.confirm_seed(split)))
+        if split not in self._fresh:
+            self._fresh[split] = fresh_folds(self.corpus, self.folds, self.confirm_seed(split))
+        return replace(self, folds=self._fresh[split])
 
     def outer_folds(self, count: int) -> Folds:
         """The posts of the search, divided into the outer folds of a nested cross-validation.
@@ -203,11 +216,11 @@ def load_task(definition: StudyDefinition, *, device: str = "cpu", progress: Pro
     folder = definition.path.parent
     encoders = {name: locate(name, folder) for name in encoder_names(definition)}
     corpus = definition.data.load(folder)
-    chunks = chunk(corpus.posts, definition.chunks)
     folds = _split(corpus, definition)  # before the embedding, which may take long
     # the baselines need embeddings even if no model of the study does
     views = embedded_views(definition) or [(DEFAULT_ENCODER, 1)]
     embedders = {name: encoders.get(name) or locate(name, folder) for name, _ in views}
+    chunks, cuts = within_all(corpus.posts, chunk(corpus.posts, definition.chunks), list(embedders.values()))
     embedded: dict[View, EmbeddedCorpus] = {}
     texts = computed = 0
     for name, window in views:
@@ -218,7 +231,7 @@ def load_task(definition: StudyDefinition, *, device: str = "cpu", progress: Pro
     if definition.split.merge_near_duplicates:
         corpus = merge_near_duplicates(corpus, embedded[views[0]])
         folds = _split(corpus, definition)
-    return StudyTask(definition, corpus, chunks, folds, embedded, encoders, texts, computed)
+    return StudyTask(definition, corpus, chunks, folds, embedded, encoders, texts, computed, tuple(map(str, cuts)))
 
 
 def _split(corpus: Corpus, definition: StudyDefinition) -> Folds:

@@ -79,7 +79,7 @@ def _of_study(path: Path, url: str) -> list[Found]:
     from ..database.connection import engine_of, open_storage
     from ..database.studies import load_study
 
-    storage = open_storage(url)
+    storage = open_storage(url, create=False)
     try:
         study = load_study(storage, load(path).name)
         ranked = record.best_first(study, study.get_trials(deepcopy=False))

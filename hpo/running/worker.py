@@ -6,8 +6,10 @@ import logging
 import os
 import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import optuna
 import torch
@@ -15,21 +17,31 @@ from optuna.trial import TrialState
 
 from ..database import record
 from ..database.claims_sql import Worker
-from ..database.connection import engine_of
+from ..database.connection import RETRY_SECONDS, engine_of
 from ..database.record import REASON
-from ..errors import ClaimLostError, Exit
+from ..errors import ClaimLostError, Exit, StorageError
 from ..study.definition import StudyDefinition
 from . import claims, conclusions, confirming, objective, process
 from .artifacts import ArtifactStore, Checkpoints
 from .joining import join_study, measure_baselines
+from .position import position_writer
 from .reaper import Reaper
 from .slots import VISIBLE_DEVICES
+from .supervisor import STUDY_NOTE
 from .task import Progress, StudyTask, default_device, load_task
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-"""Mean pause before a worker without a trial tries to claim one again."""
+"""Mean pause before a worker that waits looks again, at first."""
+LONGEST_POLL_SECONDS = 5.0
+"""The same of a worker that has waited for long."""
+POLL_SHARE = 0.05
+"""A worker that waits looks again after this share of the time for which it has waited.
+
+So waiting is at most that much longer than necessary, and a thousand workers that wait for the last trials look a few
+hundred times a second, not thousands.
+"""
 
 RunTrial = Callable[[claims.Claim], TrialState | None]
 """Run a claimed trial; returns its final state, or None if it was released."""
@@ -79,7 +91,7 @@ def work(
 
     Raises:
         UserError: data, folds or encoder cannot be used.
-        RefusedError: the study was created from other data, folds, definition or code.
+        RefusedError: the study was created from other data, folds, definition or code, or was deleted.
         StorageError: the database is unreachable.
     """
     if options.threads is not None:
@@ -91,6 +103,9 @@ def work(
         return Exit.MEMORY
     except StopRequestedError:
         pass
+    except StorageError:
+        if not stop.is_set():
+            raise
     return Exit.DONE
 
 
@@ -104,16 +119,19 @@ def _run_trials(
 ) -> None:
     device = default_device()
     task = load_task(definition, device=device, progress=_stop_aware(stop, progress))
-    study = join_study(definition, task, url, trials=0 if options.confirm_only else options.trials)
+    trials = 0 if options.confirm_only else options.trials
+    note = Path(os.environ[STUDY_NOTE]) if os.environ.get(STUDY_NOTE) else None
+    study = join_study(definition, task, url, trials=trials, wait_seconds=RETRY_SECONDS, stop=stop, note=note)
     checkpoints = Checkpoints(store, every_seconds=definition.service.checkpoint_seconds)
     measure_baselines(study, task)
+    follow = position_writer()
     process.freeze_gc()
 
     def run_trial(claim: claims.Claim) -> TrialState | None:
         return objective.run(claim, task, checkpoints, device=device, stop=stop.is_set)
 
     def run_all(searched: optuna.Study, budget: int | None, more: Callable[[], bool] = lambda: False) -> None:
-        queue = _claims(definition, searched, options, budget, device, checkpoints)
+        queue = _claims(definition, searched, options, budget, device, checkpoints, follow)
         with Reaper(queue) as reaper:
             _loop(queue, run_trial, stop, more)
             if not stop.is_set():
@@ -168,6 +186,7 @@ def _claims(
     budget: int | None,
     device: str,
     checkpoints: Checkpoints,
+    follow: Callable[[int, int, int], None],
 ) -> claims.Claims:
     service = definition.service
     gpu = os.environ.get(VISIBLE_DEVICES) if device == "cuda" else None
@@ -182,20 +201,28 @@ def _claims(
         worker=Worker(slot=options.slot, gpu=gpu),
         discard=checkpoints.discard,
         stalled=lambda: os._exit(Exit.STALLED),  # the main thread hangs, so only this ends the process
+        follow=follow,
     )
 
 
 def _loop(queue: claims.Claims, run_trial: RunTrial, stop: threading.Event, more: Callable[[], bool]) -> None:
     """Run trials until all are finished and `more`, which may queue others, returns False."""
+    since = time.monotonic()
     while not stop.is_set():
         match queue.claim():
             case claims.Claim() as claim:
                 _run_claimed(claim, run_trial)
+                since = time.monotonic()
             case claims.Wait():
-                stop.wait(POLL_SECONDS * random.uniform(0.5, 1.5))
+                stop.wait(poll_pause(time.monotonic() - since) * random.uniform(0.5, 1.5))
             case claims.Finished():
                 if not more():
                     return
+
+
+def poll_pause(waited: float) -> float:
+    """Mean seconds until a worker that has waited for `waited` seconds looks again."""
+    return min(LONGEST_POLL_SECONDS, max(POLL_SECONDS, POLL_SHARE * waited))
 
 
 def _run_claimed(claim: claims.Claim, run_trial: RunTrial) -> None:
@@ -203,7 +230,9 @@ def _run_claimed(claim: claims.Claim, run_trial: RunTrial) -> None:
         with claim:
             state = run_trial(claim)
     except ClaimLostError:
-        logger.warning("Trial %d was taken over by another worker; continuing with the next one.", claim.trial.number)
+        if not claim.deleted:  # else the next claim says that the study is
+            number = claim.trial.number
+            logger.warning("Trial %d was taken over by another worker; continuing with the next one.", number)
         return
     if state == TrialState.FAIL:
         reason = claim.trial.user_attrs.get(REASON)

@@ -7,7 +7,10 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 
-from sparse_evidence.core.config import Count, Positive
+from sparse_evidence.core.config import MOST, Count
+
+YEAR = 366 * 24 * 3600
+Seconds = Annotated[float, Interval(gt=0, le=YEAR)]
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class PrunerConfig:
     percentile: Annotated[float, Interval(gt=0, lt=100)] = 50.0
     """After every stage but the last, a trial continues if its mean is within this best share of the trials on the same
     folds."""
-    startup_trials: Annotated[int, Interval(ge=0)] = 1
+    startup_trials: Annotated[int, Interval(ge=0, le=MOST)] = 1
     """Nothing is pruned until this many other trials have reported at the stage."""
     within_stages: bool = True
     """Also prune after every epoch, by the best score that the trial is projected to reach in `patience` more epochs at
@@ -69,16 +72,16 @@ class OuterFold:
 class ServiceConfig:
     """How a study is run. Not part of its identity: change it at any time."""
 
-    heartbeat_seconds: Positive = 20.0
+    heartbeat_seconds: Seconds = 20.0
     """Interval between a worker's heartbeats. HPO_HEARTBEAT_SECONDS overrides."""
-    grace_seconds: Positive = 120.0
+    grace_seconds: Seconds = 120.0
     """Another worker takes a trial over when its worker has sent no heartbeat for this long. HPO_GRACE_SECONDS
     overrides."""
     max_attempts: Count = 3
     """A trial whose worker has died, failed or stalled this many times is marked infeasible."""
-    checkpoint_seconds: Annotated[float, Interval(ge=0)] = 5.0
+    checkpoint_seconds: Annotated[float, Interval(ge=0, le=YEAR)] = 5.0
     """A trial is checkpointed after an epoch, but no more often than this; 0: after every epoch. Work since the last
     checkpoint is repeated, with bit-identical results. HPO_CHECKPOINT_SECONDS overrides."""
-    stall_seconds: Positive = 3600.0
+    stall_seconds: Seconds = 3600.0
     """A worker that has finished no epoch for this long exits, and another worker takes its trial over. Must be longer
     than the longest epoch. HPO_STALL_SECONDS overrides."""

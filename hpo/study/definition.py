@@ -70,14 +70,14 @@ class StudyDefinition:
     def canonical(self) -> dict[str, Any]:
         """Return the study's identity as JSON: everything that can change a trial's result.
 
-        Not part of it: where the file is, how the study is run (`[service]`), for how long (`search.trials`), and how
-        its result is confirmed (`[confirm]`).
+        Not part of it: where the file and its data are (the data have a hash of their own), how the study is run
+        (`[service]`), for how long (`search.trials`), and how its result is confirmed (`[confirm]`).
         """
         search = asdict(self.search)
         del search["trials"]
         return {
             "name": self.name,
-            "data": _used(asdict(self.data)),
+            "data": _without_locations(_used(asdict(self.data))),
             "chunks": asdict(self.chunks),
             "split": {**_used(asdict(self.split)), "stages": list(self.split.stages)},
             "search": search,
@@ -91,8 +91,12 @@ class StudyDefinition:
 
     def sha256(self) -> str:
         """Return the hash of `canonical()`; the same for every way of writing the same study."""
-        text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _hash(self.canonical())
+
+    def has_hash(self, stored: str) -> bool:
+        """Whether a stored hash is that of this study: also one made when paths were a part of it."""
+        canonical = self.canonical()
+        return stored in (_hash(canonical), _hash({**canonical, "data": _used(asdict(self.data))}))
 
 
 def load(path: Path, *, environ: Mapping[str, str] = os.environ) -> StudyDefinition:
@@ -136,6 +140,7 @@ def _define(
 
 def differences(local: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
     """Describe every difference between the `canonical()` forms of a local file and of the study in the database."""
+    local, stored = ({**form, "data": _without_locations(form.get("data", {}))} for form in (local, stored))
     lists = {key for form in (local, stored) for key, part in form.items() if isinstance(part, list) and len(part) > 1}
     ours, theirs = _flat(local, lists), _flat(stored, lists)
     pairs = {key: (ours.get(key, _UNSET), theirs.get(key, _UNSET)) for key in dict.fromkeys([*ours, *theirs])}
@@ -177,9 +182,21 @@ def _parse(path: Path) -> dict[str, Any]:
 # --- identity -----------------------------------------------------------------------------------------------------
 
 
+LOCATIONS = ("path", "posts", "annotations")
+"""Settings of `[data]` that say where the data are. What they are decides, so each machine may keep its own copy."""
 _UNSET = "not set"
 _ONLY_IF_USED = ("columns", "criteria", "evidence", "merge_near_duplicates")
 """Settings that are part of the identity only where they are used: studies that do not know them keep their hash."""
+
+
+def _hash(canonical: Mapping[str, Any]) -> str:
+    text = json.dumps(canonical, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_locations(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The table `[data]` without paths. Of generated posts, `posts` is a number."""
+    return {key: value for key, value in data.items() if key not in LOCATIONS or not isinstance(value, str)}
 
 
 def _used(table: Mapping[str, Any]) -> dict[str, Any]:

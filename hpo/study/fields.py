@@ -55,7 +55,9 @@ class Range:
 
     def contains(self, value: object) -> bool:
         """Return whether the value can be drawn."""
-        return isinstance(value, (int, float)) and math.isclose(self.snap(value), value)
+        return (
+            isinstance(value, (int, float)) and self.low <= value <= self.high and math.isclose(self.snap(value), value)
+        )
 
 
 @dataclass(frozen=True)

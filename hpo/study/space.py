@@ -19,7 +19,7 @@ from sparse_evidence.core.config import LOSSES, MODELS, CandidateConfig, Trainin
 from sparse_evidence.core.errors import ConfigError
 
 from .definition import StudyDefinition
-from .fields import Alternative, Choices, Range, Scalar, hint
+from .fields import Alternative, Choices, Range, Scalar, hint, shown
 from .reader import not_applying, read_named, read_table
 
 if TYPE_CHECKING:
@@ -121,6 +121,18 @@ def default_parameters(definition: StudyDefinition) -> dict[str, Scalar]:
     """Return the parameters of trial 0, the default configuration: first alternatives, and the default of each spec."""
     first = _first(definition)
     return {parameter.name: parameter.spec.default for parameter in searched(definition) if parameter.applies(first)}
+
+
+def queued_mistakes(definition: StudyDefinition, parameters: Mapping[str, object]) -> tuple[list[str], list[str]]:
+    """Return a clause for every parameter of a queued trial that is unknown, and one for every wrong value."""
+    known = {parameter.name: parameter for parameter in searched(definition)}
+    unknown = [f"{name} is unknown, {hint(name, known)}" for name in parameters if name not in known]
+    wrong = [
+        f"{name} is {shown(value)}, but it is searched in {known[name].spec}"
+        for name, value in parameters.items()
+        if name in known and not known[name].spec.contains(value)
+    ]
+    return unknown, wrong
 
 
 def fitting_parameters(definition: StudyDefinition, candidate: CandidateConfig) -> tuple[dict[str, Scalar], list[str]]:

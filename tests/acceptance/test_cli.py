@@ -18,6 +18,7 @@ from typing import Any
 import jsonschema
 import pytest
 import waiting
+from dashboard_pages import look_at
 
 from sparse_evidence.core.errors import UserError
 from sparse_evidence.hpo.database import connection, studies
@@ -136,10 +137,20 @@ def test_a_study_from_its_first_run_to_its_export(call, start, tmp_path):
     assert (refused.returncode, refused.stderr.count("\n")) == (4, 1), refused.stderr
     assert "training.patience is 3 here and 2 in the study" in refused.stderr
 
-    check_the_dashboard(start("dashboard", SMOKE, "--port", "0"))
+    # why: the same numbers
+    explained = json.loads(call("why", SMOKE, str(status["best"]["trial"]), "--json").stdout)
+    assert (explained["rank"], explained["value"], explained["behind"]) == (1, status["best"]["value"], 0)
+    members = {member["trial"]: member["weight"] for member in third["ensemble"]["members"]}
+    assert explained["weight"] == members.get(explained["trial"], 0)
+    scored = third["confirmed"]["scores"]
+    assert explained["confirmed"]["mean"] == scored.get(str(explained["trial"]), scored["default"])["mean"]
+
+    check_the_dashboard(start("dashboard", SMOKE, "--port", "0"), tmp_path, third, status["best"])
 
 
-def check_the_dashboard(server: subprocess.Popen[str]) -> None:
+def check_the_dashboard(
+    server: subprocess.Popen[str], folder: Path, result: dict[str, Any], found: dict[str, Any]
+) -> None:
     assert server.stdout is not None
     page = server.stdout.readline().strip()
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/dashboard/", page), page
@@ -156,6 +167,9 @@ def check_the_dashboard(server: subprocess.Popen[str]) -> None:
     assert answer(studies, method="POST")[0] == 403
     assert answer(studies, Host="evil.example")[0] == 421
     assert answer(studies)[0] == 200
+    value = f"{result['ensemble']['value']:.3f}"
+    trial = {found["trial"]: [str(found["value"]), "Complete: average precision"]}
+    look_at(page, folder, study=1, trials=trial, facts=[f"{value} on the folds of the search", result["claim"]])
     server.send_signal(signal.SIGINT)  # the way to end it
     assert server.wait(30) == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import tomllib
 import urllib.error
 import urllib.request
@@ -26,7 +28,7 @@ import yaml
 from loop_tools import at_work, command, study_of, tiny, until
 from packaging.requirements import Requirement
 
-from sparse_evidence.hpo.database import address, connection, embedded
+from sparse_evidence.hpo.database import address, connection, embedded, embedded_root
 from sparse_evidence.hpo.database.claims_sql import Counts, count_trials, list_claims
 from sparse_evidence.hpo.errors import Exit
 from sparse_evidence.hpo.running.supervisor import STOP_SECONDS
@@ -101,11 +103,42 @@ def test_every_container_is_confined() -> None:
     assert CONTAINER["image"] == f"sparse-evidence-hpo:{version}"
 
 
+def test_kueues_patch_is_a_valid_job_with_a_queue() -> None:
+    kustomization = yaml.safe_load((ROOT / "deploy" / "kustomization.yaml").read_text())
+    assert [ROOT / "deploy" / name for name in kustomization["resources"]] == [ROOT / "deploy" / "kubernetes-job.yaml"]
+    (patch,) = (yaml.safe_load(entry["patch"]) for entry in kustomization["patches"])
+    assert (patch["kind"], patch["metadata"]["name"]) == (JOB["kind"], JOB["metadata"]["name"]), "it is for this job"
+    patched = merged(JOB, patch)
+    jsonschema.validate(patched, json.loads((SCHEMAS / "kubernetes-job-v1.34.json").read_text()))
+    assert patched["spec"]["suspend"] is True, "Kueue starts it"
+    assert patched["metadata"]["labels"].keys() == {*JOB["metadata"]["labels"], "kueue.x-k8s.io/queue-name"}
+    fewest = int(patched["metadata"]["annotations"]["kueue.x-k8s.io/job-min-parallelism"])
+    assert 0 < fewest < patched["spec"]["parallelism"]
+
+
+def merged(base: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    """A patch of tables and values, as kustomize applies it; it replaces no list."""
+    both = {**base, **patch}
+    return both | {key: merged(base[key], patch[key]) for key in patch if isinstance(base.get(key), dict)}
+
+
+def test_the_skypilot_task_is_valid_and_starts_a_worker() -> None:
+    task = yaml.safe_load((ROOT / "deploy" / "skypilot.yaml").read_text())
+    schema = json.loads((SCHEMAS / "skypilot-task-v0.14.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(task)
+    assert list(jsonschema.Draft202012Validator(schema).iter_errors({**task, "setups": "true"})), "it is strict"
+    assert task["run"].split() == ["hpo", "worker", '"$STUDY"', "--slots", "auto"]
+    assert (ROOT / task["envs"]["STUDY"]).is_file()
+    assert {name for table in ("envs", "secrets") for name, value in task[table].items() if value is None} == {
+        "HPO_STORAGE", "PGPASSWORD"
+    }, "whoever launches it must give them"  # fmt: skip
+
+
 def test_no_file_contains_a_password() -> None:
-    for file in (ROOT / "docker-compose.yml", ROOT / "deploy" / "kubernetes-job.yaml", ROOT / "Dockerfile"):
+    for file in (ROOT / "docker-compose.yml", ROOT / "Dockerfile", *(ROOT / "deploy").glob("*.yaml")):
         for line in file.read_text().splitlines():
             if not line.lstrip().startswith("#"):
-                assert not re.search(r"PASSWORD(_FILE)?\s*[:=]\s*(?!\$|/|\?|$)\S", line.replace(":?", "?")), line
+                assert not re.search(r"PASSWORD(_FILE)?\s*[:=]\s*(?!\$|/|\?|null$|$)\S", line.replace(":?", "?")), line
 
 
 def test_workers_have_a_gpu_and_time_to_stop_and_no_port_is_public() -> None:
@@ -406,3 +439,50 @@ def test_the_slurm_script_says_what_is_missing(missing: str, shims: Path) -> Non
     )
     assert finished.returncode != 0
     assert ("usage: sbatch" if missing == "STUDY" else f"set {missing}") in finished.stderr
+
+
+@pytest.mark.slow
+def test_the_slurm_script_with_a_postgres_of_its_own(shims: Path) -> None:
+    """Its shell lines as they are, with a real server over TCP; `srun` runs its command once, here."""
+    (shims / "srun").write_text('#!/bin/sh\nexec "$@"\n')
+    (shims / "srun").chmod(0o755)
+    (shims / "python").symlink_to(sys.executable)
+    with tempfile.TemporaryDirectory(prefix="hpo-tests-slurm-", dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        tiny(folder, trials=2, epochs=2)
+        first = slurm_postgres(folder, shims)
+        assert first.returncode == 0, first.stderr
+        assert json.loads((folder / "tiny.best.json").read_text())["trials"]["complete"] == 2
+        shared = folder / "shared"
+        assert {path.name for path in shared.iterdir()} >= {"pg", "password", "environment"}
+        assert not (shared / "pg" / "postmaster.pid").exists(), "its server has been stopped"
+        assert (shared / "password").stat().st_mode & 0o077 == 0
+        assert (shared / "password").read_text().strip() not in (shared / "environment").read_text()
+        (folder / "tiny.best.json").unlink()
+        again = slurm_postgres(folder, shims)
+        assert again.returncode == 0, again.stderr
+        assert json.loads((folder / "tiny.best.json").read_text())["trials"]["complete"] == 2, "the same study"
+        with (shared / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            second = slurm_postgres(folder, shims)
+        assert second.returncode == 1
+        assert "another job uses" in second.stderr
+
+
+def slurm_postgres(folder: Path, shims: Path) -> subprocess.CompletedProcess[str]:
+    """Run deploy/slurm-postgres.sh; as root, which Postgres refuses, its server runs under the account for that."""
+    environment = os.environ | {"HPO_FOLDER": str(folder / "shared")}
+    if embedded_root.is_root():
+        user, group = embedded_root.account()
+        become = f"setpriv --reuid={user} --regid={group} --clear-groups"
+        for program in ("initdb", "pg_ctl"):
+            lines = f'chown -R {user}:{group} "$HPO_FOLDER"\nexec {become} {embedded.binaries() / program} "$@"'
+            (shims / program).write_text(f"#!/bin/sh\n{lines}\n")
+            (shims / program).chmod(0o755)
+        environment["HPO_POSTGRES_BIN"] = str(shims)
+    call = ["bash", str(ROOT / "deploy" / "slurm-postgres.sh"), "tiny.toml"]
+    return subprocess.run(
+        call, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip

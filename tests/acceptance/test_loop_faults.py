@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import sqlalchemy as sa
 from loop_tools import (
@@ -16,6 +18,8 @@ from loop_tools import (
     SlowEpochs,
     Worker,
     artifacts,
+    at_work,
+    command,
     outcomes,
     running_workers,
     study_of,
@@ -25,7 +29,7 @@ from loop_tools import (
 from postgres_proxy import Proxy
 
 from sparse_evidence.hpo.database import connection
-from sparse_evidence.hpo.database.claims_sql import Counts, count_trials
+from sparse_evidence.hpo.database.claims_sql import Counts, count_trials, list_claims
 from sparse_evidence.hpo.database.record import ATTEMPTS, REASON
 
 pytestmark = pytest.mark.slow
@@ -77,13 +81,33 @@ def test_postgres_stops_under_four_workers(seconds: int, own_server: Any, tmp_pa
     with running_workers(tmp_path, url, 4, faults=[done, SlowEpochs(0.05)]) as four:
         until(lambda: done.epochs > 10, 60)
         server.stop()
-        time.sleep(seconds)  # the outage
-        server.start()
-        finish(four)
+        with running_workers(tmp_path, url, 1, faults=[done]) as late:
+            time.sleep(seconds)  # the outage
+            server.start()
+            finish(four + late)
     study = exactly(url, 24)
     assert done.epochs == 24 * 2 * 4, "no live worker lost its trial"
     assert all(ATTEMPTS not in trial.user_attrs for trial in study.trials)
     assert artifacts(tmp_path) == []
+    connection.engine_of(study).dispose()
+
+
+def test_a_study_deleted_under_its_workers_is_not_created_again(database: str, tmp_path: Path) -> None:
+    tiny(tmp_path, trials=12, epochs=3000, grace=2, heartbeat=0.3)
+    parent = command(tmp_path, database, "worker", "tiny.toml", "--slots", "2")
+    try:
+        study = at_work(database, lambda rows: len(rows) == 2)
+        (first, _) = list_claims(connection.engine_of(study), study)
+        optuna.delete_study(study_name="tiny", storage=database)
+        os.kill(first["pid"], signal.SIGKILL)  # its slot starts another process
+        output, _ = parent.communicate(timeout=120)
+    finally:
+        parent.kill()
+    assert parent.returncode == 4, output
+    assert output.count("The study was deleted or renamed while this process worked on it") == 2
+    assert "Traceback" not in output
+    assert "taken over" not in output
+    assert connection.open_storage(database).get_all_studies() == []
     connection.engine_of(study).dispose()
 
 

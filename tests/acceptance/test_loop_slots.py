@@ -217,6 +217,17 @@ def test_a_refused_worker_is_not_restarted(database: str, tmp_path: Path) -> Non
     assert "restarting" not in output
 
 
+@pytest.mark.slow
+def test_a_slot_without_a_database_is_filled_again(database: str, tmp_path: Path) -> None:
+    tiny(tmp_path, trials=1)
+    missing = f"{database.replace('test_', 'missing_')}"  # which no worker waits for by itself
+    with supervised(tmp_path, missing, "--slots", "1") as parent:
+        assert parent.stdout is not None
+        lines = iter(parent.stdout.readline, "")
+        assert any("worker 0 ended with exit code 3; restarting it in 1 s" in line for line in lines)
+        assert parent.poll() is None
+
+
 def test_the_pause_before_a_restart_doubles_up_to_a_minute() -> None:
     for crashes, seconds in ((1, 1.0), (2, 2.0), (5, 16.0), (7, 60.0), (10, 60.0)):
         pauses = [RESTART_PAUSES.pause(crashes) for _ in range(50)]

@@ -168,10 +168,10 @@ def test_of_many_mistakes_the_first_twenty_are_listed(hpo, tmp_path):
 # --- the database -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", ["run", "status", "export", "dashboard"])
+@pytest.mark.parametrize("verb", ["run", "status", "why", "export", "dashboard"])
 def test_an_unreachable_database(hpo, tmp_path, verb, monkeypatch):
     monkeypatch.setenv("HPO_STORAGE", "postgresql://someone:sesame@127.0.0.1:1/trials")
-    out = ["--out", "new.json"] if verb in {"run", "export"} else []
+    out = ["--out", "new.json"] if verb in {"run", "export"} else ["0"] if verb == "why" else []
     code, err = hpo(verb, str(wrong(tmp_path, SYNTHETIC + IRIS)), *out)
     assert code == 3
     assert "someone:***@127.0.0.1:1/trials is unreachable" in one_sentence(err)
@@ -191,8 +191,8 @@ def test_a_storage_that_is_not_postgres(hpo, tmp_path, url, expected):
 
 
 def test_a_study_that_was_not_started(hpo, tmp_path, database):
-    for verb in ("status", "leaderboard", "export", "dashboard"):
-        out = ["--out", "new.json"] if verb == "export" else []
+    for verb in ("status", "leaderboard", "why", "export", "dashboard"):
+        out = {"export": ["--out", "new.json"], "why": ["0"]}.get(verb, [])
         code, err = hpo(verb, str(wrong(tmp_path, SYNTHETIC + IRIS)), "--storage", database, *out)
         assert (code, "There is no study 'study'" in one_sentence(err)) == (2, True), err
 
@@ -247,6 +247,12 @@ def test_a_database_folder_that_cannot_be_written(hpo, tmp_path):
 
 
 # --- the dashboard ----------------------------------------------------------------------------------------------------
+
+
+def test_a_password_file_of_the_dashboard_that_cannot_be_read(hpo, tmp_path, monkeypatch):
+    monkeypatch.setenv("HPO_DASHBOARD_PASSWORD_FILE", str(tmp_path / "missing"))
+    code, err = hpo("dashboard")
+    assert (code, "missing (HPO_DASHBOARD_PASSWORD_FILE) cannot be read" in one_sentence(err)) == (2, True)
 
 
 def test_a_dashboard_beyond_loopback_requires_a_password(hpo, tmp_path):

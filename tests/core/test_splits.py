@@ -456,3 +456,13 @@ def test_training_and_validation_posts_are_all_posts_outside_the_holdout(assignm
         assert (np.diff(train) > 0).all()
         assert (folds.assignment[validation] == fold).all()
         np.testing.assert_array_equal(np.sort(np.concatenate([train, validation])), searched)
+
+
+def test_names_that_may_be_posts_are_not_shown():
+    names = [f"My name is Bob and my wife left me in March {i}" for i in range(60)]
+    labels = np.zeros((40, 60), dtype=np.int8)
+    with pytest.raises(SplitError) as refused:
+        kfold([str(row) for row in range(40)], labels, 5, 0, criteria=names)
+    assert "Bob" not in str(refused.value)
+    assert len(str(refused.value)) < 3000
+    assert "; and 40 more" in str(refused.value)

@@ -87,6 +87,8 @@ def test_the_result_and_its_value_computed_again(study, document, folder, monkey
     assert {**json.loads(path.read_text()), "provenance": 0} == {**best, "provenance": 0}
     with pytest.raises(UserError, match=r"tiny\.toml is no result of a study"):
         study.export("tiny.toml")
+    assert best["claim"] in study.report().read_text().replace("\u00a0", " ")
+    assert (folder / "tiny.report.html").is_file()
     for named in (folder / "tiny.toml", str(folder / "tiny.toml"), document):
         assert hpo.rebuild(path, named) == best["value"]
     other = document | {"split": document["split"] | {"seed": 1}}

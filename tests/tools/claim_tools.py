@@ -18,11 +18,11 @@ IDENTITY = {"definition": {}, "definition_sha256": "d", "data_sha256": "a", "fol
 
 def join_study(url: str, *, sampler: optuna.samplers.BaseSampler | None = None, **changes: Any) -> Claims:
     """Open the study `s`, with terms that suit tests."""
-    storage = connection.open_storage(url, retry_seconds=20)
+    terms = {"budget": 40, "heartbeat_seconds": 0.2, "grace_seconds": 2.0, "max_attempts": 3} | changes
+    storage = connection.open_storage(url, retry_seconds=20, grace_seconds=terms["grace_seconds"])
     study = studies.open_study(
         storage, "s", direction="maximize", identity=IDENTITY, sampler=sampler or make_sampler("random", 0)
     )
-    terms = {"budget": 40, "heartbeat_seconds": 0.2, "grace_seconds": 2.0, "max_attempts": 3} | changes
     return Claims(connection.engine_of(study), study, worker=Worker(), **terms)
 
 

@@ -12,7 +12,9 @@ import sqlalchemy as sa
 
 ENCRYPTION_REQUESTS = {b"\x04\xd2\x16\x2f", b"\x04\xd2\x16\x30"}  # TLS, GSS
 COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"
-COMMITTED = b"C\x00\x00\x00\x0bCOMMIT\x00"
+BEGIN = b"Q\x00\x00\x00\x0aBEGIN"
+DONE = b"Z\x00\x00\x00\x05I"
+"""The server is ready for the next message, and no transaction is open."""
 
 
 @dataclass(eq=False)
@@ -23,6 +25,8 @@ class Session:
     server: socket.socket
     statements: bytes = b""
     """Everything the client has sent in its transaction."""
+    in_transaction: bool = False
+    """Whether a transaction is open; without one, every message is committed by itself."""
     loses_answer: bool = False
 
     def close(self) -> None:
@@ -132,19 +136,21 @@ class Proxy:
     def _pass_statements(self, session: Session) -> None:
         with suppress(OSError):
             while data := session.client.recv(65536):
+                session.in_transaction |= data.startswith(BEGIN)
                 session.statements += data
                 lost = self._lost_commit
-                if data == COMMIT and lost is not None and lost.containing in session.statements:
+                commits = data == COMMIT or not session.in_transaction
+                if commits and lost is not None and lost.containing in session.statements:
                     session.loses_answer = True
-                if data == COMMIT or data.startswith(b"Q\x00\x00\x00\x0dROLLBACK"):
-                    session.statements = b""
+                if commits or data.startswith(b"Q\x00\x00\x00\x0dROLLBACK"):
+                    session.statements, session.in_transaction = b"", False
                 session.server.sendall(data)
 
     def _pass_answers(self, session: Session) -> None:
         with suppress(OSError):
             while data := session.server.recv(65536):
                 lost = self._lost_commit
-                if session.loses_answer and lost is not None and COMMITTED in data:
+                if session.loses_answer and lost is not None and DONE in data:
                     self._lost_commit = None
                     lost.happened.set()
                     break

@@ -232,3 +232,69 @@ def test_a_repeated_passage_is_one_piece_of_evidence(tmp_path):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"t\.csv does not exist"):
         PairsSource(path="t.csv").load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Group", "groups", "GROUP", "grupp", "author_id", "User Name"])
+def test_groups_of_another_spelling_are_never_ignored(tmp_path, name):
+    """Posts of one author would leak from training into validation."""
+    header, rows = (*HEADER, name), [("p1", "x", "a", "1", "u"), ("p2", "y", "a", "0", "u")]
+    with pytest.raises(DataError, match=f"column '{name}' looks like group, but is not read: write columns = "):
+        pairs(tmp_path, *rows, header=header)
+    assert PairsSource(path="pairs.csv", columns={"group": name}).load(tmp_path).groups == ("u", "u")
+    assert PairsSource(path="pairs.csv", columns={"group": ""}).load(tmp_path).groups == ("p1", "p2")
+
+
+def test_other_optional_columns_are_not_ignored_either(tmp_path):
+    header = (*HEADER, "group", "Evidence", "Criterion Text", "age_group", "score")
+    with pytest.raises(DataError) as refused:
+        pairs(tmp_path, ("p1", "x", "a", "1", "u", "x", "t", "9", "3"), header=header)
+    assert [problem.partition(",")[0] for problem in refused.value.problems] == [
+        "column 'Criterion Text' looks like criterion_text",
+        "column 'Evidence' looks like evidence",
+    ]
+    write_csv(tmp_path / "w.csv", ("post", "sad", "author"), ("x", "1", "u"), ("y", "0", "u"))
+    with pytest.raises(DataError, match="column 'author' looks like group"):
+        PairsSource(path="w.csv", criteria={"sad": ""}).load(tmp_path)
+
+
+def test_a_required_column_cannot_be_said_to_be_missing():
+    with pytest.raises(ConfigError, match="there is no post, but a table needs one"):
+        PairsSource(path="t.csv", columns={"post": "", "group": "", "evidence": ""})
+
+
+def test_a_wide_table_is_told_how_it_is_read(tmp_path):
+    with pytest.raises(DataError) as refused:
+        pairs(tmp_path, ("p1", "x", "1", "0"), header=("post_id", "post", "sad", "sleep"))
+    (problem,) = refused.value.problems
+    assert "name these columns in [data.criteria]" in problem
+    assert ".melt(['post_id', 'post'], var_name='criterion', value_name='label')" in problem
+
+
+@pytest.mark.parametrize("label", ["1.00", "0,0", "yes", "TRUE"])
+def test_labels_of_spreadsheets_are_labels(tmp_path, label):
+    pairs(tmp_path, ("p1", "x", "a", label))
+
+
+TEXT = "My name is Bob and since my wife left me in March I cannot sleep"
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([(f"p{i}", "c0", f"{TEXT} {i}", "1") for i in range(60)], "columns post and criterion seem to be swapped"),
+        ([(f"p{i}", TEXT * 9, TEXT * 3, "1") for i in range(60)], "criterion is longer than 100 characters in 60 rows"),
+        (
+            [(f"p{i}", TEXT, "a", f"{i % 2}!") for i in range(60)],
+            "1 mistake: label is '0!' or '1!' in 60 rows, first in",
+        ),
+        (
+            [(f"p{i % 9}", f"{TEXT} {i}", "a", "1") for i in range(60)],
+            "the text of a post differs from an earlier row in",
+        ),
+    ],
+)
+def test_messages_stay_short_and_show_no_post(tmp_path, rows, expected):
+    with pytest.raises(DataError, match=expected) as refused:
+        pairs(tmp_path, *rows)
+    assert "Bob" not in str(refused.value)
+    assert len(str(refused.value)) < 500

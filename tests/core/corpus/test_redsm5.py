@@ -135,7 +135,13 @@ def test_a_group_column_wins_over_the_ids(tmp_path):
     assert redsm5(tmp_path, posts, header=("post_id", "text", "group")).groups == ("u", "v", "v")
 
 
+def test_groups_of_another_spelling_are_refused(tmp_path):
+    posts = [(*post, "u") for post in POSTS]
+    with pytest.raises(DataError, match="column 'Group' is not read; rename it to group"):
+        redsm5(tmp_path, posts, header=("post_id", "text", "Group"))
+
+
 def test_an_empty_group_is_refused(tmp_path):
     posts = [(*post, "") for post in POSTS]
-    with pytest.raises(DataError, match=r"row 2: group is empty; .*row 3: group is empty"):
+    with pytest.raises(DataError, match="group is empty in rows 2"):
         redsm5(tmp_path, posts, header=("post_id", "text", "group"))

@@ -1,6 +1,8 @@
 """Chunks cover every character once, in order, and end where sentences end."""
 
+import hashlib
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from sparse_evidence.core.config import ChunksConfig
 from sparse_evidence.core.corpus.data import Corpus, Criterion, Evidence
+from sparse_evidence.core.corpus.pairs import PairsSource
 from sparse_evidence.core.errors import DataError
 from sparse_evidence.core.features.chunks import chunk, evidence_mask, share_within, windows
 
@@ -176,3 +179,43 @@ def test_evidence_marks_the_chunks_that_it_overlaps_by_half():
     ]
     in_pairs = evidence_mask(corpus, windows(corpus.posts, chunk(corpus.posts, ChunksConfig()), 2))
     assert in_pairs.tolist() == [[False, False, False], [True, True, False], [False, True, True]]
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ("我今天去了学校。", "下雨了！", "你好吗？", "他说：「好的。」", "然后走了……", "今天不想去"),
+        ("我很累!", "你呢?", "好"),
+        ("昨日は雨だった。", "円周率は３．１４です．", "次"),
+        ("वह आया।", "वह गया॥", "फिर"),
+        ("هل أنت هنا؟", "نعم"),
+        ("میں تھک گیا ہوں۔", "نیند"),
+        ("ሰላም።", "እንዴት ነህ፧", "ደህና"),
+        ("ខ្ញុំទៅ។", "ខ្ញុំមក"),
+        ("သူလာတယ်။", "သူသွားတယ်"),
+        ("Ես գնացի։", "Նա եկավ"),
+        ("བཀྲ་ཤིས།", "བདེ་ལེགས"),
+    ],
+    ids=["chinese", "ascii marks", "japanese", "hindi", "arabic", "urdu", "amharic", "khmer", "burmese", "armenian",
+         "tibetan"],
+)  # fmt: skip
+def test_sentences_end_in_every_script_with_and_without_blanks(sentences):
+    assert chunk_texts("".join(sentences)) == list(sentences)
+    assert chunk_texts(" ".join(sentences)) == list(sentences)
+
+
+@pytest.mark.parametrize("text", ["It costs 3.5.No", "see v2.0 of e.g.this", "Wait...what", "a\u2024b"])
+def test_latin_text_still_needs_a_blank(text):
+    assert chunk_texts(text) == [text]
+
+
+def test_separators_of_lines_and_paragraphs_end_sentences():
+    assert chunk_texts("one\u2028two\u2029three") == ["one", "two", "three"]
+
+
+def test_the_examples_are_cut_as_ever():
+    """Embeddings and results of existing studies depend on it."""
+    corpus = PairsSource(path="pairs.csv").load(Path(__file__).parents[3] / "studies")
+    chunks = chunk(corpus.posts, ChunksConfig())
+    spans = np.stack([chunks.post, chunks.start, chunks.end]).astype("<i4").tobytes()
+    assert hashlib.sha256(spans).hexdigest() == "e5854f952d0ce582da11ff7b1c6859bed7bc7cd31febe1c2e86e35cede133f02"

@@ -125,7 +125,6 @@ def test_the_only_column_like_post_is_used(model, tmp_path, name):
             "'text' and 'body' could each hold the posts; name the column of the posts with --column",
         ),
         (["post", "post"], {}, "could each hold the posts|'post'"),
-        (["id;post"], {}, "column post is missing .the table has: 'id;post'.; its cells seem to be separated by ';'$"),
         (["post", f"{CRITERIA[0]}.decision"], {}, f"it already has '{CRITERIA[0]}.decision'.*--prefix"),
         (["post", "evidence"], {"long": True}, "it already has 'evidence'"),
         (["post", "criterion"], {"long": True}, "it already has 'criterion'"),

@@ -443,7 +443,9 @@ def test_a_fixed_number_of_epochs_ignores_patience_and_the_maximum_and_takes_the
     events = list(cv.epochs())
     assert [(event.stage, event.epoch) for event in events] == [(s, e) for s in (0, 1) for e in range(1, 12)]
     assert [(event.stage, event.epoch) for event in events if event.stage_ended] == [(0, 11), (1, 11)]
-    summary, curve = cv.summary(), np.array(cv.curves()["scores"])
+    free = crossval((1, 2), config=candidate(epochs=11, patience=11, learning_rate=3e-2))
+    list(free.epochs())
+    summary, curve = cv.summary(), np.array(free.curves()["scores"])
     assert curve.mean(0).argmax() != 10, "the last epoch must not be the best for this test to prove anything"
     assert (summary.best_epoch, summary.epochs) == (11, 11)
     assert summary.folds == tuple(curve[:, -1])
@@ -452,3 +454,12 @@ def test_a_fixed_number_of_epochs_ignores_patience_and_the_maximum_and_takes_the
         rows = cv.folds.validation(fold)
         score = metrics.score("average_precision", cv.labels[rows], probabilities(cv.predictions()[rows]))
         assert score == pytest.approx(curve[fold, -1], abs=1e-9)
+
+
+def test_of_a_fixed_number_of_epochs_only_the_last_is_scored():
+    """What is not used is not computed; the losses of training are there for every epoch."""
+    cv = crossval((3,), fixed=4)
+    events = list(cv.epochs())
+    assert [np.isnan(event.scores).all() for event in events] == [True, True, True, False]
+    assert [np.isnan(event.validation_loss).all() for event in events] == [True, True, True, False]
+    assert np.isfinite([event.train_loss for event in events]).all()

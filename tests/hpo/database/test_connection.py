@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from claim_tools import claimed, join_study
+from claim_tools import artifact_rows, claimed, join_study
 from optuna.trial import TrialState
 from postgres_proxy import Proxy
+from waiting import until
 
 from sparse_evidence.hpo.database import connection
+from sparse_evidence.hpo.database.optuna_storage import unwrap
 from sparse_evidence.hpo.errors import StorageError
 
 
@@ -47,6 +50,31 @@ def test_a_server_that_is_starting_or_full_is_waited_for(proxy: Proxy) -> None:
     assert proxy.refused == 2
 
 
+def test_a_worker_waits_for_a_server_that_is_away_or_recovers(
+    database: str, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy.refusals += [("57P03", "the database system is in recovery mode")]
+    proxy.cut()
+    opened: list[Any] = []
+    worker = threading.Thread(target=lambda: opened.append(connection.open_storage(proxy.url, wait_seconds=60)))
+    worker.start()
+    until(lambda: "is unreachable" in caplog.text)
+    assert "waiting for it for up to 1 min" in caplog.text
+    proxy.restore()
+    worker.join(60)
+    assert proxy.refused == 1
+    connection.engine_of(opened[0]).dispose()
+
+
+def test_a_worker_that_waits_for_the_server_can_be_stopped(proxy: Proxy) -> None:
+    proxy.cut()
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(StorageError, match="is unreachable"):
+        connection.open_storage(proxy.url, wait_seconds=1000, stop=stop)
+    proxy.restore()
+
+
 def test_another_refusal_is_not_waited_for(proxy: Proxy) -> None:
     proxy.refusals += [("28P01", "password authentication failed")]
     with pytest.raises(StorageError, match=r"password authentication failed\): check .* its password"):
@@ -55,9 +83,16 @@ def test_another_refusal_is_not_waited_for(proxy: Proxy) -> None:
 
 def test_a_pooler_that_refuses_session_settings_is_accepted(proxy: Proxy) -> None:
     proxy.refuses_options = True
-    storage = connection.open_storage(proxy.url)
+    storage = connection.open_storage(proxy.url, grace_seconds=20)
     assert storage.get_all_studies() == []
     assert proxy.refused == 1
+    with connection.engine_of(storage).connect() as session:
+        limits = session.execute(sa.text(
+            "SELECT current_setting('idle_in_transaction_session_timeout'), current_setting('lock_timeout')"
+        )).one()  # fmt: skip
+    with unwrap(storage).immediate.connect() as session:
+        assert session.execute(sa.text("SHOW lock_timeout")).scalar() == limits[1]
+    assert limits == ("5s", "15s"), "the limits are set in every transaction"
     connection.engine_of(storage).dispose()
 
 
@@ -66,12 +101,23 @@ def test_session_settings(database: str) -> None:
     with connection.engine_of(storage).connect() as session:
         settings = {
             name: session.execute(sa.text(f"SHOW {name}")).scalar()
-            for name in ("TimeZone", "statement_timeout", "search_path", "application_name")
+            for name in (
+                "TimeZone",
+                "statement_timeout",
+                "lock_timeout",
+                "idle_in_transaction_session_timeout",
+                "client_connection_check_interval",
+                "search_path",
+                "application_name",
+            )
         }
     connection.engine_of(storage).dispose()
     assert settings == {
         "TimeZone": "UTC",
         "statement_timeout": "1min",
+        "lock_timeout": "30s",
+        "idle_in_transaction_session_timeout": "10s",
+        "client_connection_check_interval": "5s",
         "search_path": "public",
         "application_name": f"hpo {socket.gethostname()}:{os.getpid()}",
     }
@@ -83,6 +129,9 @@ def test_the_claims_table_of_an_earlier_version_gets_its_new_columns(database: s
     with claims.engine.begin() as session:
         for column in ("checkpoint", "checkpoint_sha256", "pending"):
             session.execute(sa.text(f"ALTER TABLE hpo_claims DROP COLUMN {column}"))
+        session.execute(sa.text("ALTER TABLE hpo_claims DROP CONSTRAINT hpo_claims_trial_id_fkey"))
+        session.execute(sa.text("INSERT INTO hpo_claims SELECT 99, study_id, owner, host, pid, slot, gpu, claimed_at, "
+                                "heartbeat, attempt, stage, epoch, released FROM hpo_claims"))  # fmt: skip
     claims.engine.dispose()
     later = join_study(database, budget=2)
     claim = claimed(later)
@@ -90,6 +139,7 @@ def test_the_claims_table_of_an_earlier_version_gets_its_new_columns(database: s
     claim.mark_pending("a")
     claim.commit_checkpoint("a", "sha")
     claim.finish(TrialState.COMPLETE, 1.0)
+    assert artifact_rows(later) == [], "the claim of a trial that was deleted is gone, too"
     assert column_names(later.engine) >= {"checkpoint", "checkpoint_sha256", "pending"}
     later.engine.dispose()
 

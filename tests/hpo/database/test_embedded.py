@@ -110,6 +110,41 @@ def test_a_killed_server_is_started_again_with_its_data(folder: Path) -> None:
         connection.engine_of(storage).dispose()
 
 
+def test_a_server_that_is_killed_is_brought_back_by_who_uses_it(folder: Path) -> None:
+    with address.storage_url(folder=folder) as url:
+        server = server_pid(url)
+        os.kill(server, signal.SIGKILL)
+        assert until(lambda: answering(url), 60) != server
+    assert not running(server)
+
+
+def test_a_deep_folder_keeps_its_url_when_its_server_is_killed(folder: Path) -> None:
+    deep = folder / ("and deeper " * 12)
+    with address.storage_url(folder=deep) as url:
+        os.kill(server_pid(url), signal.SIGKILL)
+        until(lambda: answering(url), 60)
+
+
+def test_a_server_that_hangs_can_be_stopped_and_started(own_server: Any) -> None:
+    server, _ = own_server
+    hanging = server.pid()
+    os.kill(hanging, signal.SIGSTOP)  # so that neither connecting nor stopping ever ends
+    server.start(hung_seconds=0.5)
+    assert server.answers()
+    assert server.pid() != hanging
+    os.kill(server.pid(), signal.SIGSTOP)
+    server.stop(seconds=1)
+    assert server.pid() is None
+
+
+def answering(url: str) -> int | None:
+    """The server's process, once it answers."""
+    try:
+        return server_pid(url)
+    except sa.exc.OperationalError:
+        return None
+
+
 def test_a_deep_folder_is_private_and_works(folder: Path) -> None:
     deep = folder / ("very deep, with a space " * 4) / ("and deeper " * 8)
     with address.storage_url(folder=deep) as url:

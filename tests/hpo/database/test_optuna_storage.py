@@ -301,6 +301,31 @@ def test_attributes_can_be_excluded_from_reading(database: str, ours: Any) -> No
     connection.engine_of(without).dispose()
 
 
+def test_only_what_changed_in_unfinished_trials_is_read(ours: Any, database: str) -> None:
+    study = make_study(ours)
+    running = [study.ask() for _ in range(3)]
+    reader = connection.open_storage(database)
+    key = reader.get_study_id_from_name("s")
+    first = reader.get_all_trials(key, deepcopy=False)
+    again = reader.get_all_trials(key, deepcopy=False)
+    assert all(one is other for one, other in zip(first, again, strict=True)), "nothing was read again"
+    writes: list[Any] = [
+        lambda trial: trial.suggest_float("x", 0, 1),
+        lambda trial: trial.report(0.5, 1),
+        lambda trial: trial.set_user_attr("a", 1),
+        lambda trial: trial.set_user_attr("a", 2),  # the row is replaced
+        lambda trial: ours.set_trial_system_attr(id_of(ours, trial.number), "b", 1),
+        lambda trial: study.tell(trial, 0.5),
+    ]
+    for write in writes:
+        write(running[1])
+        now = reader.get_all_trials(key, deepcopy=False)
+        assert now == ours.get_all_trials(key)
+        assert [one is other for one, other in zip(again, now, strict=True)] == [True, False, True]
+        again = now
+    connection.engine_of(reader).dispose()
+
+
 def test_a_transaction_is_seen_as_a_whole(ours: Any, optunas: RDBStorage) -> None:
     trial, trial_id = make_study(ours).ask(), id_of(ours, 0)
     with unwrap(ours).transaction(trial_id):

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from postgres_proxy import Proxy
 from processes import PROCESSES
 
 from sparse_evidence.core.errors import UserError
 from sparse_evidence.hpo.database import connection, studies
 from sparse_evidence.hpo.errors import RefusedError
+from sparse_evidence.hpo.study.definition import differences
 
 IDENTITY = {
     "definition": {"search": {"seed": 0}},
@@ -149,3 +151,23 @@ def test_parameters_are_queued_once_even_if_the_answer_is_lost(proxy: Proxy, exi
     assert lost.is_set()
     assert queued(study) == [{"x": 0.25}, {"x": 0.75}]
     connection.engine_of(storage).dispose()
+
+
+def test_a_look_makes_no_tables(empty_database: str) -> None:
+    with pytest.raises(UserError, match="There is no study in"):
+        connection.open_storage(empty_database, create=False)
+    engine = sa.create_engine(empty_database)
+    assert sa.inspect(engine).get_table_names() == []
+    engine.dispose()
+
+
+def test_the_place_of_the_data_is_no_difference(storage: Any) -> None:
+    """Also for studies of which it was a part."""
+    stored = {"data": {"source": "pairs", "path": "posts.csv"}, "search": {"seed": 0}}
+    here = {"data": {"source": "pairs"}, "search": {"seed": 0}}
+    open_study(storage, identity=IDENTITY | {"definition": stored}, differences=differences)
+    moved = IDENTITY | {"definition": here, "definition_sha256": "e" * 64}
+    open_study(storage, identity=moved, differences=differences)
+    other = {"data": {"source": "pairs"}, "search": {"seed": 1}}
+    with pytest.raises(RefusedError, match="seed is 1 here and 0 in the study"):
+        open_study(storage, identity=moved | {"definition": other}, differences=differences)

@@ -11,6 +11,7 @@ from html import unescape
 import numpy as np
 import pytest
 from browser import Browser, installed
+from colours import contrast, palettes
 
 from sparse_evidence.core.config import (
     DEFAULT_ENCODER,
@@ -26,7 +27,7 @@ from sparse_evidence.core.fitted import Recipe, fit, save_model
 from sparse_evidence.core.fitted.fitting import Ground
 from sparse_evidence.hpo.cli import app as cli
 from sparse_evidence.hpo.errors import RefusedError
-from sparse_evidence.hpo.pages.explain import explain_page, stylesheet
+from sparse_evidence.hpo.pages.explain import explain_page
 from sparse_evidence.hpo.pages.findings import find
 from sparse_evidence.hpo.pages.posts import posts_of_study, posts_of_table
 from sparse_evidence.hpo.pages.writing import PageFile
@@ -127,7 +128,7 @@ def table(task, tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(model, table, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "page.html"
-    PageFile(path).write(explain_page(model, posts_of_table(table, model)))
+    PageFile(path, "explain").write(explain_page(model, posts_of_table(table, model)))
     return path
 
 
@@ -260,22 +261,7 @@ def test_texts_are_escaped_and_scripts_are_ours_alone(page):
 # --- colours ----------------------------------------------------------------------------------------------------------
 
 
-def luminance(colour):
-    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
-
-
-def contrast(first, second):
-    """The contrast ratio of WCAG 2.2."""
-    low, high = sorted([luminance(first), luminance(second)])
-    return (high + 0.05) / (low + 0.05)
-
-
-LIGHT, *DARK = [
-    dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
-    for block in re.findall(r":root[^{]*\{([^}]*)\}", stylesheet())
-]
+LIGHT, *DARK = palettes("explain")
 
 
 def test_the_dark_colours_are_the_same_by_the_system_and_by_the_button():
@@ -304,18 +290,18 @@ def test_only_the_owner_reads_the_page_and_only_pages_are_replaced(page, tmp_pat
     content = page.read_text(encoding="utf-8")
     copy = tmp_path / "copy.html"
     copy.write_text(content, encoding="utf-8")
-    PageFile(copy).write(content)
+    PageFile(copy, "explain").write(content)
     (tmp_path / "thesis.html").write_text("precious")
     with pytest.raises(UserError, match="is no page of hpo explain"):
-        PageFile(tmp_path / "thesis.html").check()
-    PageFile(tmp_path / "thesis.html", force=True).write(content)
+        PageFile(tmp_path / "thesis.html", "explain").check()
+    PageFile(tmp_path / "thesis.html", "explain", force=True).write(content)
     assert (tmp_path / "thesis.html").read_text(encoding="utf-8") == content
     with pytest.raises(UserError, match="is a folder"):
-        PageFile(tmp_path).check()
+        PageFile(tmp_path, "explain").check()
     with pytest.raises(UserError, match="cannot be written"):
-        PageFile(tmp_path / "no" / "page.html").check()
+        PageFile(tmp_path / "no" / "page.html", "explain").check()
     (tmp_path / "link.html").symlink_to(copy)
-    PageFile(tmp_path / "link.html").write(content)
+    PageFile(tmp_path / "link.html", "explain").write(content)
     assert (tmp_path / "link.html").is_symlink()
 
 

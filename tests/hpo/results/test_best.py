@@ -17,7 +17,8 @@ from sparse_evidence.core.errors import UserError
 from sparse_evidence.core.splits import split
 from sparse_evidence.core.training.crossval import CrossValidation
 from sparse_evidence.hpo.database import record
-from sparse_evidence.hpo.database.connection import engine_of, try_baselines_lock
+from sparse_evidence.hpo.database.connection import engine_of
+from sparse_evidence.hpo.database.locks import try_baselines_lock
 from sparse_evidence.hpo.database.optuna_storage import study_id
 from sparse_evidence.hpo.results import best
 from sparse_evidence.hpo.running import objective
@@ -217,8 +218,8 @@ def rebuilt(content: dict[str, Any], data: StudyTask, fixed_epochs: int | None) 
 def test_one_process_measures_the_baselines_and_others_do_not_wait(database, tmp_path):
     data = task(tmp_path)
     study = join_study(data.definition, data, database, trials=2)
-    with engine_of(study).begin() as busy:
-        assert try_baselines_lock(busy, study_id(study))
+    with try_baselines_lock(engine_of(study), study_id(study)) as ours:
+        assert ours
         measure_baselines(study, data)
         assert record.BASELINES not in study.user_attrs
     measure_baselines(study, data)  # the lock is free

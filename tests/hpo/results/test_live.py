@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import re
+import socket
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState, create_trial
 from rich.cells import cell_len
 from rich.console import Console
 from tiny import task
@@ -15,12 +18,14 @@ from sparse_evidence.hpo.database import record
 from sparse_evidence.hpo.database.claims_sql import Counts, count_trials
 from sparse_evidence.hpo.database.connection import engine_of
 from sparse_evidence.hpo.results import live
+from sparse_evidence.hpo.results.finished import HEADING, row_text
 from sparse_evidence.hpo.running import objective
 from sparse_evidence.hpo.running.artifacts import Checkpoints, open_store
 from sparse_evidence.hpo.running.claims import Claim, Claims
 from sparse_evidence.hpo.running.confirming import Progress
 from sparse_evidence.hpo.running.joining import join_study, measure_baselines
 from sparse_evidence.hpo.running.launcher import StartedStudy
+from sparse_evidence.hpo.running.position import Position
 
 
 def pipe() -> Console:
@@ -56,20 +61,36 @@ def run_a_trial(started: StartedStudy, folder: Path) -> None:
         objective.run(claim, started.task, checkpoints, device="cpu", stop=lambda: False)
 
 
-def test_the_view_is_a_bar_and_four_lines(started):
+def claim(number: int, **changed: object) -> dict[str, object]:
+    """A row of `list_claims`."""
+    row = {"trial": number, "host": socket.gethostname(), "pid": 1000 + number, "slot": number, "held_seconds": 3.0,
+           "heartbeat_age": 2.0, "stage": 1, "epoch": 7 * (number % 2), "released": number > 20}  # fmt: skip
+    return row | changed
+
+
+def test_the_view_is_a_bar_the_counts_and_some_running_trials(started):
     view = live.LiveView(pipe(), StartedStudy(started.definition, started.url, started.task, started.study, trials=40))
-    claims = [
-        {"trial": n, "held_seconds": 3.0, "stage": 1, "epoch": 7 * (n % 2), "released": n > 20} for n in range(30)
-    ]
+    view.positions({1002: Position(2, 0, 3), 1003: Position(99, 0, 3)})
+    claims = [claim(n) for n in range(30)]
+    claims[4] |= {"host": "elsewhere"}
+    claims[20] |= {"heartbeat_age": 1000.0}
     console = pipe()
     console.print(view.render(Counts(complete=7, pruned=5, running=30), claims))
     text = written(console)
     assert re.search(r"12/40 ━+ *\n", text)
-    assert "7 complete · 5 pruned · 21 running" in text
+    assert "7 complete · 5 pruned · 20 running · 10 abandoned" in text
     assert "best average precision not known yet" in text
     assert re.search(r"baselines: retrieval 0\.\d+, linear 0\.\d+, zero-shot 0\.\d+, chance 0\.\d+", text)
-    assert "running: trial 0 (3 s), trial 1 (3 s, stage 2, epoch 7)" in text
-    assert len(text.splitlines()) == 5
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert lines[4:9] == [
+        "trial 0 just claimed 3 s worker 0",
+        "trial 1 stage 2, epoch 7 3 s worker 1",
+        "trial 2 stage 1, epoch 3 3 s worker 2",  # told by the worker itself
+        "trial 3 stage 2, epoch 7 3 s worker 3",  # what it told is of another trial
+        "trial 4 just claimed 3 s worker 4 on elsewhere",
+    ]
+    assert lines[-1] == "and 12 other trials"
+    assert len(lines) == 4 + live.MOST_RUNNING + 1
     assert max(map(cell_len, text.splitlines())) <= 80
 
 
@@ -91,20 +112,63 @@ def test_a_pipe_has_a_line_for_each_finished_trial(started, tmp_path):
     assert re.fullmatch(r"1/4 trial 0 0\.\d{4} · best 0\.\d{4}( · .*)?\n", written(console))
 
 
-def test_a_terminal_is_redrawn_in_place_and_cleared_at_the_end(started, tmp_path):
+def test_no_time_is_left_where_nobody_works(started, tmp_path):
+    console = pipe()
+    view = live.LiveView(console, started)
+    view.counts(count_trials(started.study))
+    run_a_trial(started, tmp_path)
+    view.counts(count_trials(started.study))
+    for claims in ([], [claim(1, released=True)], [claim(1, heartbeat_age=1000.0)]):
+        console = pipe()
+        console.print(view.render(count_trials(started.study), claims))
+        assert "workers are starting" in written(console)
+        assert " left" not in written(console)
+
+
+@pytest.mark.parametrize("rows", [8, 24])
+def test_the_view_is_lower_than_the_terminal(started, rows):
+    console = Console(file=io.StringIO(), width=80, height=rows, highlight=False)
+    console.print(live.LiveView(console, started).render(Counts(running=30), [claim(n) for n in range(20)]))
+    assert len(written(console).splitlines()) < rows
+
+
+def test_a_row_fits_80_columns_and_says_everything():
+    start, end = datetime(2026, 1, 1), datetime(2026, 1, 3, 5)
+    pruned = create_trial(
+        state=TrialState.PRUNED, value=0.5131, intermediate_values={2: 0.6, 12: 0.5131},
+        user_attrs={record.CONFIG: {"model": {"name": "retrieval"}}, record.ATTEMPTS: 12},
+    )  # fmt: skip
+    pruned.number, pruned.datetime_start, pruned.datetime_complete = 12345, start, end
+    row = row_text(pruned, is_best=True).plain
+    assert " ".join(row.split()) == ("12345 0.5131 on 12 folds, pruned retrieval 2 days 5 h best so far, 12 attempts")
+    infeasible = create_trial(state=TrialState.FAIL, user_attrs={record.REASON: "diverged"})
+    infeasible.datetime_start = None
+    assert row_text(infeasible).plain.split()[1:] == ["infeasible", "–", "–"]
+    confirmed = create_trial(
+        state=TrialState.COMPLETE, value=0.5,
+        user_attrs={record.CONFIRM: {"trial": 26, "split": 1}, record.CONFIG: {"model": {"name": "iris"}}},
+    )  # fmt: skip
+    assert row_text(confirmed).plain.split()[:7] == ["26", "0.5000", "on", "fresh", "split", "2", "iris"]
+    baselines = create_trial(state=TrialState.COMPLETE, value=0.5, user_attrs={record.CONFIRM: {"split": 0}})
+    assert row_text(baselines).plain.split()[:6] == ["0.5000", "on", "fresh", "split", "1", "baselines"]
+
+
+def test_a_terminal_has_a_row_for_each_trial_above_a_view_that_is_cleared_at_the_end(started, tmp_path):
     console = terminal()
     with live.LiveView(console, started) as view:
         view.baselines({"linear": 0.5, "mean_prevalence": 0.2})
+        assert written(console) == "", "the view shows them"
         run_a_trial(started, tmp_path)
+        view.counts(count_trials(started.study))
         view.counts(count_trials(started.study))
         view.line("worker 0: a warning [not markup]")
         view.stopping()
     text = written(console)
-    assert "Baselines (average precision): linear 0.5000, prevalence (mean) 0.2000" in text
+    assert len(re.findall(r"^ +0  0\.\d{4} +iris +\d+ s  best so far\r?$", text, re.MULTILINE)) == 1
+    assert text.count(HEADING) == 1
     assert "1 complete · 0 pruned · 0 running" in text
     assert "worker 0: a warning [not markup]" in text
     assert live.STOPPING in " ".join(text.split())
-    assert "trial 0 0." not in text
     assert text.endswith("\x1b[2K")  # the view's last line is erased
 
 
@@ -141,8 +205,8 @@ def test_embedding_progress_is_a_bar_on_a_terminal():
     assert "texts" not in written(console)
 
 
-@pytest.mark.parametrize("console", [pipe(), terminal()])
-def test_nothing_is_shown_where_nothing_is_embedded(console):
-    with live.EmbeddingProgress(console):
-        pass
-    assert written(console) == ""
+def test_nothing_stays_where_nothing_is_embedded():
+    for console in (pipe(), terminal()):
+        with live.EmbeddingProgress(console):
+            assert ("loading the data" in written(console)) == console.is_terminal
+        assert written(console).endswith("\x1b[2K" if console.is_terminal else "")

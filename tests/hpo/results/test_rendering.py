@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from sparse_evidence.hpo.results import tables, wording
+from sparse_evidence.hpo.results.console import make_console, show
 from sparse_evidence.hpo.results.plan import ChunksPerPost, Cost, Criterion, NearDuplicates, Plan
 from sparse_evidence.hpo.study.fields import Choices, Range
 from sparse_evidence.hpo.study.space import Parameter
@@ -264,9 +267,11 @@ def status(**changed: object) -> dict[str, object]:
     }  # fmt: skip
     return {
         "study": "quickstart", "metric": "average_precision", "workers": [worker], "attempts": {"3": 2},
+        "infeasible_reasons": {}, "storage": "postgresql://",
         "trials": {"requested": 40, "finished": 12, "complete": 8, "pruned": 4, "infeasible": 0, "failed": 0,
                    "running": 1, "released": 0},
-        "best": {"value": 0.4971, "trial": 3, "params": {}}, "baselines": {"linear": 0.4589, "mean_prevalence": 0.2},
+        "best": {"value": 0.4971, "trial": 3, "model": "iris", "params": {}},
+        "baselines": {"linear": 0.4589, "mean_prevalence": 0.2},
         "pace": {"trials_per_hour": 45.0, "seconds_left": 840.0},
         "confirming": None, "ensemble": None, "confirmed": None, "claim": None, "nested": None,
     } | changed  # fmt: skip
@@ -275,11 +280,20 @@ def status(**changed: object) -> dict[str, object]:
 def test_a_status_with_workers():
     text = drawn(tables.status_table(status()))
     for expected in (
-        "12 of 40 trials finished", "8 complete, 4 pruned, 1 running\n", "best average precision 0.4971 (trial 3)",
+        "12 of 40 trials finished", "8 complete, 4 pruned, 1 running\n",
+        "best average precision 0.4971 (trial 3, iris)",
         "Baselines (average precision): linear 0.4589, prevalence (mean) 0.2000", "45.0 trials/h, 14 min 00 s left",
         "started more than once: trial 3 (2 times)", "123456", "1 min 15 s", "3 s ago",
     ):  # fmt: skip
         assert expected in text.replace(" \n", "\n").replace("  \n", "\n")
+
+
+def test_a_worker_that_has_finished_no_epoch_shows_no_position():
+    state = status()
+    state["workers"][0] |= {"stage": 0, "epoch": 0, "heartbeat_age": 75.0}
+    assert "1234 1 – – 1 min 15 s just claimed 7" in unwrapped(drawn(tables.status_table(state)))
+    state["workers"][0] |= {"released": True}
+    assert "1 min 15 s released 7" in unwrapped(drawn(tables.status_table(state)))
 
 
 def test_a_gpu_is_named_by_the_start_of_its_uuid():
@@ -361,3 +375,22 @@ def test_an_older_database_has_the_prevalence_as_a_baseline_of_average_precision
     text = unwrapped(drawn(tables.result_table(older, "best.json")))
     assert "linear baseline 0.600" in text
     assert "prevalence (mean) 0.200" in text
+
+
+def test_user_data_are_shown_as_they_are(capsys):
+    """Names, paths and messages may look like markup or emoji; the console parses none of it."""
+    text = "mood [/i] [red]low[/red] :warning: \\[x]"
+    console = make_console()
+    table = tables.plain_table(text)
+    table.add_column(text, no_wrap=True)
+    table.add_row(text)
+    for printed in (text, table):
+        show(console, printed)
+    assert capsys.readouterr().out.count(text) == 4
+
+
+def test_consoles_are_made_in_one_place():
+    root = Path(tables.__file__).parents[1]
+    made = [file for file in root.rglob("*.py") if re.search(r"(?<!make_)\bConsole\(", file.read_text())]
+    assert [file.name for file in made] == ["console.py"]
+    assert not [file for file in root.rglob("*.py") if re.search(r"from_markup|\brich import print", file.read_text())]

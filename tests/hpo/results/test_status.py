@@ -56,6 +56,8 @@ def test_a_study_that_has_just_started(study):
     assert (status["study"], status["metric"]) == ("tiny", "average_precision")
     assert (status["trials"]["requested"], status["trials"]["finished"]) == (4, 0)
     assert (status["best"], status["baselines"], status["workers"], status["attempts"]) == (None, None, [], {})
+    assert status["storage"].startswith("postgresql")
+    assert status["infeasible_reasons"] == {}
 
 
 def test_a_running_trial_and_its_worker(study, claim_next):
@@ -75,7 +77,7 @@ def test_a_finished_trial_baselines_and_json(study, data, run_next):
     assert json.loads(json.dumps(status, allow_nan=False)) == status
     assert (status["trials"]["finished"], status["trials"]["running"], status["workers"]) == (1, 0, [])
     trial = study.trials[0]
-    assert status["best"] == {"trial": 0, "value": trial.value, "params": trial.params}
+    assert status["best"] == {"trial": 0, "value": trial.value, "model": "iris", "params": trial.params}
     assert status["baselines"] == data.baselines()
 
 

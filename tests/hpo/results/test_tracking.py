@@ -44,7 +44,8 @@ from sparse_evidence.core.fitted.fitting import Ground
 from sparse_evidence.core.splits import kfold
 from sparse_evidence.hpo.cli import app
 from sparse_evidence.hpo.database import predictions, record
-from sparse_evidence.hpo.database.connection import engine_of, open_storage, try_export_lock
+from sparse_evidence.hpo.database.connection import engine_of, open_storage
+from sparse_evidence.hpo.database.locks import try_export_lock
 from sparse_evidence.hpo.database.optuna_storage import study_id
 from sparse_evidence.hpo.database.studies import load_study
 from sparse_evidence.hpo.errors import StorageError
@@ -293,8 +294,8 @@ def test_files_of_an_earlier_export_that_are_no_part_of_the_model_are_removed(tr
 
 def test_two_processes_do_not_export_at_once(tracker, study, trained):
     other = load_study(open_storage(trained), "tiny")
-    with engine_of(other).begin() as busy:
-        assert try_export_lock(busy, study_id(other))
+    with try_export_lock(engine_of(other), study_id(other)) as ours:
+        assert ours
         with pytest.raises(UserError, match="another process is writing"):
             tracking.export(study, best_result(study), tracker)
     engine_of(other).dispose()

@@ -56,6 +56,19 @@ class FailingStore:
         raise PermissionError
 
 
+class KeepingStore:
+    """A store that removes nothing while `keeps` is set."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self.open_reader, self.write = store.open_reader, store.write
+        self._store, self.keeps = store, False
+
+    def remove(self, artifact_id: str) -> None:
+        if self.keeps:
+            raise PermissionError
+        self._store.remove(artifact_id)
+
+
 class SlowStore:
     """A store that calls `after_write` when it has written an artifact, before it returns."""
 
@@ -313,6 +326,23 @@ def test_a_bucket_stores_checkpoints_under_its_prefix(bucket: dict[str, bytes], 
             use("../thesis.tex")
     assert checkpoints.discard("../thesis.tex")
     assert bucket["/home/studies/thesis.tex"] == b"mine"
+
+
+def test_a_file_that_cannot_be_removed_for_a_while_stays_known(claims: Callable[..., Claims], tmp_path: Path) -> None:
+    store = KeepingStore(artifacts.open_store(str(tmp_path)))
+    checkpoints = Checkpoints(store, every_seconds=0)
+    mine = claims(discard=checkpoints.discard)
+    claim = claimed(mine)
+    checkpoints.save(claim, CONFIG, Counter(1))
+    store.keeps = True
+    for epoch in (2, 3, 4):
+        checkpoints.save(claim, CONFIG, Counter(epoch))
+        (names,) = artifact_rows(mine)
+        assert {path.name for path in tmp_path.iterdir()} == set(names), "every file is named by the claim"
+    store.keeps = False
+    checkpoints.save(claim, CONFIG, Counter(5))
+    assert [path.name for path in tmp_path.iterdir()] == [claim.checkpoint]
+    assert checkpoints.restore(claim, CONFIG, Counter).epoch == 5
 
 
 @pytest.mark.filterwarnings("ignore:.*utcnow:DeprecationWarning")

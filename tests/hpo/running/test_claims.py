@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import optuna
 import pytest
 import sqlalchemy as sa
 from claim_tools import artifact_rows, claimed, claimed_soon, join_study
@@ -20,7 +21,9 @@ from waiting import until
 
 from sparse_evidence.hpo.database import connection
 from sparse_evidence.hpo.database.claims_sql import Counts, count_trials, list_claims
-from sparse_evidence.hpo.errors import ClaimLostError
+from sparse_evidence.hpo.database.locks import lock_study
+from sparse_evidence.hpo.database.optuna_storage import study_id
+from sparse_evidence.hpo.errors import ClaimLostError, StudyDeletedError
 from sparse_evidence.hpo.running.claims import Claim, Claims, Finished, Wait
 
 
@@ -190,6 +193,18 @@ def test_a_write_in_progress_delays_the_take_over(claims: Any) -> None:
     assert claimed_soon(second).trial.number == claim.trial.number
 
 
+def test_a_worker_that_waits_looks_without_the_lock(claims: Any, database: str) -> None:
+    first, second = claims(budget=1), claims(budget=1)
+    claim = claimed(first)
+    assert isinstance(second.claim(), Wait)
+    other = sa.create_engine(database, poolclass=sa.NullPool)
+    with other.begin() as session:
+        lock_study(session, study_id(first.study))
+        assert isinstance(second.claim(), Wait)
+    claim.release()
+    assert claimed(second).trial.number == 0
+
+
 def test_the_heartbeat_notices_a_take_over_and_progress_raises(claims: Any) -> None:
     first = claims()
     with claimed(first) as claim:
@@ -211,7 +226,7 @@ def test_a_trial_that_another_process_ended_is_lost(claims: Any) -> None:
 
 
 def test_a_trial_that_a_script_abandoned_is_taken_over(claims: Any) -> None:
-    mine = claims(budget=1, grace_seconds=0.3)
+    mine = claims(budget=1)
     mine.study.ask()
     assert isinstance(mine.claim(), Wait)
     assert claimed_soon(mine).attempt == 2
@@ -444,6 +459,30 @@ def test_every_artifact_that_may_exist_is_in_the_table_at_all_times(claims: Any,
     claim.finish(TrialState.COMPLETE, 1.0)
     assert sorted(removed) == ["a", "b"]
     assert artifact_rows(mine) == []
+
+
+# ---- a study that is deleted -----------------------------------------------------------------------------------------
+
+
+def test_a_study_deleted_under_its_worker_leaves_nothing_and_is_not_begun_again(claims: Any) -> None:
+    removed: list[str] = []
+    mine = claims(discard=lambda name: removed.append(name) or True)
+    claim = claimed(mine)
+    claim.mark_pending("a")
+    claim.commit_checkpoint("a", "sha")
+    claim.mark_pending("b")
+    optuna.delete_study(study_name="s", storage=mine.engine.url.render_as_string(hide_password=False))
+    assert artifact_rows(mine) == [], "claims are deleted with their trials"
+    with pytest.raises(ClaimLostError), claim:
+        claim.trial.report(0.5, 1)
+    assert claim.deleted
+    assert removed == ["a", "b"]
+    for call in (mine.claim, lambda: count_trials(mine.study), lambda: mine.study.user_attrs):
+        with pytest.raises(StudyDeletedError, match="was deleted or renamed"):
+            call()
+    again = join_study(mine.engine.url.render_as_string(hide_password=False))
+    assert count_trials(again.study) == Counts(), "only what nobody worked on is created anew"
+    again.engine.dispose()
 
 
 # ---- stalling --------------------------------------------------------------------------------------------------------

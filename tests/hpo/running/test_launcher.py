@@ -14,6 +14,7 @@ from sparse_evidence.hpo.database.connection import engine_of
 from sparse_evidence.hpo.errors import Exit
 from sparse_evidence.hpo.running.confirming import Progress
 from sparse_evidence.hpo.running.launcher import Outcome, run_slots, run_study, start_study
+from sparse_evidence.hpo.running.position import Position
 from sparse_evidence.hpo.running.slots import Slot
 from sparse_evidence.hpo.study.definition import load
 
@@ -30,6 +31,7 @@ class Recorder:
         self.counted: list[Counts] = []
         self.confirmed: list[Progress] = []
         self.lines: list[str] = []
+        self.seen: dict[int, Position] = {}
         self.stopped = False
 
     def baselines(self, scores: Mapping[str, Any] | None) -> None:
@@ -44,6 +46,9 @@ class Recorder:
     def line(self, text: str) -> None:
         self.lines.append(text)
 
+    def positions(self, positions: Mapping[int, Position]) -> None:
+        self.seen |= positions
+
     def stopping(self) -> None:
         self.stopped = True
 
@@ -55,6 +60,10 @@ def test_a_study_is_run_and_then_has_nothing_to_do(database):
     assert first.counted[-1].finished == 3
     assert first.confirmed[-1].finished == first.confirmed[-1].planned > 0
     assert first.scores == [started.task.baselines()]
+    ((pid, position),) = first.seen.items()
+    assert pid > 0
+    assert 0 <= position.trial < first.confirmed[-1].planned
+    assert position.epoch >= 1
     assert (first.lines, first.stopped) == ([], False)
     assert run_study(started, second, workers=1) == Outcome(Exit.DONE, finished=3, trials=3, workers=0)
     assert (second.scores, second.counted, second.confirmed) == (first.scores, [], [])

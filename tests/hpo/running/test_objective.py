@@ -15,7 +15,7 @@ from sparse_evidence.hpo.database import predictions
 from sparse_evidence.hpo.database.claims_sql import count_trials, list_claims
 from sparse_evidence.hpo.database.connection import engine_of, open_storage
 from sparse_evidence.hpo.database.optuna_storage import known_trial
-from sparse_evidence.hpo.database.record import CONFIG, CURVES, CV, OUTCOME, REASON, SEED
+from sparse_evidence.hpo.database.record import CONFIG, CURVES, CV, OUTCOME, PRUNED, REASON, SEED
 from sparse_evidence.hpo.database.studies import load_study
 from sparse_evidence.hpo.running import objective, pruning
 from sparse_evidence.hpo.running.artifacts import Checkpoints, open_store
@@ -23,6 +23,7 @@ from sparse_evidence.hpo.running.claims import Claim, Claims, Finished
 from sparse_evidence.hpo.running.joining import join_study
 from sparse_evidence.hpo.running.task import StudyTask
 from sparse_evidence.hpo.study import space
+from sparse_evidence.hpo.study.fields import Range
 
 NEVER = lambda: False  # noqa: E731
 UNREACHABLE = 2.0
@@ -76,6 +77,7 @@ def test_a_complete_trial_reports_at_the_end_of_every_stage(claims, tmp_path):
     trial = mine.study.trials[0]
     assert state == trial.state == TrialState.COMPLETE
     assert list(trial.intermediate_values) == [1, 2, 3]
+    assert trial.intermediate_values[3] == trial.value, "the last report is the value"
     assert trial.user_attrs[CV]["seed"] == trial.user_attrs[SEED] == data.seed(0)
     assert trial.user_attrs[CV]["mean"] == trial.value
     assert len(trial.user_attrs[CV]["folds"]) == 3
@@ -137,6 +139,9 @@ def test_a_trial_below_the_threshold_is_pruned_at_the_end_of_the_stage(claims, t
     assert state == trial.state == TrialState.PRUNED
     assert list(trial.intermediate_values) == [1, 2]
     assert trial.value == trial.intermediate_values[2]
+    assert trial.user_attrs[PRUNED] == {
+        "folds": 2, "value": trial.value, "threshold": UNREACHABLE, "peers": 1, "stage_ended": True
+    }  # fmt: skip
     assert CV not in trial.user_attrs
     assert len(curves(mine)["scores"]) < 3 or curves(mine)["scores"][2] == []
 
@@ -161,6 +166,8 @@ def test_a_stalled_trial_is_pruned_within_the_stage_only_if_within_stages_is_set
     (scores,) = [curve for curve in curves(mine)["scores"] if curve]
     assert len(scores) == epochs
     assert trial.intermediate_values == {1: max(scores)} == known_trial(claim.trial).intermediate_values
+    assert trial.user_attrs[PRUNED]["stage_ended"] is (within == "false")
+    assert max(scores) <= trial.user_attrs[PRUNED]["value"] < trial.user_attrs[PRUNED]["threshold"] == UNREACHABLE
     assert trial.value == max(scores)
 
 
@@ -278,3 +285,19 @@ def test_the_same_trials_have_the_same_values_in_another_database(tmp_path, fres
         engine_of(study).dispose()
     assert values[0] == values[1]
     assert not any(isinstance(value, float) and math.isnan(value) for value in values[0])
+
+
+def test_what_was_queued_wrongly_ends_at_once_with_a_sentence(claims, tmp_path, caplog):
+    data = task(tmp_path)
+    queue = claims(data, budget=3)
+    name, spec = next((p.name, p.spec) for p in space.searched(data.definition) if isinstance(p.spec, Range))
+    run(queue, data)
+    queue.study.enqueue_trial({name: "three"})
+    queue.study.enqueue_trial({"lerning_rate": 0.01})
+    state, claim = run(queue, data)
+    assert state == TrialState.FAIL
+    reason = known_trial(claim.trial).user_attrs[REASON]
+    assert reason == f'queued wrongly: {name} is "three", but it is searched in {spec}'
+    state, claim = run(queue, data)
+    assert state != TrialState.FAIL
+    assert "Trial 2 was queued with what is ignored: lerning_rate is unknown" in caplog.text

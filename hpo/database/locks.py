@@ -1,0 +1,59 @@
+"""Advisory locks: of a study, for decisions about its trials, and of what only one process should do at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
+
+from .limits import kept_alive
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+_LOCKS = 0x68706F
+"""First key of our advisory locks; the second is a study's id, or 0 for creating tables and studies."""
+_BASELINE_LOCKS = _LOCKS + 1
+"""The same for measuring a study's baselines, which takes seconds and must not block anything else."""
+_CONCLUSION_LOCKS = _LOCKS + 2
+"""The same for concluding from a study's trials."""
+_EXPORT_LOCKS = _LOCKS + 3
+"""The same for writing a study to a tracking server."""
+
+LOCK_STUDY = f"SELECT pg_advisory_xact_lock({_LOCKS}, :study)"
+"""Takes the study's advisory lock until the transaction ends; 0 is for creating tables and studies."""
+
+
+def lock_study(connection: Connection, study_id: int = 0) -> None:
+    """Take the study's advisory lock until the transaction ends; 0 is for creating tables and studies."""
+    import sqlalchemy as sa
+
+    connection.execute(sa.text(LOCK_STUDY), {"study": study_id})
+
+
+def try_baselines_lock(engine: Engine, study_id: int) -> AbstractContextManager[bool]:
+    """Hold the lock for measuring a study's baselines; yields False if another process has it."""
+    return _try_lock(engine, _BASELINE_LOCKS, study_id)
+
+
+def try_conclusion_lock(engine: Engine, study_id: int) -> AbstractContextManager[bool]:
+    """Hold the lock for concluding from a study; yields False if another process has it."""
+    return _try_lock(engine, _CONCLUSION_LOCKS, study_id)
+
+
+def try_export_lock(engine: Engine, study_id: int) -> AbstractContextManager[bool]:
+    """Hold the lock for writing a study to a tracking server; yields False if another process has it."""
+    return _try_lock(engine, _EXPORT_LOCKS, study_id)
+
+
+@contextmanager
+def _try_lock(engine: Engine, purpose: int, study_id: int) -> Iterator[bool]:
+    """Hold a lock for as long as the block lasts and this process is alive: a frozen or killed one loses it."""
+    import sqlalchemy as sa
+
+    with engine.begin() as connection:
+        if not connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(purpose, study_id))):
+            yield False
+            return
+        with kept_alive(connection):
+            yield True
