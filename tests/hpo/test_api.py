@@ -232,7 +232,7 @@ def test_a_dict_is_checked_as_a_file_is(document, database):
 
 def test_nothing_is_opened_where_no_study_was_run(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"There is no \.hpo folder"):
+    with pytest.raises(UserError, match=r"There is no database in .*\.hpo, so no study was run here"):
         hpo.open(document)
     assert list(tmp_path.iterdir()) == []
 

@@ -62,7 +62,7 @@ def test_how_much_has_been_read_is_known(tmp_path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "it is empty"),
+        (b"", "no rows below the header"),
         (b"post\n", "no rows below the header"),
         (b"id,post\n1,x\n2\n3,x,y\n", "the header has 2 cells, and there are more or fewer in rows 3 and 4"),
         (b"id,post\n1,\xe4\n2,x\n3,\xff\n", "column 'post' is not UTF-8 in rows 2 and 4; save the file as UTF-8"),
