@@ -23,11 +23,8 @@ class DataError(UserError):
     def __init__(self, where: str, problems: Sequence[str], *, limit: int = 20) -> None:
         self.where = where
         self.problems = tuple(problems)
-        listed = "; ".join(self.problems[:limit])
-        if len(self.problems) > limit:
-            listed += f"; and {len(self.problems) - limit} more"
         count = "1 mistake" if len(self.problems) == 1 else f"{len(self.problems)} mistakes"
-        super().__init__(f"{where} has {count}: {listed}")
+        super().__init__(f"{where} has {count}: {first(self.problems, limit)}")
 
 
 class SplitError(UserError):
@@ -84,9 +81,16 @@ def quote_value(value: str, max_words: int = 3, max_length: int = 40) -> str:
     """Quote a cell's value for a message; of a longer one, which could be a post's text, only the length is shown."""
     if not value:
         return "empty"
-    if len(value) <= max_length and len(value.split()) <= max_words and not is_unspaced(value):
-        return repr(value)
-    return f"a text of {len(value)} characters"
+    return repr(value) if _may_be_shown(value, max_words, max_length) else f"a text of {len(value)} characters"
+
+
+def shown_value(value: str) -> str:
+    """The same without quotation marks."""
+    return value if value and _may_be_shown(value) else quote_value(value)
+
+
+def _may_be_shown(value: str, max_words: int = 3, max_length: int = 40) -> bool:
+    return len(value) <= max_length and len(value.split()) <= max_words and not is_unspaced(value)
 
 
 def is_unspaced(value: str) -> bool:
@@ -95,6 +99,17 @@ def is_unspaced(value: str) -> bool:
     An identifier, such as a UUID or the name of a column, has none, however long it is.
     """
     return any(len(part) > _MAX_WORD_LENGTH and not _IDENTIFIER.fullmatch(part) for part in value.split())
+
+
+def first(clauses: Sequence[str], limit: int = 20) -> str:
+    """Join the first clauses, and count the others."""
+    more = len(clauses) - limit
+    return "; ".join(clauses[:limit]) + (f"; and {more} more" if more > 0 else "")
+
+
+def reason_of(error: BaseException, longest: int = 300) -> str:
+    """The kind of an error of a library and the beginning of what it says, on one line, for a message."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:longest]
 
 
 def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:

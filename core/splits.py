@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import SplitConfig
-from .errors import ConfigError, SplitError, quote_value
+from .errors import ConfigError, SplitError, first, quote_value
 
 Floats = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -40,7 +40,6 @@ Labels = NDArray[np.int8]
 _TARGET_STEP = 2.0**-6  # targets and weights are multiples of these: their products add up exactly in float64
 _WEIGHT_STEP = 2.0**-20
 _EXCHANGE_CANDIDATES = 256  # distinct count vectors per part that are tried in exchanges
-_LISTED = 20  # clauses of a message
 _STARTS = 8  # initial orders that are tried; the best result is used
 
 
@@ -249,15 +248,9 @@ def _check_group_counts(groups: Sequence[str], labels: Labels, folds: int, crite
         remedy = f"set folds to at most {fewest}, or remove " if fewest > 1 else "remove "
         rare_criteria = "that criterion" if len(rare) == 1 else "those criteria"
         raise SplitError(
-            f"among the {posts} posts to split, {_first(rare)}, fewer than {folds} folds, and every fold needs "
+            f"among the {posts} posts to split, {first(rare)}, fewer than {folds} folds, and every fold needs "
             f"both classes; {remedy}{rare_criteria}, or label more posts"
         )
-
-
-def _first(clauses: Sequence[str]) -> str:
-    """Join the first clauses, and count the others."""
-    more = len(clauses) - _LISTED
-    return "; ".join(clauses[:_LISTED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _plural(count: int, noun: str) -> str:
@@ -273,7 +266,7 @@ def _check_classes(part: NDArray[np.int16], labels: Labels, folds: int, criteria
         if not np.any(labels[part == fold, column] == value)
     ]
     if missing:
-        raise SplitError(f"{_first(missing)}; use fewer than {folds} folds, another seed, or smaller groups")
+        raise SplitError(f"{first(missing)}; use fewer than {folds} folds, another seed, or smaller groups")
 
 
 # ---- the algorithm ----------------------------------------------------------------------------------------------

@@ -234,7 +234,8 @@ class Study(AbstractContextManager["Study"]):
 
         from .results.leaderboard import trial_rows
 
-        return pd.DataFrame(trial_rows(self.optuna())).set_index("number", drop=False).rename_axis(None)
+        rows = trial_rows(self.optuna().get_trials(deepcopy=False))
+        return pd.DataFrame(rows).set_index("number", drop=False).rename_axis(None)
 
     def leaderboard(self, top: int = 10) -> pd.DataFrame:
         """The best trials, the ensemble, the default and the baselines, a row each, as `hpo leaderboard --csv`.

@@ -49,7 +49,7 @@ def own_server() -> Iterator[tuple[Server, str]]:
 
     home = Path(tempfile.mkdtemp(prefix="hpo-tests-"))
     home.chmod(0o711)
-    options = "-c fsync=off -c max_connections=400"
+    options = "-c fsync=off"
     try:
         with embedded.running(home, options, keep_up=False) as url:
             yield embedded.Server(home, options), url

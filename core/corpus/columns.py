@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from ..errors import DataError, nearest, quote_value
+from ..errors import DataError, nearest, quote_value, shown_value
 
 Field = Literal["post_id", "post", "criterion", "label", "criterion_text", "group", "evidence"]
 """What a column holds; also its name in the file, unless the setting `columns` says another."""
@@ -90,5 +90,5 @@ def post_column(where: str, names: Sequence[str], named: str | None = None, *, r
         raise DataError(where, [f"{several} could each hold the posts; {remedy}"])
     missing = f"column {named or 'post'} is missing"
     missing += f" (the table has: {', '.join(quote_value(name) for name in names[:20])})"
-    close = nearest(named or "post", [quote_value(name).strip("'") for name in names])
+    close = nearest(named or "post", map(shown_value, names))
     raise DataError(where, [f"{missing}; did you mean {close!r}?" if close else f"{missing}; {remedy}"])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError, quote_value
+from ..errors import DataError, quote_value, shown_value
 
 UNLABELLED = -1
 """The label of a (post, criterion) pair that was not annotated."""
@@ -156,7 +156,7 @@ def note_duplicates(corpus: Corpus) -> Corpus:
     pairs = duplicates_across_groups(corpus)
     if not pairs:
         return corpus
-    first, second = (quote_value(corpus.post_ids[row]).strip("'") for row in pairs[0])
+    first, second = (shown_value(corpus.post_ids[row]) for row in pairs[0])
     count = len({row for pair in pairs for row in pair})
     note = f"{count} posts share their text with a post of another group (for example {first} and {second})"
     return replace(corpus, notes=(*corpus.notes, note))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigError, DataError, quote_value
+from ..errors import ConfigError, DataError, quote_value, shown_value
 from .columns import REQUIRED, WIDE, Field, lookalikes
 from .data import UNLABELLED, Corpus, Criterion, Evidence, note_duplicates
 from .tables import (
@@ -131,12 +132,17 @@ def _not_read(unread: Sequence[str], names: Sequence[str], fields: Sequence[Fiel
         found = [name for name in lookalikes(names, field_name) if name in unread]
         if found:
             quoted = " and ".join(quote_value(name) for name in found[:3])
-            line = f"columns = {{ {field_name} = {quote_value(found[0]).replace(chr(39), chr(34))} }}"
+            line = f"columns = {{ {field_name} = {_toml(found[0])} }}"
             problems.append(
                 f"column {quoted} looks like {field_name}, but is not read: write {line} in [data], or "
                 f'{{ {field_name} = "" }} if it is something else'
             )
     return problems
+
+
+def _toml(name: str) -> str:
+    """A name as a TOML string, `"NAME"` in place of one that may not be shown."""
+    return json.dumps(name if shown_value(name) == name else "NAME", ensure_ascii=False)
 
 
 def _contradiction(

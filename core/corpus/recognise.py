@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError, UserError, is_unspaced, quote_value
-from .columns import ALIASES, REQUIRED, WIDE, Field, candidates, normal
+from .columns import ALIASES, REQUIRED, WIDE, Field, candidates, lookalikes, normal
 from .pairs import PairsSource
 from .tables import Table, criterion_in_words, label_of, quote_label, read_table
 from .wide import MISSING
@@ -105,6 +105,8 @@ class _Recognition:
         if field in self.fields:
             return
         found = [name for name in candidates(self.names, field) if name in self._free()]
+        if not found and field not in ("post", "criterion", "label"):  # whose columns their cells tell apart
+            found = [name for name in lookalikes(self.names, field) if name in self._free()]  # else it is not read
         if field == "post" and len(found) > 1:
             found = [name for name in found if self._mean_words(name) >= _MIN_WORDS] or found
         names_rows = field in ("post_id", "group")  # two columns that distinguish the same rows are equally good

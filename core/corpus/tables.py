@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ..errors import DataError, UserError, nearest, quote_value
+from ..errors import DataError, UserError, nearest, quote_value, shown_value
 from .formats import other_format
 from .problems import RowProblems
 
@@ -347,7 +347,7 @@ def _header_problems(names: list[str], wanted: _Wanted) -> list[str]:
     for name in required:
         if name in names:
             continue
-        close = nearest(name, [quote_value(item).strip("'") for item in names if item not in known])
+        close = nearest(name, [shown_value(item) for item in names if item not in known])
         hint = f"; did you mean {close!r}?" if close else f"; {wanted.remedy}" if wanted.remedy else ""
         problems.append(f"column {name} is missing (the file has: {present}){hint}")
     return problems

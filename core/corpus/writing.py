@@ -52,7 +52,7 @@ def create_table(path: Path, form: Format) -> Iterator[Sink]:
     A link stays: what it points to is written. Pipes and devices are written to as the rows come.
 
     Args:
-        path: a file, or `STDIO` for standard output.
+        path: a file, or `parts.STDIO` for standard output.
         form: the format.
 
     Raises:

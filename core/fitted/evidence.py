@@ -6,7 +6,7 @@ import numpy as np
 
 from ..corpus.data import Corpus
 from ..explain import EvidenceHits
-from ..features.chunks import evidence_mask
+from ..features.chunks import evidence_mask, from_spans
 from .model import FittedModel
 
 
@@ -23,10 +23,11 @@ def evidence_hits(model: FittedModel, corpus: Corpus) -> EvidenceHits:
     assert [criterion.name for criterion in model.criteria] == [criterion.name for criterion in corpus.criteria]
     posts = sorted({item.post for item in corpus.evidence if corpus.labels[item.post, item.criterion] == 1})
     shown = corpus.subset(posts)
-    sentences = model.sentences(shown.posts)
+    explanations = model.explain(shown.posts)
+    sentences = from_spans(shown.posts, [explanation.spans.tolist() for explanation in explanations])
     mask = evidence_mask(shown, sentences)
     found: list[tuple[int, int, bool, float]] = []
-    for row, explanation in enumerate(model.explain(shown.posts)):
+    for row, explanation in enumerate(explanations):
         truth = mask[sentences.offsets[row] : sentences.offsets[row + 1]]  # [sentences, criteria]
         for criterion in np.flatnonzero((shown.labels[row] == 1) & truth.any(0)).tolist():
             top = int(explanation.contribution[:, criterion].argmax())

@@ -154,7 +154,7 @@ class FittedModel:
         """The posts as the members read them; posts without text are left out. Nothing is cached."""
         return self._read(posts)
 
-    def sentences(self, texts: Sequence[str]) -> Chunks:
+    def _sentences(self, texts: Sequence[str]) -> Chunks:
         """The single sentences of posts that have text, as the members read them."""
         read = [member.candidate.model.encoder for member in self.members if not reads_text(member.candidate.model)]
         encoders = [self.encoders[name] for name in dict.fromkeys(read)]
@@ -163,7 +163,7 @@ class FittedModel:
     def _read(self, posts: Sequence[str]) -> Posts:
         kept = np.flatnonzero([bool(post.strip()) for post in posts])
         texts = tuple(posts[row] for row in kept.tolist())
-        sentences = self.sentences(texts)
+        sentences = self._sentences(texts)
         views: dict[tuple[str, int], EmbeddedCorpus] = {}
         features: list[Features] = []
         labels = np.full((len(texts), len(self.criteria)), -1, dtype=np.int8)

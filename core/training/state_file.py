@@ -21,12 +21,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..cache import write_atomically
-from ..errors import CheckpointError
+from ..errors import CheckpointError, reason_of
 
 _FORMAT = 1
 _KEY = "checkpoint"  # in the file's metadata
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header
-_LONGEST_REASON = 200
 # What reading bytes that nobody vouches for may raise; a RecursionError is a RuntimeError, a KeyError a LookupError.
 _MALFORMED = (SafetensorError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 
@@ -84,7 +83,7 @@ def unpack_state(content: bytes, name: str = "the checkpoint") -> dict[str, Any]
     except CheckpointError:
         raise
     except _MALFORMED as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
+        reason = reason_of(error, longest=200)
         raise CheckpointError(f"{name} is damaged or not a checkpoint of this project ({reason})") from error
 
 

@@ -91,7 +91,8 @@ app.command(name="dashboard")(dashboard.command)
 
 
 for registered in app.registered_commands:
-    registered.cls = OptionalAddress if registered.cls is OptionalAddress else Command
+    if registered.cls is not OptionalAddress:
+        registered.cls = Command
 
 
 def _print_version(requested: bool) -> None:

@@ -30,6 +30,7 @@ def command(
     with fast_imports():
         from ..database.address import describe
         from ..database.connection import open_storage
+        from ..results.wording import count_text
         from ..running import deleting
     with database(storage, create=False) as url:
         opened = open_storage(url, create=False)
@@ -43,8 +44,8 @@ def command(
     print(f"deleted {_described(deleted)}")
     if deleted.missing:
         print(
-            f"note: {_counted(deleted.missing, 'checkpoint')} of it were not found; if its workers kept them elsewhere "
-            "(--artifacts), remove them there"
+            f"note: {count_text(deleted.missing, 'checkpoint')} of it were not found; if its workers kept them "
+            "elsewhere (--artifacts), remove them there"
         )
 
 
@@ -61,12 +62,10 @@ def _named(study: str) -> tuple[str, float]:
 
 def _described(doomed: Doomed) -> str:
     """`smoke: 6 trials and 2 child studies`."""
-    children = f" and {_counted(doomed.children, 'child stud', 'y', 'ies')}" if doomed.children else ""
-    return f"{doomed.name}: {_counted(doomed.trials, 'trial')}{children}"
+    from ..results.wording import count_text
 
-
-def _counted(count: int, noun: str, one: str = "", many: str = "s") -> str:
-    return f"{count:,} {noun}{one if count == 1 else many}"
+    children = f" and {count_text(doomed.children, 'child study', 'child studies')}" if doomed.children else ""
+    return f"{doomed.name}: {count_text(doomed.trials, 'trial')}{children}"
 
 
 def _confirmed(name: str) -> bool:

@@ -10,8 +10,18 @@ import typer
 
 from sparse_evidence.core.errors import UserError
 
-from .predict import ModelFolder
-from .shared import AsJson, Storage, database, fast_imports, load_definition, make_console, print_error, show
+from .shared import (
+    AsJson,
+    ModelFolder,
+    ModelStudy,
+    Storage,
+    database,
+    fast_imports,
+    load_definition,
+    make_console,
+    print_error,
+    show,
+)
 
 if TYPE_CHECKING:
     from sparse_evidence.core.fitted import FittedModel
@@ -29,12 +39,7 @@ def command(
             show_default=False,
         ),
     ] = None,
-    study: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="STUDY", help="The study file. Default: the one that the model names.", show_default=False
-        ),
-    ] = None,
+    study: ModelStudy = None,
     storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:

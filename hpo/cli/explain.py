@@ -9,13 +9,11 @@ import typer
 
 from sparse_evidence.core.errors import UserError
 
-from .shared import fast_imports, make_console
+from .shared import ForcePage, ModelFolder, ModelStudy, fast_imports, make_console
 
 
 def command(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL_DIR", help="The folder that `hpo fit` wrote.", show_default=False)
-    ],
+    model: ModelFolder,
     posts: Annotated[
         Path | None,
         typer.Argument(
@@ -35,14 +33,9 @@ def command(
             show_default=False,
         ),
     ] = None,
-    study: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="STUDY", help="The study file. Default: the one that the model names.", show_default=False
-        ),
-    ] = None,
+    study: ModelStudy = None,
     limit: Annotated[int, typer.Option(metavar="N", min=1, help="Posts on the page, evenly spread.")] = 200,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is no such page.")] = False,
+    force: ForcePage = False,
 ) -> None:
     """Write a page that shows what a model looks for and what it finds. The page holds the posts' text."""
     from ..pages.writing import PageFile

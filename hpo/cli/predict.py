@@ -14,16 +14,11 @@ from sparse_evidence.core.cache import is_stdout
 from sparse_evidence.core.corpus.parts import STDIO, Format, format_of, open_table
 from sparse_evidence.core.errors import UserError
 
-from .shared import fast_imports, make_console
+from .shared import ModelFolder, fast_imports, make_console
 from .shared import show as show_table
 
 if TYPE_CHECKING:
     from sparse_evidence.core.fitted.predicting import Met
-
-ModelFolder = Annotated[
-    Path,
-    typer.Argument(metavar="MODEL_DIR", help="The folder that `hpo fit` wrote.", show_default=False),
-]
 
 
 def command(

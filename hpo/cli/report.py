@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .shared import Storage, StudyFile, fast_imports, load_definition, make_console
+from .shared import ForcePage, Storage, StudyFile, database, fast_imports, load_definition, make_console
 
 
 def command(
@@ -22,7 +22,7 @@ def command(
             show_default=False,
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is no such page.")] = False,
+    force: ForcePage = False,
     storage: Storage = None,
 ) -> None:
     """Write a page to send around: what was found, how sure that is, what to do next. It holds no post."""
@@ -32,13 +32,12 @@ def command(
     page = PageFile(out or Path(f"{definition.name}.report.html"), "report", force=force)
     page.check()
     with fast_imports():
-        from ..database.address import storage_url
         from ..database.connection import open_to_look
         from ..database.record import CURVES
         from ..database.studies import load_study
         from ..pages.report import report_page
     console = make_console(stderr=page.is_stdout)
-    with storage_url(storage, create=False) as url, console.status("making the report"):
+    with database(storage, create=False) as url, console.status("making the report"):
         opened = load_study(open_to_look(url, without=(CURVES,)), definition.name)
         page.write(report_page(opened, definition))
-    console.print(f"written to {page}", markup=False, soft_wrap=True)
+    console.print(f"written to {page}", soft_wrap=True)

@@ -70,6 +70,20 @@ Out = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite a file that is not this study's result.")]
+ForcePage = Annotated[bool, typer.Option("--force", help="Overwrite a file that is no such page.")]
+ModelFolder = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL_DIR", help="The folder that `hpo fit` wrote.", show_default=False),
+]
+ModelStudy = Annotated[
+    Path | None,
+    typer.Option(
+        "--study",
+        metavar="STUDY",
+        help="The study file. Default: the one that the model names.",
+        show_default=False,
+    ),
+]
 
 
 class Command(typer.core.TyperCommand):

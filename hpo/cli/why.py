@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .shared import AsJson, Storage, StudyFile, fast_imports, load_definition, make_console, show
+from .shared import AsJson, Storage, StudyFile, database, fast_imports, load_definition, make_console, show
 
 
 def command(
@@ -22,12 +22,11 @@ def command(
         from rich.console import Group
         from rich.text import Text
 
-        from ..database.address import storage_url
         from ..database.connection import open_to_look
         from ..database.record import CURVES
         from ..database.studies import load_study
         from ..results.why import why
-    with storage_url(storage, create=False) as url:
+    with database(storage, create=False) as url:
         opened = load_study(open_to_look(url, without=(CURVES,)), definition.name)
         explained = why(opened, trial)
     if as_json:

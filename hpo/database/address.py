@@ -145,5 +145,5 @@ def password_from_file(variable: str) -> str | None:
             f"The password file {name} ({variable}) cannot be read: {reason}; "
             "name a readable file that contains the password."
         ) from error
-    _check_text(password, f"The password in {name}", "HPO_STORAGE_PASSWORD_FILE")
+    _check_text(password, f"The password in {name}", variable)
     return password

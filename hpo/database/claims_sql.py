@@ -8,8 +8,9 @@ Only Optuna's table `trials` says what state a trial is in. A claim is
 - *exhausted* when the trial has had all its attempts,
 - *orphaned* when its trial has finished, but its owner was killed before it could delete the row.
 
-Functions that take a connection are one step of the caller's transaction; those that make a decision expect the
-study's advisory lock to be held. Times come from the database, because the clocks of workers may differ.
+Functions that take a connection are one step of the caller's transaction, and those that make a decision expect the
+study's advisory lock to be held; but `decide` is a transaction of its own that takes the lock, and `look` needs none.
+Times come from the database, because the clocks of workers may differ.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def create_table(connection: sa.Connection) -> None:
 
 
 def table_is_current(connection: sa.Connection) -> bool:
-    """Whether the table exists with all its columns. It is created last, so Optuna's tables then exist as well."""
+    """Whether the table exists as this version creates it. It is created after Optuna's tables, so these exist, too."""
     return connection.execute(_IS_CURRENT).first() is not None
 
 
@@ -127,6 +128,16 @@ class Counts:
     def finished(self) -> int:
         """The number that is compared with the budget."""
         return self.complete + self.pruned + self.infeasible
+
+    @property
+    def ended(self) -> int:
+        """Trials that nobody will work on again."""
+        return self.finished + self.failed
+
+    @property
+    def total(self) -> int:
+        """Trials in every state."""
+        return self.ended + self.running + self.waiting
 
 
 @dataclass(frozen=True)
@@ -456,6 +467,11 @@ SELECT c.host, c.pid, c.slot, c.gpu, t.number AS trial, c.attempt, c.stage, c.ep
 FROM hpo_claims c JOIN trials t USING (trial_id)
 WHERE c.study_id = :study AND t.state = 'RUNNING' ORDER BY c.host, c.slot, c.pid
 """)
+
+
+def is_worked_on(row: Mapping[str, Any], grace_seconds: float) -> bool:
+    """Whether the worker of a row of `list_claims` gives signs of life."""
+    return not row["released"] and bool(row["heartbeat_age"] < grace_seconds)
 
 
 def list_claims(engine: sa.Engine, study: optuna.Study) -> list[dict[str, Any]]:

@@ -96,7 +96,8 @@ def open_storage(
         stop: once set, this call waits no longer.
         grace_seconds: the study's grace period: a transaction may be idle for a part of it; see `limits`.
         without: user attributes of trials that are not read, to save time and memory.
-        create: False for commands that only look: nothing is made in a database that no study was run in.
+        create: False for commands that only look: nothing is made in a database that no study was run in. Tables of an
+            older version are completed all the same.
 
     Raises:
         UserError: with `create=False`: there are no tables of this package.
@@ -122,7 +123,7 @@ def open_storage(
 
 
 def open_to_look(url: str, *, without: Collection[str] = ()) -> BaseStorage:
-    """Open the storage for a command that only looks: it makes nothing, and does not wait long for a database.
+    """Open the storage for a command that only looks: `create=False`, and it does not wait long for a database.
 
     Raises:
         UserError: there are no tables of this package.
@@ -246,7 +247,7 @@ def _connect(url: str, known: Limits, wait_seconds: float, stop: threading.Event
     import sqlalchemy as sa
 
     options = _engine_options(sa.make_url(url), known)
-    began = time.monotonic()
+    began, told = time.monotonic(), False
     for attempt in itertools.count(1):
         try:
             return _probe(url, options, known)
@@ -265,7 +266,8 @@ def _connect(url: str, known: Limits, wait_seconds: float, stop: threading.Event
                     f"The database {describe(url)} is unreachable ({reason}): check that Postgres is running "
                     "there and that the URL (--storage or HPO_STORAGE) and its password are right."
                 ) from error
-        if attempt == 1 and not busy:
+        if not told and not busy:
+            told = True
             logger.warning(
                 "The database %s is unreachable (%s); waiting for it for up to %.0f min.", describe(url), reason,
                 wait_seconds / 60, extra={"action": "database_unreachable"},

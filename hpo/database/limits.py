@@ -45,7 +45,7 @@ Limits = Mapping[str, int]
 
 
 def limits(grace_seconds: float) -> dict[str, int]:
-    """The limits of a session, all well below the grace period of the study unless that is very short."""
+    """The limits of a session; for how long a transaction may be idle and wait for a lock follows the grace period."""
     idle = min(LONGEST_IDLE_SECONDS, max(SHORTEST_IDLE_SECONDS, GRACE_IDLE * grace_seconds))
     milliseconds = int(1000 * idle)
     return {

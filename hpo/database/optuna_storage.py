@@ -165,10 +165,10 @@ class RetryingStorage(RDBStorage):
         known, after = included_trial_ids, trial_id_greater_than
         with self._reading:
             before = self._unfinished.setdefault(study_id, {})
-            trials = self._read(
+            trials, is_there = self._read(
                 lambda connection: trial_rows.select_trials(connection, study_id, known, after, self.without, before)
             )
-        if not trials:
+        if not is_there:
             self.get_study_name_from_id(study_id)  # raises StudyDeletedError if there is no such study
         return [trial for trial in trials if states is None or trial.state in states]
 

@@ -145,17 +145,14 @@ def _key(storage: BaseStorage, name: str) -> int | None:
 def _queue_untried(study: optuna.Study, once: Sequence[Mapping[str, Any]]) -> None:
     """Queue the parameters that no trial of the study has or waits with; what was queued before is still known."""
     from .optuna_storage import study_id
-    from .trial_rows import QueuedTrial, count_trials, enqueue
+    from .trial_rows import QueuedTrial, enqueue_if_complete
 
     while True:
-        trials = study.get_trials(deepcopy=False)  # not under the lock: reading them may take long
+        trials = study.get_trials(deepcopy=False)
         known = [parameters for trial in trials for parameters in (trial.params, trial.system_attrs.get(FIXED))]
         untried = [QueuedTrial(parameters) for parameters in once if dict(parameters) not in known]
-        with engine_of(study).begin() as connection:
-            lock_study(connection, study_id(study))
-            if count_trials(connection, study_id(study)) == len(trials):
-                enqueue(connection, study_id(study), untried)
-                return
+        if enqueue_if_complete(engine_of(study), study_id(study), len(trials), untried):
+            return
 
 
 def _database(storage: BaseStorage) -> str:

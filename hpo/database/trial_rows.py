@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import postgresql
 
 from ..errors import StudyDeletedError
+from .locks import lock_study
 from .record import FIXED
 
 # Changes with every write into an unfinished trial: `xmin` is the transaction that wrote a row.
@@ -81,15 +82,17 @@ def select_trials(
     study_id: int,
     known: Collection[int],
     after: int,
-    without: Collection[str] = (),
-    read_before: Versions | None = None,
-) -> list[FrozenTrial]:
+    without: Collection[str],
+    before: Versions,
+) -> tuple[list[FrozenTrial], bool]:
     """Read the trials of a study whose ids are among `known` or greater than `after`, in the order of their ids.
 
     User attributes `without` are not read. Of the unfinished trials only those are read that have changed since they
-    were `read_before`, which is brought up to date: a study may have a thousand of them.
+    were read `before`, which is brought up to date: a study may have a thousand of them.
+
+    Returns:
+        The trials, and whether any of them was read just now.
     """
-    before = {} if read_before is None else read_before
     sql_params = {"study": study_id, "known": list(known), "after": after, "without": list(without),
                   "unfinished": list(before), "versions": [version for version, _ in before.values()]}  # fmt: skip
     rows = connection.execute(_SELECT_MANY, sql_params).all()
@@ -100,10 +103,10 @@ def select_trials(
         if row.version is not None:
             before[row.trial_id] = row.version, changed[row.trial_id]
     trials = changed | same
-    return [trials[key] for key in sorted(trials)]
+    return [trials[key] for key in sorted(trials)], bool(rows)
 
 
-def count_trials(connection: sa.Connection, study_id: int) -> int:
+def _count_trials(connection: sa.Connection, study_id: int) -> int:
     """Return how many trials a study has, of any state."""
     return int(connection.execute(_COUNT, {"study": study_id}).scalar_one())
 
@@ -291,6 +294,25 @@ def enqueue(connection: sa.Connection, study_id: int, trials: Iterable[QueuedTri
         for key, value in trial.attributes.items():
             batch.user_attribute(key, value)
         batch.write(connection)
+
+
+def enqueue_if_complete(engine: sa.Engine, study_id: int, seen: int, trials: Iterable[QueuedTrial]) -> bool:
+    """Queue trials that follow from those that were `seen`; False, and nothing is queued, if there are others by now.
+
+    So trials can be read before the study's lock is taken: many may be waiting for it, and reading may take long.
+
+    Args:
+        engine: of the study.
+        study_id: the study.
+        seen: how many trials it had when they were read.
+        trials: what is queued.
+    """
+    with engine.begin() as connection:
+        lock_study(connection, study_id)
+        if _count_trials(connection, study_id) != seen:
+            return False
+        enqueue(connection, study_id, trials)
+        return True
 
 
 # Every table of Optuna that refers to a study or to a trial, each before the one that it refers to.

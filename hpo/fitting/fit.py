@@ -17,6 +17,7 @@ from sparse_evidence.core.seeding import stable_seed
 from ..errors import RefusedError
 from ..results.best import FINGERPRINTS, differing_from, named_study_file, relative_to
 from ..results.provenance import versions
+from ..results.winner import winner_key
 from ..running.task import StudyTask
 from .card import model_card
 from .recipes import WINNER, Chosen, choose
@@ -113,7 +114,7 @@ def _info(
         "fitted": chosen.name,
         "single": single,
         "winner": best["winner"],
-        "claim": best["claim"] if chosen.name == _winner(best) else None,
+        "claim": best["claim"] if chosen.name == winner_key(best) else None,
         "score": _score(best, chosen.name),
         "baselines": {name: score for name, score in _baselines(best).items() if name != chosen.name},
         "posts": int(scored.sum()),
@@ -125,11 +126,6 @@ def _info(
         **{key: best["provenance"][key] for key in FINGERPRINTS},
         "versions": versions(),
     }
-
-
-def _winner(best: Mapping[str, Any]) -> str | None:
-    """The key of the winner in the result's scores."""
-    return str(best["trial"]) if best["winner"] == "trial" else best["winner"]
 
 
 def _score(best: Mapping[str, Any], name: str) -> dict[str, Any] | None:

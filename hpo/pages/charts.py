@@ -51,20 +51,18 @@ class Axis:
         return [round(number * step, 12) for number in range(first, last + 1)]
 
 
-def axis_of(values: Iterable[float], *, zero: bool = False, margin: float = 0.05) -> Axis:
-    """An axis on which all values lie, with some margin; from 0 to 1 if there are none.
+MARGIN = 0.05
+"""Share of its range that an axis leaves free at either end."""
 
-    Args:
-        values: finite or not; only the finite ones count.
-        zero: start at 0.
-        margin: share of the range that is left free at either end.
-    """
+
+def axis_of(values: Iterable[float]) -> Axis:
+    """An axis on which all finite values lie, with some margin; from 0 to 1 if there are none."""
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return Axis(0.0, 1.0)
-    low, high = (0.0 if zero else min(known)), max(known)
-    room = margin * (high - low) or abs(high) * margin or 1.0
-    return Axis(low if zero else low - room, high + room)
+    low, high = min(known), max(known)
+    room = MARGIN * (high - low) or abs(high) * MARGIN or 1.0
+    return Axis(low - room, high + room)
 
 
 def _round_step(least: float) -> float:
@@ -104,12 +102,12 @@ class Plot:
         """Draw a line through the points."""
         self._path([f"{self._x(x)},{self._y(y)}" for x, y in points], style, title)
 
-    def steps(self, points: Sequence[Point], style: str, title: str = "") -> None:
+    def steps(self, points: Sequence[Point], style: str) -> None:
         """Draw a line that keeps the height of a point until the next one."""
         parts = [f"{self._x(x)},{self._y(y)}" for x, y in points[:1]]
         for (_, before), (x, y) in pairwise(points):
             parts += [f"{self._x(x)},{self._y(before)}"] + ([f"{self._x(x)},{self._y(y)}"] if y != before else [])
-        self._path(parts, style, title)
+        self._path(parts, style, "")
 
     def level(self, value: float, style: str, title: str = "") -> None:
         """Draw a line across the whole plot; nothing if the value is not on the axis."""

@@ -14,10 +14,10 @@ from markupsafe import Markup
 
 from ..database import record
 from ..database.record import BASELINE_NAMES, candidate_text
+from ..results.winner import winner_key
 from ..results.wording import capitalized, count_text, estimate_text, short, shown_baselines
 from ..running.confirming import curves
 from .charts import Axis, Plot, axis_of, strip, swatch
-from .headline import winner_key
 from .snapshot import Snapshot
 
 if TYPE_CHECKING:

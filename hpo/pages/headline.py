@@ -80,7 +80,7 @@ class Headline:
 
 
 def headline(snapshot: Snapshot) -> Headline:
-    """The first screen of a study's report; every number in it is one of `best.json`, as `hpo export` prints it."""
+    """The first screen of a study's report; every value and gain in it is one of `best.json`."""
     phase = phase_of(snapshot)
     value, interval, of, where = _value(snapshot)
     title, lines, note = _gains(snapshot) or _baselines(snapshot)
@@ -115,7 +115,7 @@ def _searched(snapshot: Snapshot) -> list[tuple[str, str]]:
     if snapshot.post_counts is not None and snapshot.best is not None:
         posts, held_out = snapshot.post_counts
         criteria = len(snapshot.best["cv"]["per_criterion"])
-        data.append(f"{count_text(posts, 'post')} × {criteria} {'criterion' if criteria == 1 else 'criteria'}")
+        data.append(f"{count_text(posts, 'post')} × {count_text(criteria, 'criterion', 'criteria')}")
         data += [f"{held_out:,} more posts held out"] if held_out else []
     names = [str(model["name"]) for model in stored["model"]]
     parameters = len({name for trial in snapshot.trials for name in trial.params})
@@ -140,17 +140,12 @@ def _value(snapshot: Snapshot) -> tuple[str, str, str, str]:
     best = snapshot.best
     if best is None:
         return "–", "", "no value yet", ""
-    found, name = winners_value(best), winner_key(best)
+    found, name = winners_value(best), winner.winner_key(best)
     if found is None or name is None:
         where = "on the folds that chose it: too good, neither corrected for that nor confirmed"
         return short(best["value"]), "", f"of trial {best['trial']}, the best one so far", where
     interval = "" if found["interval"] is None else interval_text(found["interval"])
     return short(found["value"]), interval, f"of {_named(best, name)}", _where(snapshot, best)
-
-
-def winner_key(best: Mapping[str, Any]) -> str | None:
-    """The winner as the scores are keyed: a single trial by its number."""
-    return str(best["trial"]) if best["winner"] == "trial" else best["winner"]
 
 
 def _named(best: Mapping[str, Any], name: str) -> str:
@@ -177,9 +172,7 @@ def _gains(snapshot: Snapshot) -> tuple[str, tuple[Line, ...], str] | None:
     best = snapshot.best
     if best is None:
         return None
-    source = best["confirmed"] or best["ensemble"] or {}
-    found = [source.get("over_baseline"), *source.get("over_others", ()), source.get("over_default")]
-    gains = [(gain["name"], *better_by(best["metric"], gain)) for gain in found if gain is not None]
+    gains = [(gain["name"], *better_by(best["metric"], gain)) for gain in winner.gains(best)]
     if not gains:
         return None
     axis = axis_of([0.0, *(end for _, value, interval in gains for end in (value, *(interval or ())))])
@@ -227,7 +220,7 @@ def compared(snapshot: Snapshot) -> tuple[list[dict[str, Any]], Axis]:
         return [], Axis(0.0, 1.0)
     rows = [(name, label, value, honest(best, name)) for name, label, value in candidates(best)]
     ends = [value for _, _, value, found in rows for value in _ends(value, found)]
-    axis, result = axis_of(ends), winner_key(best)
+    axis, result = axis_of(ends), winner.winner_key(best)
     return [_compared(row, axis, row[0] == result) for row in rows], axis
 
 
@@ -292,7 +285,7 @@ def _use(snapshot: Snapshot, phase: Phase) -> Step:
     """What to do with a confirmed result."""
     best = snapshot.best
     assert best is not None, "something is confirmed"
-    name = winner_key(best)
+    name = winner.winner_key(best)
     result = shlex.quote(f"{best['study']}.best.json")
     fit = f"hpo fit {result} -o model"
     if phase == Phase.BETTER and name is not None:

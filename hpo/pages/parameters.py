@@ -11,7 +11,7 @@ from markupsafe import Markup
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from ..database import record
-from ..results.wording import count_text, short
+from ..results.wording import count_text, setting_text, short
 from .charts import Axis, Lane, Strand, axis_of, bar, parallel, swatch
 from .figures import Figure, Key, Panel, thinned, thinned_note
 from .snapshot import Snapshot
@@ -164,11 +164,6 @@ def _strand(
     settings = ", ".join(f"{name} {setting_text(trial.params[name])}" for name in names if name in trial.params)
     title = f"trial {trial.number} ({'pruned' if start is None else short(trial.value)}): {settings}"
     return Strand([start, *shares], style, title, first=1 if start is None else 0)
-
-
-def setting_text(value: object) -> str:
-    """A parameter's value as tables show it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _share(space: BaseDistribution, value: Any) -> float | None:  # noqa: ANN401 (what Optuna stores)

@@ -14,12 +14,12 @@ from sparse_evidence.core.errors import UserError
 
 from ..database import predictions
 from ..database.record import BASELINE_NAMES, candidate_text
+from ..results.winner import winner_key
 from ..results.wording import capitalized, count_text, short
 from ..running.conclusions import logits_on_split
 from ..running.confirming import dropped_out, load_confirming
 from .charts import Axis, Plot, swatch
 from .figures import Figure, Key, Panel
-from .headline import winner_key
 from .snapshot import Snapshot
 
 Labels = npt.NDArray[np.int8]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from ..database import record
 from ..results.best import provenance_of
 from ..results.tables import fold_size, nested_claim
-from ..results.wording import capitalized, duration, metric_text, short
+from ..results.winner import winner_key
+from ..results.wording import capitalized, duration, metric_text, setting_text, short
 from . import effort, figures, html, parameters
-from .headline import compared, headline, winner_key
-from .parameters import setting_text
+from .headline import compared, headline
 from .ranking import precision_recall
 from .snapshot import Snapshot, read_snapshot
 
@@ -174,7 +174,7 @@ def _failures(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _worker(row: Mapping[str, Any]) -> dict[str, str]:
-    """A running trial and its worker, as `hpo status` shows them."""
+    """A running trial and its worker, with the position of the last heartbeat."""
     return {
         "trial": str(row["trial"]),
         "where": f"{row['host']}, slot {row['slot']}" + (f", {row['gpu']}" if row["gpu"] else ""),

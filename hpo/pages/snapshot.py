@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..database import predictions, record
+from ..database.claims_sql import is_worked_on
 from ..results.best import BestResult, best_result, best_trial
 from ..results.leaderboard import trial_rows
 from ..results.status import StudyStatus, study_status
@@ -105,7 +106,7 @@ class Snapshot:
     def is_worked_on(self) -> bool:
         """Whether a worker gives signs of life."""
         grace = self.definition.service.grace_seconds
-        return any(not row["released"] and row["heartbeat_age"] < grace for row in self.status["workers"])
+        return any(is_worked_on(row, grace) for row in self.status["workers"])
 
 
 def read_snapshot(study: Study, definition: StudyDefinition) -> Snapshot:
@@ -116,4 +117,5 @@ def read_snapshot(study: Study, definition: StudyDefinition) -> Snapshot:
     """
     status = study_status(study, grace_seconds=definition.service.grace_seconds)
     best = None if best_trial(study) is None else best_result(study, definition.path)
-    return Snapshot(study, definition, status, best, study.get_trials(deepcopy=False), trial_rows(study))
+    trials = study.get_trials(deepcopy=False)
+    return Snapshot(study, definition, status, best, trials, trial_rows(trials))

@@ -6,7 +6,7 @@ Intervals are those of `core.selection`, from the out-of-fold predictions that a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -245,9 +245,9 @@ def _flat(row: Row) -> dict[str, Any]:
     return flat | {f"params.{name}": value for name, value in row["params"].items()}
 
 
-def trial_rows(study: Study) -> list[dict[str, Any]]:
-    """Every trial as one row by number, for a data frame; parameters get the prefix `params.`."""
-    return [_trial_row(trial) for trial in study.get_trials(deepcopy=False)]
+def trial_rows(trials: Iterable[FrozenTrial]) -> list[dict[str, Any]]:
+    """Every trial as one row, for a data frame; parameters get the prefix `params.`."""
+    return [_trial_row(trial) for trial in trials]
 
 
 def _trial_row(trial: FrozenTrial) -> dict[str, Any]:

@@ -97,12 +97,11 @@ def _metric(entry: StudyEntry) -> str | None:
 
 def _child(entry: StudyEntry) -> ChildStudy:
     counts = entry.counts
-    ended = counts.finished + counts.failed
     return {
         "study": entry.name,
         "kind": "nested" if "/nested/" in entry.name else "confirm",
-        "finished": ended,
-        "trials": ended + counts.running + counts.waiting,
+        "finished": counts.ended,
+        "trials": counts.total,
         "workers": entry.workers,
     }
 

@@ -239,7 +239,9 @@ class LiveView(AbstractContextManager["LiveView"]):
             counts: trials by state.
             claims: the trials that are not finished, from `list_claims`.
         """
-        running = [row for row in claims if not row["released"] and row["heartbeat_age"] < self._grace_seconds]
+        from ..database.claims_sql import is_worked_on
+
+        running = [row for row in claims if is_worked_on(row, self._grace_seconds)]
         done, total = min(counts.finished, self._trials), self._trials
         states = [*_states(counts), f"{len(running)} running"]
         if len(running) < len(claims):
@@ -269,20 +271,25 @@ class LiveView(AbstractContextManager["LiveView"]):
     def _running(self, claims: Sequence[Mapping[str, Any]]) -> list[Text]:
         """A line for each running trial, as many as fit on the terminal."""
         shown = max(1, min(MOST_RUNNING, self._console.height - OTHER_LINES))
-        lines = [Text(self._position(row), style="dim") for row in claims[:shown]]
+        confirming = [] if self._confirming is None else self._confirming.study.get_trials(deepcopy=False)
+        lines = [Text(self._position(row, confirming), style="dim") for row in claims[:shown]]
         if more := len(claims) - len(lines):
             lines.append(Text(f"and {count_text(more, 'other trial')}", style="dim"))
         return lines
 
-    def _position(self, row: Mapping[str, Any]) -> str:
-        """`trial 38  stage 1, epoch 4  12 s  worker 0`, in columns; with the host of a worker of another machine."""
+    def _position(self, row: Mapping[str, Any], confirming: Sequence[FrozenTrial]) -> str:
+        """`trial 38  stage 1, epoch 4  12 s  worker 0`, in columns; with the host of a worker of another machine.
+
+        Args:
+            row: from `list_claims`.
+            confirming: the trials of the study that confirms the result, to which the row then belongs.
+        """
         is_here = row["host"] == socket.gethostname()
         told = self._positions.get(row["pid"]) if is_here else None
         if told is not None and told.trial == row["trial"]:
             row = {**row, "stage": told.stage, "epoch": told.epoch}
         name, where = f"trial {row['trial']}", position_text(row["stage"], row["epoch"])
-        trials = [] if self._confirming is None else self._confirming.study.get_trials(deepcopy=False)
-        if trials and (entry := record.confirm(trials[row["trial"]])) is not None:
+        if confirming and (entry := record.confirm(confirming[row["trial"]])) is not None:
             name = f"trial {entry['trial']}" if "trial" in entry else "baselines"
             where = f"fresh split {entry['split'] + 1}" + (f", epoch {row['epoch']}" if row["epoch"] else "")
         worker = f"worker {row['slot']}" + ("" if is_here else f" on {row['host']}")

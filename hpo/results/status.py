@@ -135,7 +135,7 @@ class StudyStatus(TypedDict):
 
 def study_status(study: Study, *, grace_seconds: float = math.inf) -> StudyStatus:
     """The state of a study as JSON values; claims without a heartbeat for `grace_seconds` count as stale."""
-    from ..database.claims_sql import count_trials, list_claims
+    from ..database.claims_sql import count_trials, is_worked_on, list_claims
     from ..running import confirming
 
     counts = count_trials(study)
@@ -145,7 +145,7 @@ def study_status(study: Study, *, grace_seconds: float = math.inf) -> StudyStatu
     if progress is not None and (record.confirmed(study) or {}).get("study") == progress.study.study_name:
         progress = None
     confirm_claims = [] if progress is None else list_claims(engine_of(study), progress.study)
-    is_running = any(not row["released"] and row["heartbeat_age"] < grace_seconds for row in claims)
+    is_running = any(is_worked_on(row, grace_seconds) for row in claims)
     return {
         "study": study.study_name,
         "metric": record.metric(study),

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from ..database.record import BASELINE_NAMES, candidate_text
 from .listing import age_seconds
+from .winner import gains, winner_key
 from .wording import (
     baselines_text,
     best_text,
@@ -27,6 +28,7 @@ from .wording import (
     metric_text,
     number,
     pace_text,
+    setting_text,
     short,
     shown_baselines,
     texts_text,
@@ -79,8 +81,7 @@ def _values(best: BestResult) -> Table:
         cells = [f"{short(value)}{FLATTERED if flattered and value is not None else ' '}"]
         if len(table.columns) > 2:
             cells += ["", ""] if true is None else [short(true["value"]), _interval_cell(name, true)]
-        winner = name == best["winner"] or (best["winner"] == "trial" and name == str(best["trial"]))
-        table.add_row(label, *cells, style="bold green" if winner else None)
+        table.add_row(label, *cells, style="bold green" if name == winner_key(best) else None)
     return table
 
 
@@ -150,11 +151,9 @@ def _result_rows(best: BestResult) -> list[tuple[str, str]]:
     confirmed, ensemble = best["confirmed"], best["ensemble"]
     rows = [("winner", best["reason"])]
     of = "" if confirmed is not None else ", the ensemble's"
-    found = confirmed or ensemble or {}
-    for gain in (found.get("over_baseline"), *found.get("over_others", ()), found.get("over_default")):
-        if gain is not None:
-            name = BASELINE_NAMES.get(gain["name"], gain["name"])
-            rows.append((f"gain over {name}", f"{estimate_text(*better_by(best['metric'], gain))}{of}"))
+    for gain in gains(best):
+        name = BASELINE_NAMES.get(gain["name"], gain["name"])
+        rows.append((f"gain over {name}", f"{estimate_text(*better_by(best['metric'], gain))}{of}"))
     if ensemble is not None:
         picks = ((member["trial"], member["picks"]) for member in ensemble["members"])
         members = ", ".join(f"{trial}{'' if count == 1 else f' (weight {count})'}" for trial, count in picks)
@@ -171,10 +170,7 @@ def _single_rows(best: BestResult) -> list[tuple[str, str]]:
             "  pooled F1",
             f"{short(cv['pooled']['f1'])} at threshold {short(cv['threshold'])}{_without_text(cv['floors'] or {})}",
         ),
-        *(
-            (f"  {name}", f"{value:.4g}" if isinstance(value, float) else str(value))
-            for name, value in sorted(best["params"].items())
-        ),
+        *((f"  {name}", setting_text(value)) for name, value in sorted(best["params"].items())),
     ]
 
 
@@ -320,7 +316,7 @@ def _value_and_interval(estimate: tuple[float, Sequence[float] | None]) -> tuple
 
 # --- the status -------------------------------------------------------------------------------------------------------
 
-_STATES = ("complete", "pruned", "infeasible", "failed", "running", "released")
+STATES = ("complete", "pruned", "infeasible", "failed", "running", "released")
 _ALWAYS_SHOWN = ("complete", "pruned", "running")
 """The other states are shown only if there are such trials."""
 ROUNDED_SECONDS = 0.2
@@ -333,7 +329,7 @@ def status_table(status: StudyStatus) -> RenderableType:
     """What `hpo status` prints."""
     trials, best, metric = status["trials"], status["best"], metric_text(status["metric"])
     counts: Mapping[str, Any] = trials
-    states = [f"{counts[state]} {state}" for state in _STATES if counts[state] or state in _ALWAYS_SHOWN]
+    states = [f"{counts[state]} {state}" for state in STATES if counts[state] or state in _ALWAYS_SHOWN]
     lines = [
         Text(f"{status['study']}: {trials['finished']} of {trials['requested'] or 0} trials finished", style="bold"),
         Text(", ".join(states)),

@@ -20,6 +20,7 @@ from sparse_evidence.core.selection import mean_logits
 
 from ..database import predictions, record
 from .tables import candidates, honest
+from .winner import gains, winner_key
 from .wording import better_by, count_text, metric_text
 
 if TYPE_CHECKING:
@@ -73,18 +74,16 @@ def study_metrics(best: BestResult) -> dict[str, float]:
         found |= {f"search/{key}": value}
         found |= _with_interval(f"{searched}/{key}", honest(best, name), intervals=name != "chance")
     found |= _with_interval(metric, winners_value(best))
-    source = best["confirmed"] or best["ensemble"] or {}
-    for gain in (source.get("over_baseline"), *source.get("over_others", ()), source.get("over_default")):
-        if gain is not None:
-            value, interval = better_by(metric, gain)
-            found |= _with_interval(f"gain/{gain['name']}", {"value": value, "interval": interval})
+    for gain in gains(best):
+        value, interval = better_by(metric, gain)
+        found |= _with_interval(f"gain/{gain['name']}", {"value": value, "interval": interval})
     found |= {f"trials/{state}": count for state, count in best["trials"].items()}
     return _finite(found)
 
 
 def winners_value(best: BestResult) -> Mapping[str, Any] | None:
     """The value to believe: confirmed, or else corrected; of a baseline that is not confirmed, its score as it is."""
-    name = str(best["trial"]) if best["winner"] == "trial" else best["winner"]
+    name = winner_key(best)
     if name is None:
         return None
     floors = best["cv"]["floors"] or {}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from .finished import HEADING, finished_trials, row_text
 from .status import StudyStatus, study_status
-from .tables import status_table
+from .tables import STATES, status_table
 from .wording import confirming_text, number
 
 if TYPE_CHECKING:
@@ -62,12 +62,9 @@ def is_finished(study: Study, definition: StudyDefinition) -> bool:
 def status_line(status: StudyStatus) -> str:
     """What a person would want to know of a change, in a line: without durations, which always change."""
     trials, best, confirming = status["trials"], status["best"], status["confirming"]
-    counts = [
-        (trials["complete"], "complete"), (trials["pruned"], "pruned"), (trials["infeasible"], "infeasible"),
-        (trials["failed"], "failed"), (trials["running"], "running"), (trials["released"], "released"),
-    ]  # fmt: skip
+    counts: Mapping[str, Any] = trials
     parts = [f"{trials['finished']}/{trials['requested'] or 0} finished"]
-    parts += [f"{count} {state}" for count, state in counts if count]
+    parts += [f"{counts[state]} {state}" for state in STATES if counts[state]]
     parts += [] if best is None else [f"best {number(best['value'])} (trial {best['trial']})"]
     parts += [] if confirming is None else [confirming_text(confirming["finished"], confirming["planned"])]
     parts += [] if status["confirmed"] is None else [f"confirmed: {status['confirmed']['reason']}"]

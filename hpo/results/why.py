@@ -9,7 +9,7 @@ from sparse_evidence.core.errors import UserError
 
 from ..database import record
 from . import notes, winner
-from .wording import count_text, estimate_text, metric_text, number
+from .wording import count_text, estimate_text, metric_text, number, setting_text
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -88,26 +88,27 @@ def why(study: Study, trial_number: int) -> Why:
     best = ranked[0] if ranked else None
     known = notes.facts(record.identity(study)["definition"], trials)
     rank = next((place for place, other in enumerate(ranked, 1) if other.number == trial.number), None)
-    result = _values(study, known, trial, ranked, rank)
+    confirmed = winner.current_confirmed(study)
+    chosen = confirmed or record.ensemble(study)
+    members = None if chosen is None else list(chosen["members"])  # of the result's ensemble, with repetitions
+    result = _values(study, known, trial, ranked, rank, confirmed, members)
     result["sentences"] = [*notes.trial_sentences(known, trial), *_later(known, trial, best, result)]
-    members, confirmed = _members(study), winner.current_confirmed(study)
     if members is not None and trial.state.is_finished():
         result["sentences"] += _outcome(members, confirmed, result)
     return result
 
 
-def _members(study: Study) -> list[int] | None:
-    """The trials whose predictions the result's ensemble averages, with repetitions; None until they are chosen."""
-    chosen = winner.current_confirmed(study) or record.ensemble(study)
-    return None if chosen is None else list(chosen["members"])
-
-
 def _values(
-    study: Study, known: notes.Facts, trial: FrozenTrial, ranked: Sequence[FrozenTrial], rank: int | None
+    study: Study,
+    known: notes.Facts,
+    trial: FrozenTrial,
+    ranked: Sequence[FrozenTrial],
+    rank: int | None,
+    confirmed: Mapping[str, Any] | None,
+    members: Sequence[int] | None,
 ) -> Why:
     best = ranked[0] if ranked else None
     value = trial.value if rank is not None else None
-    members = _members(study)
     return {
         "study": study.study_name,
         "metric": known.metric,
@@ -123,7 +124,7 @@ def _values(
         "reported": _reported(trial) if value is None else None,
         "reason": record.reason(trial),
         "weight": None if members is None else members.count(trial.number) / len(members),
-        "confirmed": _confirmed(winner.current_confirmed(study), trial.number),
+        "confirmed": _confirmed(confirmed, trial.number),
         "differs": {} if best is None else _differs(trial.params, best.params),
         "seconds": notes.trial_seconds(trial),
         "attempts": record.attempts(trial),
@@ -205,12 +206,10 @@ def _parameters(differs: Mapping[str, Sequence[Any]], best: int) -> list[str]:
     common = {name: pair for name, pair in differs.items() if None not in pair}
     if not common:
         return []
-    listed = ", ".join(f"{name} {_text(own)} (not {_text(other)})" for name, (own, other) in common.items())
+    listed = ", ".join(
+        f"{name} {setting_text(own)} (not {setting_text(other)})" for name, (own, other) in common.items()
+    )
     return [f"Its parameters that differ from those of trial {best}: {listed}."]
-
-
-def _text(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _outcome(members: Sequence[int], confirmed: Mapping[str, Any] | None, values: Why) -> list[str]:

@@ -94,6 +94,18 @@ def choose_winner(
     return Winner("ensemble", "the ensemble, the average of the trials that are best together; not confirmed", claim)
 
 
+def winner_key(best: Mapping[str, Any]) -> str | None:
+    """The winner of a result (`best.json`'s content) as its scores are keyed: a single trial by its number."""
+    return str(best["trial"]) if best["winner"] == "trial" else best["winner"]
+
+
+def gains(best: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The known gains of a result over the best baseline, the others and the default: confirmed, or the ensemble's."""
+    source = best["confirmed"] or best["ensemble"] or {}
+    found = [source.get("over_baseline"), *source.get("over_others", ()), source.get("over_default")]
+    return [gain for gain in found if gain is not None]
+
+
 def beats_baselines(metric: str, ensemble: Mapping[str, Any] | None, confirmed: Mapping[str, Any]) -> bool:
     """Whether what was confirmed may be said to beat every baseline.
 

@@ -65,9 +65,14 @@ def position_text(stage: int, epoch: int) -> str:
     return f"stage {stage + 1}, epoch {epoch}" if epoch else "just claimed"
 
 
-def count_text(count: int, noun: str) -> str:
-    """`1 trial`, `2 trials`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def count_text(count: int, noun: str, plural: str | None = None) -> str:
+    """`1 trial`, `2 trials`; the plural of a noun that is not regular is given, too."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def setting_text(value: object) -> str:
+    """A parameter's value."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def texts_text(texts: int, computed: int) -> str:

@@ -28,7 +28,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ..database import record, trial_rows
 from ..database.connection import engine_of
-from ..database.locks import lock_study
 from ..database.optuna_storage import storage_of, study_id, unwrap
 from ..database.record import CONFIRM, CONFIRMING, CURVES, OUTCOME, PLAN
 from ..database.retry import retry
@@ -91,18 +90,14 @@ class Confirming:
         return retry(self._advance, unwrap(self.child).retry_seconds)
 
     def _advance(self) -> bool:
-        study = study_id(self.child)
-        trials = self.child.get_trials(deepcopy=False)  # not under the lock: reading them may take long
+        trials = self.child.get_trials(deepcopy=False)
         if not all(trial.state.is_finished() for trial in trials):
             return True
         entries = next_round(self.plan, trials, maximize=record.higher_is_better(self.child))
         queue = list(queued(self.parent, entries))
-        with engine_of(self.child).begin() as connection:
-            lock_study(connection, study)
-            if trial_rows.count_trials(connection, study) != len(trials):
-                return True  # another worker has queued the round
-            trial_rows.enqueue(connection, study, queue)
-            return bool(entries)
+        study = study_id(self.child)
+        is_queued = trial_rows.enqueue_if_complete(engine_of(self.child), study, len(trials), queue)
+        return bool(entries) or not is_queued  # or another worker has queued the round
 
     def progress(self) -> Progress:
         """How far confirming is."""

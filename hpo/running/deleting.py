@@ -44,7 +44,7 @@ class Doomed:
     @property
     def trials(self) -> int:
         """Trials of the study itself, in every state."""
-        return sum(_trials(entry) for entry in self.entries if entry.parent is None)
+        return sum(entry.counts.total for entry in self.entries if entry.parent is None)
 
     @property
     def children(self) -> int:
@@ -149,8 +149,3 @@ def _remove_artifacts(names: Sequence[str], where: str | None) -> int:
                 "that, and run the same command again."
             ) from error
     return missing
-
-
-def _trials(entry: StudyEntry) -> int:
-    counts = entry.counts
-    return counts.finished + counts.failed + counts.running + counts.waiting

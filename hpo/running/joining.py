@@ -8,6 +8,7 @@ from pathlib import Path
 
 import optuna
 
+from sparse_evidence.core.cache import write_atomically
 from sparse_evidence.core.metrics import METRICS
 
 from ..database import record
@@ -58,6 +59,7 @@ def join_study(
     higher = METRICS[definition.search.metric].higher_is_better
     direction: Direction = "maximize" if higher else "minimize"
     grace = definition.service.grace_seconds
+    known = None if note is None else _read_note(note)
     study = open_study(
         open_storage(url, wait_seconds=wait_seconds, stop=stop, grace_seconds=grace, without=(CURVES,)),
         definition.name,
@@ -67,16 +69,16 @@ def join_study(
         sampler=make_sampler(definition.search.sampler, definition.search.seed),
         differences=differences,
         once=try_first,
-        existing=None if note is None else read_note(note),
+        existing=known,
     )
-    if note is not None:
-        note.write_text(str(study_id(study)), encoding="utf-8")
+    if note is not None and known is None:
+        write_atomically(note, str(study_id(study)).encode())  # another worker may be reading it
     if trials > (record.requested(study) or 0):
         study.set_user_attr(REQUESTED, trials)
     return study
 
 
-def read_note(note: Path) -> int | None:
+def _read_note(note: Path) -> int | None:
     """The key of the study that the workers of a pool work on; None until the first of them has joined it."""
     text = note.read_text(encoding="utf-8") if note.exists() else ""
     return int(text) if text else None

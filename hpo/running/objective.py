@@ -18,6 +18,7 @@ from sparse_evidence.core.metrics import METRICS
 from sparse_evidence.core.training.crossval import CrossValidation
 
 from ..database import record
+from ..database.optuna_storage import known_trial
 from ..database.record import BASELINES, CONFIG, CURVES, CV, PRUNED, SEED
 from ..study import space
 from .artifacts import Checkpoints
@@ -89,14 +90,12 @@ def run(
 
 def _queued_wrongly(claim: Claim, task: StudyTask) -> str | None:
     """Why a trial that somebody queued by hand cannot be trained; logs a warning for parameters that do not exist."""
-    number = claim.trial.number
-    trial = next((trial for trial in reversed(claim.trials_when_claimed) if trial.number == number), None)
-    queued = None if trial is None else trial.system_attrs.get(record.FIXED)
+    queued = known_trial(claim.trial).system_attrs.get(record.FIXED)
     if not queued or record.confirm(claim.trial) is not None:
         return None
     unknown, wrong = space.queued_mistakes(task.definition, queued)
     if unknown:
-        logger.warning("Trial %d was queued with what is ignored: %s.", number, "; ".join(unknown))
+        logger.warning("Trial %d was queued with what is ignored: %s.", claim.trial.number, "; ".join(unknown))
     return f"queued wrongly: {'; '.join(wrong)}" if wrong else None
 
 

@@ -13,9 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import in_process
 import pytest
-
-from sparse_evidence.hpo.cli import app as cli
 
 ROOT = Path(__file__).parents[2]
 Call = Callable[..., tuple[int, str]]
@@ -26,18 +25,16 @@ IRIS = '[model]\nname = "iris"\n'
 
 
 @pytest.fixture
-def hpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+def hpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     """Call a verb in an empty folder; returns the exit code and the content of standard error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HPO_CACHE", str(tmp_path / "cache"))
     (tmp_path / "best.json").write_text("precious")
 
     def call(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["hpo", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
+        ended = in_process.hpo(*arguments)
         assert (tmp_path / "best.json").read_text() == "precious"
-        return int(ended.value.code or 0), capsys.readouterr().err
+        return ended.code, ended.err
 
     return call
 

@@ -47,8 +47,7 @@ sys.meta_path.insert(0, Finder())
 
 
 def script(number: int, body: str) -> str:
-    handled = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell ignores it in the background
-    return f"import os, signal, sys\n{handled}\nnumber = {int(number)}\n{body}"
+    return f"import os, signal, sys\nnumber = {int(number)}\n{body}"
 
 
 def start(code: str, *arguments: str) -> subprocess.Popen[str]:

@@ -1,4 +1,8 @@
-"""A verb in this process: as fast as a function, and the code that a shell runs from its arguments to its exit code."""
+"""A verb in this process: as fast as a function, and the code that a shell runs from its arguments to its exit code.
+
+`cli.app.main` itself is for a process of its own: it ends with signals ignored, and so would the processes that later
+tests start.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +31,12 @@ def hpo(*arguments: str | Path) -> Ended:
     """Run `hpo ...`; whatever would be a traceback in a shell is raised."""
     from sparse_evidence.hpo.cli import app
 
-    out, err = io.StringIO(), io.StringIO()
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(sys, "argv", ["hpo", *map(str, arguments)])
         code = app._run(threading.Event())
-    return Ended(code, out.getvalue(), err.getvalue())
+    written = (stream.detach().getvalue().decode() for stream in (out, err))
+    return Ended(int(code), *written)
 
 
 @contextlib.contextmanager

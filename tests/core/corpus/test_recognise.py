@@ -219,3 +219,13 @@ def test_every_alias_stands_for_one_field_and_is_in_its_normal_form():
     assert len(aliases) == len(set(aliases))
     assert not set(aliases) & ALIASES.keys()
     assert [normal(alias) for alias in aliases] == aliases
+
+
+def test_a_column_of_another_spelling_is_taken_as_the_reader_would_have_it(tmp_path):
+    """What `hpo init` ignored, `hpo validate` would refuse."""
+    rows = [f"p{n},Some text of post number {n} here.,sad,{n % 2},u{n // 2}" for n in range(6)]
+    path = tmp_path / "posts.csv"
+    path.write_text("\n".join(["post_id,post,criterion,label,groups", *rows]) + "\n")
+    recognised = recognise(path)
+    assert recognised.source.columns == {"group": "groups"}
+    assert recognised.source.load(tmp_path).groups == ("u0", "u0", "u1", "u1", "u2", "u2")

@@ -4,8 +4,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from sparse_evidence.core.config import ChunksConfig
+from sparse_evidence.core.errors import EncoderError
 from sparse_evidence.core.features.chunks import chunk
-from sparse_evidence.core.features.encoders import locate
+from sparse_evidence.core.features.encoders import Encoder, locate
 from sparse_evidence.core.features.lengths import within, within_all
 
 ENCODER = locate("all-MiniLM-L6-v2")
@@ -46,3 +47,11 @@ def test_it_is_cut_at_blanks_and_told_in_a_sentence():
     assert list(map(str, cuts)) == [
         f"1 chunk is longer than the 256 tokens that all-MiniLM-L6-v2 reads, and cut into {len(fitting)}"
     ]
+
+
+def test_a_damaged_tokenizer_is_an_error_in_one_sentence(tmp_path):
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 8}')
+    (tmp_path / "tokenizer.json").write_text("{")
+    posts = ["A sentence of many words that are too long."]
+    with pytest.raises(EncoderError, match=r'encoder "mine" in .* cannot be loaded \(Exception: EOF while parsing'):
+        within(posts, chunk(posts, ChunksConfig()), Encoder("mine", tmp_path, "1", is_local=True))

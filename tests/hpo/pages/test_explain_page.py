@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from browser import Browser, installed
 from colours import contrast, palettes
+from in_process import hpo
 
 from sparse_evidence.core.config import (
     DEFAULT_ENCODER,
@@ -25,7 +26,6 @@ from sparse_evidence.core.errors import DataError, UserError
 from sparse_evidence.core.features.encoders import locate
 from sparse_evidence.core.fitted import Recipe, fit, save_model
 from sparse_evidence.core.fitted.fitting import Ground
-from sparse_evidence.hpo.cli import app as cli
 from sparse_evidence.hpo.errors import RefusedError
 from sparse_evidence.hpo.pages.explain import explain_page
 from sparse_evidence.hpo.pages.findings import find
@@ -305,14 +305,11 @@ def test_only_the_owner_reads_the_page_and_only_pages_are_replaced(page, tmp_pat
     assert (tmp_path / "link.html").is_symlink()
 
 
-def test_the_verb_writes_a_page_of_the_study_and_of_a_table(folder, table, tmp_path, monkeypatch, capsys):
+def test_the_verb_writes_a_page_of_the_study_and_of_a_table(folder, table, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["hpo", "explain", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), *capsys.readouterr()
+        return hpo("explain", *arguments)
 
     code, out, err = call(folder, "--limit", "5")
     assert (code, out, err) == (0, "5 posts, with their text: model.html\n", "")

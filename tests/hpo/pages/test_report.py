@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import stat
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,13 +15,13 @@ import numpy as np
 import pytest
 from browser import Browser, installed
 from colours import contrast, palettes
+from in_process import Ended, hpo
 from invented import invent_study
 from loop_tools import tiny
 from tiny import task
 
 from sparse_evidence.core import metrics
 from sparse_evidence.core.corpus.sources import SOURCES
-from sparse_evidence.hpo.cli import app as cli
 from sparse_evidence.hpo.database import record
 from sparse_evidence.hpo.database.connection import engine_of, open_storage
 from sparse_evidence.hpo.database.record import CURVES
@@ -400,15 +399,11 @@ def test_lines_and_dots_have_enough_contrast(dark):
 # --- the verb ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_verb_writes_the_page(phases, tmp_path, monkeypatch, capsys):
+def test_the_verb_writes_the_page(phases, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: object) -> tuple[int, str, str]:
-        file, url = phases.data.definition.path, phases.url
-        monkeypatch.setattr(sys, "argv", ["hpo", "report", str(file), "--storage", url, *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), *capsys.readouterr()
+    def call(*arguments: str) -> Ended:
+        return hpo("report", phases.data.definition.path, "--storage", phases.url, *arguments)
 
     assert call() == (0, "written to tiny.report.html\n", "")
     page = tmp_path / "tiny.report.html"
@@ -426,11 +421,9 @@ def test_the_verb_writes_the_page(phases, tmp_path, monkeypatch, capsys):
     assert call("-o", "thesis.html", "--force")[0] == 0
     other = tmp_path / "other.toml"
     other.write_text(phases.data.definition.path.read_text().replace('"tiny"', '"other"'))
-    monkeypatch.setattr(sys, "argv", ["hpo", "report", str(other), "--storage", phases.url])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 2
-    assert "other" in capsys.readouterr().err
+    code, _, err = hpo("report", other, "--storage", phases.url)
+    assert code == 2
+    assert "other" in err
     assert not (tmp_path / "other.report.html").exists()
 
 

@@ -133,6 +133,9 @@ def test_the_password_may_come_from_a_file(tmp_path, monkeypatch):
     secret.write_text("\n")
     with pytest.raises(UserError, match="is empty"):
         dashboard.chosen_password()
+    secret.write_text("a\0b")
+    with pytest.raises(UserError, match="HPO_DASHBOARD_PASSWORD_FILE"):
+        dashboard.chosen_password()
     secret.unlink()
     with pytest.raises(UserError, match=r"secret \(HPO_DASHBOARD_PASSWORD_FILE\) cannot be read"):
         dashboard.check_exposure("localhost")

@@ -477,7 +477,7 @@ def test_a_study_deleted_under_its_worker_leaves_nothing_and_is_not_begun_again(
         claim.trial.report(0.5, 1)
     assert claim.deleted
     assert removed == ["a", "b"]
-    for call in (mine.claim, lambda: count_trials(mine.study), lambda: mine.study.user_attrs):
+    for call in (mine.claim, mine.study.get_trials, lambda: count_trials(mine.study), lambda: mine.study.user_attrs):
         with pytest.raises(StudyDeletedError, match="was deleted or renamed"):
             call()
     again = join_study(mine.engine.url.render_as_string(hide_password=False))
