@@ -27,6 +27,7 @@ import sqlalchemy as sa
 import yaml
 from loop_tools import at_work, command, study_of, tiny, until
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from sparse_evidence.hpo.database import address, connection, embedded, embedded_root
 from sparse_evidence.hpo.database.claims_sql import Counts, count_trials, list_claims
@@ -208,6 +209,16 @@ def test_the_lock_with_hashes_has_what_the_image_needs_and_no_development_tools(
     assert all("--hash=sha256:" in block for block in blocks)
     assert "://" not in "".join(blocks), "no registry is named"
     assert "RUN pip install --require-hashes -r requirements.hashed.lock" in DOCKERFILE
+
+
+def test_every_pinned_package_runs_on_the_oldest_python() -> None:
+    """`make lock` freezes what is installed, which a newer Python may have allowed."""
+    oldest = f"{PROJECT['requires-python'].removeprefix('>=')}.0"
+    needed = {
+        dist.metadata["Name"].lower().replace("_", "-"): dist.metadata["Requires-Python"] for dist in distributions()
+    }
+    pinned = {name: SpecifierSet(needed.get(name) or "") for name in locked("requirements.lock")}
+    assert {name: str(versions) for name, versions in pinned.items() if not versions.contains(oldest)} == {}
 
 
 def test_the_bill_of_materials_lists_the_image(tmp_path: Path) -> None:
