@@ -215,7 +215,8 @@ def test_every_pinned_package_runs_on_the_oldest_python() -> None:
     """`make lock` freezes what is installed, which a newer Python may have allowed."""
     oldest = f"{PROJECT['requires-python'].removeprefix('>=')}.0"
     needed = {
-        dist.metadata["Name"].lower().replace("_", "-"): dist.metadata["Requires-Python"] for dist in distributions()
+        dist.metadata["Name"].lower().replace("_", "-"): dist.metadata["Requires-Python"]
+        for dist in metadata.distributions()
     }
     pinned = {name: SpecifierSet(needed.get(name) or "") for name in locked("requirements.lock")}
     assert {name: str(versions) for name, versions in pinned.items() if not versions.contains(oldest)} == {}
