@@ -215,7 +215,7 @@ def test_every_pinned_package_runs_on_the_oldest_python() -> None:
     """`make lock` freezes what is installed, which a newer Python may have allowed."""
     oldest = f"{PROJECT['requires-python'].removeprefix('>=')}.0"
     needed = {
-        dist.metadata["Name"].lower().replace("_", "-"): dist.metadata["Requires-Python"]
+        dist.metadata["Name"].lower().replace("_", "-"): dist.metadata.get("Requires-Python")
         for dist in metadata.distributions()
     }
     pinned = {name: SpecifierSet(needed.get(name) or "") for name in locked("requirements.lock")}
