@@ -29,7 +29,7 @@ from .limits import (
     limits,
     with_check_of_clients,
 )
-from .locks import lock_study
+from .locks import locked_for_creation
 from .retry import PAUSES, Backoff, retry
 
 if TYPE_CHECKING:
@@ -198,8 +198,7 @@ def _locked_for_creation(database: _Database) -> Iterator[bool]:
 
     engine = database.engine()
     try:
-        with engine.begin() as connection:
-            lock_study(connection)
+        with locked_for_creation(engine) as connection:
             missing = not _have_tables(connection)
             with kept_alive(connection):
                 yield missing

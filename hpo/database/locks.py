@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
@@ -22,6 +24,34 @@ _EXPORT_LOCKS = _LOCKS + 3
 
 LOCK_STUDY = f"SELECT pg_advisory_xact_lock({_LOCKS}, :study)"
 """Takes the study's advisory lock until the transaction ends; 0 is for creating tables and studies."""
+
+
+CREATION_SECONDS = 30.0
+"""For so long the lock for creating tables and studies is waited for without a session."""
+CREATION_PAUSE = 0.1
+"""Between two attempts to get it, in seconds; a random half of it is skipped."""
+
+
+@contextmanager
+def locked_for_creation(engine: Engine) -> Iterator[Connection]:
+    """Hold the lock for creating tables and studies during a transaction; yields its connection.
+
+    Its holder needs another session, for what Optuna writes. So those that wait keep none: behind a pooler they could
+    have all that there are. After `CREATION_SECONDS` they wait in the database's queue, which reports a busy lock.
+    """
+    import sqlalchemy as sa
+
+    deadline = time.monotonic() + CREATION_SECONDS
+    while True:
+        with engine.begin() as connection:
+            if time.monotonic() > deadline:
+                lock_study(connection)
+                yield connection
+                return
+            if connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_LOCKS, 0))):
+                yield connection
+                return
+        time.sleep(CREATION_PAUSE * random.uniform(0.5, 1.0))
 
 
 def lock_study(connection: Connection, study_id: int = 0) -> None:

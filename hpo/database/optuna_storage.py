@@ -31,8 +31,11 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from sparse_evidence.core.errors import UserError
+
 from ..errors import ClaimLostError, StudyDeletedError
 from . import trial_rows
+from .address import describe
 from .retry import retry
 from .trial_rows import Batch
 
@@ -118,7 +121,8 @@ class RetryingStorage(RDBStorage):
         skip_table_creation: bool,
         without: Collection[str] = (),
     ) -> None:
-        super().__init__(url, engine_kwargs, skip_table_creation=skip_table_creation)
+        super().__init__(url, engine_kwargs, skip_table_creation=skip_table_creation, skip_compatibility_check=True)
+        self._check_tables()
         self.immediate = immediate
         """An engine that sends what it executes as a transaction of its own: frozen, a worker holds no lock of it."""
         sa.event.listen(self.engine, "engine_disposed", lambda _: immediate.dispose())
@@ -131,6 +135,18 @@ class RetryingStorage(RDBStorage):
         self._open = threading.local()
         self._unfinished: dict[int, trial_rows.Versions] = {}  # by study, as they were read last
         self._reading = threading.Lock()
+
+    def _check_tables(self) -> None:
+        """Optuna's check of the tables' version, without its second session while a first one is open.
+
+        Where many workers start behind a pooler with few sessions, each would hold one and wait for another.
+        """
+        if self.get_current_version() == self.get_head_version():
+            return
+        try:
+            self._version_manager.check_table_schema_compatibility()
+        except RuntimeError as error:
+            raise UserError(f"{describe(self.engine.url)}: {error}") from None
 
     get_study_id_from_name = _retried(RDBStorage.get_study_id_from_name)
     get_study_name_from_id = _of_study(RDBStorage.get_study_name_from_id)

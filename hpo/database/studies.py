@@ -11,7 +11,7 @@ from ..errors import RefusedError, StudyDeletedError
 from . import record
 from .address import describe
 from .connection import engine_of
-from .locks import lock_study
+from .locks import locked_for_creation
 from .record import FIXED, IDENTITY
 from .retry import retry
 
@@ -117,8 +117,7 @@ def _create(
         raise StudyDeletedError
     if found is not None and IDENTITY in storage.get_study_user_attrs(found):
         return _study(storage, name, None, None)  # without the lock, for which many may be waiting
-    with engine_of(storage).begin() as connection:
-        lock_study(connection)
+    with locked_for_creation(engine_of(storage)) as connection:
         study = optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
         if IDENTITY in study.user_attrs:
             return study

@@ -175,6 +175,7 @@ def strip(
     value: float | None = None,
     dots: Sequence[tuple[float, str]] = (),
     zero: bool = False,
+    zero_label: bool = False,
 ) -> Markup:
     """A row of a table as a picture: an interval, a value in it, and single values.
 
@@ -185,10 +186,14 @@ def strip(
         value: drawn as a large dot, or as a tick if there are single values.
         dots: single values, and what is said of each.
         zero: also draw where 0 is.
+        zero_label: also write a 0 above it; for the first row.
     """
     marks = [Markup('<line class="rail" x1="0" x2="100%" y1="10" y2="10"/>')]
     if zero and axis.holds(0.0):
         marks.append(_line("zero", axis.share(0.0), axis.share(0.0), -4, 24))
+        if zero_label:
+            marks.append(Markup('<text class="tick" x="{}" y="-7" text-anchor="middle">0</text>').format(
+                _percent(axis.share(0.0))))  # fmt: skip
     if interval is not None:
         marks.append(_line("range", axis.share(interval[0]), axis.share(interval[1]), 10, 10))
     if value is not None and dots:

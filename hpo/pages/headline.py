@@ -36,7 +36,7 @@ class Phase(Enum):
     RUNNING = "not finished"
     CONFIRMING = "finished, being confirmed"
     UNCONFIRMED = "finished, not confirmed"
-    EQUAL = "confirmed: nothing clearly beats the baselines"
+    EQUAL = "confirmed: not clearly better than every baseline"
     BETTER = "confirmed: better than every baseline"
 
 
@@ -86,7 +86,17 @@ def headline(snapshot: Snapshot) -> Headline:
     title, lines, note = _gains(snapshot) or _baselines(snapshot)
     claim = "Nothing can be claimed yet: no trial is complete." if snapshot.best is None else snapshot.best["claim"]
     return Headline(
-        phase, tuple(_searched(snapshot)), value, interval, of, where, claim, title, lines, note, _step(snapshot, phase)
+        phase=phase,
+        searched=tuple(_searched(snapshot)),
+        value=value,
+        interval=interval,
+        of=of,
+        where=where,
+        claim=claim,
+        lines_title=title,
+        lines=lines,
+        lines_note=note,
+        step=_step(snapshot, phase),
     )
 
 
@@ -125,8 +135,10 @@ def _searched(snapshot: Snapshot) -> list[tuple[str, str]]:
         states.append(f"{failed:,} failed")
     count = count_text(max(requested, finished), "trial")
     count = f"{finished:,} of {count}" if finished < requested else count
+    chance = (snapshot.status["baselines"] or {}).get("chance")
     return [
         ("Data", ", ".join(data)),
+        *([("Chance", f"{short(chance)}, what guessing scores")] if chance is not None else []),
         ("Searched", f"{', '.join(names)}; {count_text(parameters, 'parameter')}"),
         ("Trials", f"{count} ({', '.join(states)}), on {snapshot.folds} folds"),
     ]
@@ -161,14 +173,15 @@ def _where(snapshot: Snapshot, best: Mapping[str, Any]) -> str:
         return f"on the search's own folds{posts}, corrected for selection; not confirmed"
     finished = snapshot.status["trials"]["finished"]
     of = "" if confirmed["finished"] == finished else f", after the first {count_text(confirmed['finished'], 'trial')}"
-    return f"confirmed on {count_text(confirmed['splits'], 'fresh split')}{posts}{of}"
+    splits = count_text(confirmed["splits"], "fresh split")
+    return f"confirmed on {splits}{posts}{of}: new folds of the same posts"
 
 
 # --- gains ------------------------------------------------------------------------------------------------------------
 
 
 def _gains(snapshot: Snapshot) -> tuple[str, tuple[Line, ...], str] | None:
-    """The gains over the baselines and the default; None if none is known."""
+    """The gains over the baselines and the default, with title and note; None if none is known."""
     best = snapshot.best
     if best is None:
         return None
@@ -180,13 +193,13 @@ def _gains(snapshot: Snapshot) -> tuple[str, tuple[Line, ...], str] | None:
         Line(
             f"over {BASELINE_NAMES.get(name, f'the {name}')}",
             estimate,
-            strip(axis, estimate, interval=interval, value=value, zero=True),
+            strip(axis, estimate, interval=interval, value=value, zero=True, zero_label=row == 0),
         )
-        for name, value, interval in gains
+        for row, (name, value, interval) in enumerate(gains)
         for estimate in [f"{signed(value)} ({interval_text(interval)})"]
     )
     whose = "" if best["confirmed"] else " of the ensemble, corrected for selection"
-    note = "Dot: the gain; line: its 95 % interval. A gain is clear if the whole line is right of the tick at 0."
+    note = "Dot: the gain; line: its 95 % interval. A gain is clear if the whole line is right of 0."
     return f"Gain in {snapshot.metric}{whose}", lines, note
 
 
@@ -200,7 +213,7 @@ def _plain(name: str) -> str:
 
 
 def _baselines(snapshot: Snapshot) -> tuple[str, tuple[Line, ...], str]:
-    """What has to be beaten, beside the best trial so far."""
+    """With title and note, what has to be beaten, beside the best trial so far."""
     metric = snapshot.status["metric"]
     baselines = shown_baselines(metric, snapshot.status["baselines"] or {})
     found = [(_plain(key), value, False) for key, _, value in baselines if key in BASELINE_NAMES]
@@ -295,8 +308,9 @@ def _use(snapshot: Snapshot, phase: Phase) -> Step:
         return Step(f"Train {candidate_text(name)} on all posts of the search, and measure it {on}:", (fit, evaluate))
     gain = best["confirmed"]["over_baseline"] if best["confirmed"] else None
     width = "" if gain is None else f" ({interval_text(better_by(best['metric'], gain)[1])})"
+    over = "the baselines" if gain is None else candidate_text(gain["name"])
     sentence = (
-        f"Do not report a gain over the baselines. More labelled posts would narrow the gain's interval{width}; "
+        f"Do not report a gain over {over}. More labelled posts would narrow the gain's interval{width}; "
         "another model or encoder may raise the gain."
     )
     if name is None or name in {"chance", "zero_shot"}:  # nothing that could be fitted

@@ -167,9 +167,9 @@ def _claim(
     value = better_by(metric, gain)[0]
     if _is_clear(metric, gain, doubted=doubted):
         return f"{capitalized(candidate_text(name))} beats every baseline: {numbers}"
-    clearly = "clearly " if value > 0 else ""
+    better = "clearly better" if value > 0 else "better"
     if doubted and value > 0:
         numbers = (
             numbers.removesuffix(".") + "; but chosen without the posts that score it, the ensemble is not better."
         )
-    return f"Nothing {clearly}beats the baselines: {candidate_text(name)} has {numbers}"
+    return f"Not {better} than every baseline: {candidate_text(name)} has {numbers}"

@@ -26,6 +26,7 @@ from loop_tools import (
     tiny,
     until,
 )
+from pooler import pooled
 from postgres_proxy import Proxy
 
 from sparse_evidence.hpo.database import connection
@@ -68,6 +69,20 @@ def test_32_workers_start_together_on_an_empty_database(empty_database: str, tmp
     assert outcomes(study_of(empty_database)) == before
     assert artifacts(tmp_path) == []
     connection.engine_of(study).dispose()
+
+
+def test_eight_workers_share_three_connections_of_a_pooler(empty_database: str, tmp_path: Path) -> None:
+    tiny(tmp_path, trials=40, grace=5, heartbeat=0.5)
+    with (
+        pooled(empty_database, tmp_path, connections=3) as url,
+        running_workers(tmp_path, url, 8, faults=[SlowEpochs(0.1)]) as workers,
+    ):
+        study = at_work(url, lambda claims: len(claims) > 2)
+        for worker in workers[:2]:
+            worker.kill()
+        finish(workers[2:])
+        exactly(url, 40)
+        connection.engine_of(study).dispose()
 
 
 # ---- the database ----------------------------------------------------------------------------------------------------

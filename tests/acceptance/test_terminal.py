@@ -34,12 +34,14 @@ def test_a_study_on_a_terminal(start, cache, tmp_path, database):
     finished = check_the_end_of_an_interrupted(run)
 
     watch = start("status", SMOKE, "--watch", **environment)
+    assert watch.stdout is not None
+    first = watch.stdout.readline()  # it watches before the rest runs
     with Terminal(*arguments, folder=tmp_path, columns=120, **environment) as again:
         assert again.end() == 0
     changes, errors = watch.communicate(timeout=300)
     assert (watch.returncode, errors) == (0, ""), "it ends by itself"
     check_rows_and_result(again, TRIALS - finished)
-    check_changes(changes.splitlines())
+    check_changes([first.rstrip(), *changes.splitlines()])
 
     with Terminal("delete", SMOKE, folder=tmp_path, columns=80, **environment) as delete:
         delete.until(lambda screen: "Type its name, or y" in screen)

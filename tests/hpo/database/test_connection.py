@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 from postgres_proxy import Proxy
 from waiting import until
 
+from sparse_evidence.core.errors import UserError
 from sparse_evidence.hpo.database import connection
 from sparse_evidence.hpo.database.optuna_storage import unwrap
 from sparse_evidence.hpo.errors import StorageError
@@ -147,3 +148,12 @@ def test_the_claims_table_of_an_earlier_version_gets_its_new_columns(database: s
 def column_names(engine: sa.Engine) -> set[str]:
     columns: list[Any] = sa.inspect(engine).get_columns("hpo_claims")
     return {column["name"] for column in columns}
+
+
+def test_tables_of_another_version_of_optuna_are_refused_in_a_sentence(database: str) -> None:
+    engine = sa.create_engine(database)
+    with engine.begin() as session:
+        session.execute(sa.text("UPDATE alembic_version SET version_num = 'v2.6.0.a'"))
+    with pytest.raises(UserError, match=r"no longer compatible with the table schema.*optuna storage upgrade"):
+        connection.open_storage(database)
+    engine.dispose()

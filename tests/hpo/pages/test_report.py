@@ -187,7 +187,10 @@ def test_a_result_that_beats_the_baselines_is_to_be_fitted_and_one_that_does_not
     study = load_study(open_storage(phases.url), "tiny")
     stored = record.confirmed(study)
     chosen = record.ensemble(study)
-    steps = {0.1: ("better than every baseline", "Train "), -0.1: ("nothing clearly", "Do not report a gain")}
+    steps = {
+        0.1: ("better than every baseline", "Train "),
+        -0.1: ("not clearly better than every", "Do not report a gain"),
+    }
     try:
         for low, (state, step) in steps.items():
             gain = {"name": "linear", "value": 0.2, "interval": [low, 0.3]}

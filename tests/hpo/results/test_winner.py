@@ -52,12 +52,12 @@ def confirmed(name: str | None = "ensemble", over_baseline: dict[str, Any] | Non
         ),
         (
             confirmed("27", UNCLEAR),
-            "Nothing clearly beats the baselines: trial 27 has average precision 0.510 (95 % interval 0.480 to 0.540), "
-            "0.020 (-0.002 to 0.042) above the retrieval baseline, on 4 fresh splits.",
+            "Not clearly better than every baseline: trial 27 has average precision 0.510 (95 % interval 0.480 to "
+            "0.540), 0.020 (-0.002 to 0.042) above the retrieval baseline, on 4 fresh splits.",
         ),
         (
             confirmed("ensemble", BELOW),
-            "Nothing beats the baselines: the ensemble has average precision 0.519 (95 % interval 0.489 to 0.549), "
+            "Not better than every baseline: the ensemble has average precision 0.519 (95 % interval 0.489 to 0.549), "
             "0.010 (-0.010 to 0.030) below the retrieval baseline, on 4 fresh splits.",
         ),
         (
@@ -67,7 +67,7 @@ def confirmed(name: str | None = "ensemble", over_baseline: dict[str, Any] | Non
         ),
         (
             confirmed("ensemble", {"name": "chance", "value": 0.2, "interval": None}),
-            "Nothing clearly beats the baselines: the ensemble has average precision 0.519 (95 % interval 0.489 to "
+            "Not clearly better than every baseline: the ensemble has average precision 0.519 (95 % interval 0.489 to "
             "0.549), 0.200 (no interval) above chance, on 4 fresh splits.",
         ),
         (
@@ -86,9 +86,9 @@ def test_the_claim_of_a_confirmed_result(found, claim):
 def test_a_gain_that_vanishes_without_the_posts_that_score_it_is_not_claimed():
     """What was chosen by the noise of these labels is confirmed on other splits of the same posts."""
     assert winner.choose_winner(METRIC, 0.9, ensemble(BELOW), confirmed()).claim == (
-        "Nothing clearly beats the baselines: the ensemble has average precision 0.519 (95 % interval 0.489 to 0.549), "
-        "0.020 (0.007 to 0.032) above the retrieval baseline, on 4 fresh splits; but chosen without the posts that "
-        "score it, the ensemble is not better."
+        "Not clearly better than every baseline: the ensemble has average precision 0.519 (95 % interval 0.489 to "
+        "0.549), 0.020 (0.007 to 0.032) above the retrieval baseline, on 4 fresh splits; but chosen without the posts "
+        "that score it, the ensemble is not better."
     )
 
 
@@ -103,13 +103,13 @@ def test_a_gain_that_vanishes_without_the_posts_that_score_it_is_not_claimed():
         ),
         (
             UNCLEAR, "ensemble",
-            "Nothing clearly beats the baselines: the ensemble has average precision 0.512 (95 % interval 0.480 to "
+            "Not clearly better than every baseline: the ensemble has average precision 0.512 (95 % interval 0.480 to "
             "0.550), 0.020 (-0.002 to 0.042) above the retrieval baseline, on the folds of the search, corrected for "
             "selection; not confirmed.",
         ),
         (
             BELOW, "retrieval",
-            "Nothing beats the baselines: the ensemble has average precision 0.512 (95 % interval 0.480 to 0.550), "
+            "Not better than every baseline: the ensemble has average precision 0.512 (95 % interval 0.480 to 0.550), "
             "0.010 (-0.010 to 0.030) below the retrieval baseline, on the folds of the search, corrected for "
             "selection; not confirmed.",
         ),
@@ -136,7 +136,7 @@ def test_a_lower_brier_score_is_better():
     assert claim.startswith("Trial 27 beats every baseline: Brier score 0.510")
     assert "0.020 (0.010 to 0.030) better than the linear baseline" in claim
     claim = winner.choose_winner("brier", 0.1, None, confirmed("27", ABOVE)).claim
-    assert claim.startswith("Nothing beats the baselines: trial 27 has")
+    assert claim.startswith("Not better than every baseline: trial 27 has")
     assert "0.020 (0.007 to 0.032) worse than the retrieval baseline" in claim
 
 

@@ -248,7 +248,7 @@ def test_the_most_honest_number_of_best_json_is_read():
 
 @pytest.mark.parametrize(
     ("claim", "beats"),
-    [("The ensemble beats every baseline: ...", True), ("Nothing clearly beats the baselines: ...", False)],
+    [("The ensemble beats every baseline: ...", True), ("Not clearly better than every baseline: ...", False)],
 )
 def test_whether_the_baselines_are_beaten_is_what_the_claim_says(claim, beats):
     assert worth.read_best(BEST | {"claim": claim}).beats_baselines is beats

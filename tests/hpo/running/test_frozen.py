@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import pytest
 import sqlalchemy as sa
 from claim_tools import join_study
 from optuna.trial import TrialState
+from pooler import pooled
 from processes import PROCESSES
 from waiting import until
 
@@ -182,6 +184,27 @@ def test_a_frozen_process_does_not_stop_the_others(
     assert sorted(trial.number for trial in mine.study.trials) == list(range(TRIALS))
     mine.engine.dispose()
     if doing is not delete:  # which would do what it says
+        wake(process)
+
+
+@pytest.mark.parametrize("ignored", ["", "options"], ids=["refuses options", "ignores options"])
+@pytest.mark.parametrize(
+    ("doing", "after"),
+    [
+        pytest.param(work, "INSERT INTO hpo_claims", id="claim"),
+        pytest.param(work, "SET heartbeat", id="heartbeat"),
+        pytest.param(conclude, "INSERT INTO study_user_attributes", id="conclude"),
+    ],
+)
+def test_a_frozen_process_does_not_stop_the_others_behind_a_pooler(
+    doing: Callable[[Claims], None], after: str, ignored: str, database: str, frozen: Any, tmp_path: Path
+) -> None:
+    with pooled(database, tmp_path, connections=4, ignored=ignored) as url:
+        process = frozen(doing, after, url)
+        mine = join(url)
+        work(mine)
+        assert count_trials(mine.study) == Counts(complete=TRIALS)
+        mine.engine.dispose()
         wake(process)
 
 
