@@ -8,7 +8,8 @@ in which
 - step n of a complete trial's intermediate values is its mean over the first n folds, so that the last one is its value
   (a trial that is not complete has what it reported: a mean over the first folds, at the best epoch of these folds);
 - a pruned trial has no value, but its mean over the folds that it trained among its attributes;
-- the attributes of studies and trials are numbers and short texts.
+- the attributes of studies and trials are numbers and short texts;
+- a confirmed study has a graph of what every candidate is worth.
 
 The notes are in a study's system attributes if somebody wrote them in the dashboard. For the others, `add_notes` puts
 sentences of `notes` into optuna-dashboard's answers: with all of them among the system attributes, it would search
@@ -25,6 +26,7 @@ import json
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from statistics import fmean
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast
 
 import bottle
@@ -34,6 +36,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ..database import record
 from ..errors import StorageError
 from . import notes, winner
+from .graphs import study_graphs
 from .wording import count_text, estimate_text, metric_text, shown_baselines
 
 if TYPE_CHECKING:
@@ -90,9 +93,9 @@ class ShownStudies(BaseStorage):
 
     @_answered
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        """The study's system attributes, with the metric's name."""
+        """The study's system attributes, with the metric's name and our graphs."""
         attributes = self._storage.get_study_user_attrs(study_id)
-        return _with_metric(attributes, self._storage.get_study_system_attrs(study_id))
+        return _shown_system(attributes, self._storage.get_study_system_attrs(study_id))
 
     @_answered
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
@@ -215,16 +218,17 @@ def _shown_study(stored: FrozenStudy) -> FrozenStudy:
     if record.IDENTITY not in stored.user_attrs:
         return stored
     study = copy.copy(stored)
-    study.system_attrs = _with_metric(stored.user_attrs, stored.system_attrs)
+    study.system_attrs = _shown_system(stored.user_attrs, stored.system_attrs)
     study.user_attrs = study_attributes(cast("Study", stored))  # its readers look at the attributes only
     return study
 
 
-def _with_metric(user: Mapping[str, Any], system: dict[str, Any]) -> dict[str, Any]:
+def _shown_system(user: Mapping[str, Any], system: dict[str, Any]) -> dict[str, Any]:
     if record.IDENTITY not in user:
         return system
     name = metric_text(user[record.IDENTITY]["definition"]["search"]["metric"])
-    return {_METRIC_NAMES: [name], **system}
+    study = cast("Study", SimpleNamespace(user_attrs=user))  # its readers look at the attributes only
+    return {_METRIC_NAMES: [name], **study_graphs(study), **system}
 
 
 def study_attributes(study: Study) -> dict[str, Any]:

@@ -232,3 +232,26 @@ def test_the_pages_answer_without_the_database_and_go_on_once_it_is_back(own_ser
     server.start()
     assert study_page(ask)["trials"] == before["trials"]
     engine_of(study).dispose()
+
+
+def test_a_confirmed_study_has_a_graph_of_its_candidates(database, tmp_path, pages):
+    study = make_study(tmp_path, database)
+    assert study_page(pages(database))["plotly_graph_objects"] == []
+    scores = {
+        "ensemble": {"mean": 0.5, "interval": [0.4, 0.6], "splits": [0.4, 0.6]},
+        "0": {"mean": 0.3, "interval": [0.2, 0.4], "splits": [0.3]},
+        "linear": {"mean": 0.7, "interval": None, "splits": [0.7, 0.7]},
+        "chance": {"mean": 0.1, "interval": [0.1, 0.1], "splits": [0.1, 0.1]},
+    }
+    stored = {"finished": 6, "splits": 2, "winner": "ensemble", "reason": "the best", "scores": scores,
+              "members": [0], "over_baseline": None, "over_default": None, "over_others": []}  # fmt: skip
+    study.set_user_attr(record.CONFIRMED, stored)
+    (graph,) = study_page(pages(database))["plotly_graph_objects"]
+    figure = json.loads(graph["graph_object"])
+    assert "2 fresh splits: average precision" in figure["layout"]["title"]["text"]
+    (points,) = figure["data"]
+    assert dict(zip(points["y"], points["x"], strict=True)) == {
+        "Chance": 0.1, "Ensemble": 0.5, "Linear baseline": 0.7,
+    }, "those that were scored on all splits"  # fmt: skip
+    assert points["error_x"]["array"] == pytest.approx([0, 0.1, 0])
+    assert points["error_x"]["arrayminus"] == pytest.approx([0, 0.1, 0])
