@@ -1,0 +1,117 @@
+"""Inputs that once broke a study: data on another path, settings that train nothing, terminals without UTF-8."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from loop_tools import tiny
+from test_mistakes import IRIS, PAIRS, SYNTHETIC, posts
+
+pytestmark = pytest.mark.slow
+ASCII = {
+    "PYTHONIOENCODING": {"PYTHONIOENCODING": "ascii"},
+    "LC_ALL": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+}
+
+
+def test_what_the_data_are_decides_not_where_they_lie(call, database: str, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    search = '[search]\ntrials = 2\nspace = "file"\n[split]\nfolds = 3\nstages = [3]\n[confirm]\nleaders = 0\n'
+    for folder, path in ((here, "posts.csv"), (there, "data/copy.csv")):
+        (folder / path).parent.mkdir(parents=True)
+        (folder / path).write_text(posts())
+        study = PAIRS.replace("posts.csv", path) + '[model]\nname = "linear"\n' + search
+        (folder / "s.toml").write_text(study)
+    first = call("run", here / "s.toml", "--workers", "1", HPO_STORAGE=database)
+    assert first.returncode == 0, first.stderr
+    more = call("run", there / "s.toml", "--workers", "1", "--trials", "4", "--force", HPO_STORAGE=database)
+    assert more.returncode == 0, more.stderr
+    assert json.loads((tmp_path / "s.best.json").read_text())["trials"]["complete"] == 4
+    (there / "data/copy.csv").write_text(posts(label="1"))
+    other = call("run", there / "s.toml", "--workers", "1", "--trials", "5", "--force", HPO_STORAGE=database)
+    assert other.returncode == 4
+    assert "posts" in other.stderr or "data" in other.stderr
+
+
+def test_a_study_whose_trials_all_diverge_says_so_each_time(call, database: str, tmp_path: Path) -> None:
+    study = tiny(tmp_path, trials=3)
+    text = study.read_text().replace("low = 1e-3, high = 3e-2", "low = 1e3, high = 1e30")
+    study.write_text(text.replace("[training]\n", "[training]\nclip_norm = 0\n"))
+    for _ in range(2):
+        ended = call("run", study, "--workers", "1", HPO_STORAGE=database)
+        assert ended.returncode == 1, ended.stdout + ended.stderr
+        assert "Traceback" not in ended.stderr
+        told = " ".join(ended.stderr.split())
+        assert re.search(r"none of the 3 trials .* is complete, .*3 diverged.*another name", told), told
+
+
+@pytest.mark.parametrize("environment", ASCII.values(), ids=ASCII)
+def test_output_that_is_not_utf8(call, database: str, tmp_path: Path, environment: dict[str, str]) -> None:
+    data = posts().replace("sad", "traurig – müde 悲")
+    (tmp_path / "posts.csv").write_text(data, encoding="utf-8")
+    search = '[search]\ntrials = 1\nspace = "file"\n[split]\nfolds = 3\nstages = [3]\n[confirm]\nleaders = 0\n'
+    (tmp_path / "s.toml").write_text(PAIRS + '[model]\nname = "linear"\n' + search)
+    for verb in (
+        ("validate", "s.toml"),
+        ("run", "s.toml", "--workers", "1"),
+        ("status", "s.toml"),
+        ("why", "s.toml", "0"),
+    ):
+        ended = call(*verb, HPO_STORAGE=database, **environment)
+        assert ended.returncode == 0, (verb, ended.stderr)
+        assert "Traceback" not in ended.stderr
+        assert ended.stdout.isascii()
+    written = json.loads((tmp_path / "s.best.json").read_text(encoding="utf-8"))
+    assert "traurig – müde 悲" in written["cv"]["per_criterion"]
+
+
+OUT_OF_RANGE = {
+    "learning rate": ("[training]\nlearning_rate = 1e39\n", "learning_rate"),
+    "range of learning rates": (
+        "[training]\nlearning_rate = { low = 1e-3, high = 1e39, log = true }\n",
+        "learning_rate",
+    ),
+    "grace period": ("[service]\ngrace_seconds = 1e20\n", "grace_seconds"),
+    "patience": (f"[training]\npatience = {{ low = 1, high = {10**309} }}\n", "patience"),
+    "integer beyond 2**53": (f"[training]\nmax_epochs = {2**60}\n", "max_epochs"),
+}
+
+
+@pytest.mark.parametrize(("tables", "named"), OUT_OF_RANGE.values(), ids=OUT_OF_RANGE)
+def test_a_number_that_nothing_could_use(call, tmp_path: Path, tables: str, named: str) -> None:
+    (tmp_path / "s.toml").write_text(SYNTHETIC + IRIS + tables)
+    ended = call("validate", "s.toml")
+    assert ended.returncode == 2, ended.stdout
+    assert "Traceback" not in ended.stderr
+    assert named in ended.stderr
+
+
+@pytest.mark.parametrize("criterion", ["[/bold]", "[red]", "[link=file:///etc/passwd]x[/link]"])
+def test_names_in_the_data_are_no_markup(call, database: str, tmp_path: Path, criterion: str) -> None:
+    (tmp_path / "posts.csv").write_text(posts().replace("sad", criterion))
+    (tmp_path / "s.toml").write_text(PAIRS + '[model]\nname = "linear"\n')
+    ended = call("validate", "s.toml")
+    assert ended.returncode == 0, ended.stderr
+    assert criterion[:20] in ended.stdout
+
+
+def test_dates_that_python_does_not_know(call, tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    count = 30
+    columns = {
+        "post_id": pa.array([10**7 + n for n in range(count)], pa.date32()),
+        "post": [f"post {n}. It was a day." for n in range(count)],
+        "criterion": ["sad"] * count,
+        "label": [n % 2 for n in range(count)],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "posts.parquet")
+    (tmp_path / "s.toml").write_text(PAIRS.replace("posts.csv", "posts.parquet") + IRIS)
+    ended = call("validate", "s.toml")
+    assert ended.returncode in {0, 2}
+    assert "Traceback" not in ended.stderr
+    assert ended.returncode == 0 or "post_id" in ended.stderr or "posts.parquet" in ended.stderr
