@@ -40,7 +40,7 @@ format: install  ## format and fix with ruff
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install  ## measure speed and worth, write benchmarks/results.json
+bench: install  ## measure speed, write benchmarks/results.json
 	$(BIN)/python -m benchmarks
 
 docs: install  ## build the documentation site, build/site/index.html

@@ -1,19 +1,22 @@
-"""`make bench`: measure everything, write benchmarks/results.json, print a table.
+"""`make bench`: measure speed, write benchmarks/results.json and a line of benchmarks/history.jsonl, print a table.
 
-    python -m benchmarks [epoch] [encode] [service] [load] [scaling] [studies] [worth]
-    python -m benchmarks table
+    python -m benchmarks [PART ...]              the parts that are named, or all but `worth`, which takes hours
+    python -m benchmarks [PART ...] --check      compare with results.json instead: exit 1 if a ratio is much worse
+    python -m benchmarks table                   measure nothing, print the stored figures
 
-With names, only those parts are measured again, and the other figures stay as they are. `table` measures nothing and
-prints the stored figures.
+Figures of parts that are not measured stay as they are.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,10 @@ import torch
 from benchmarks import cases, encode, epoch, scaling, service, studies, worth
 
 RESULTS = Path(__file__).with_name("results.json")
+HISTORY = Path(__file__).with_name("history.jsonl")
+"""A line for every part that was measured, with its commit."""
+WORSE = 1.25
+"""A ratio may get worse by this factor before `--check` fails."""
 
 PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "epoch": epoch.measure,
@@ -68,6 +75,14 @@ TARGETS: dict[str, tuple[str, str]] = {
 }
 """Description and target of each figure."""
 
+RATIOS = (
+    "epoch.vs_reference", "epoch.vs_matmul", "epoch.vs_matmul_10x", "encode.vs_sentence_transformers",
+    "service.vs_optuna_100", "service.vs_optuna_1000", "service.vs_optuna_5000", "scaling.workers_2",
+    "study.home_vs_script", "study.editorials_vs_script",
+)  # fmt: skip
+"""Of two things that are measured in the same run: they can be compared between machines, more or less."""
+HIGHER_IS_BETTER = {key for key in RATIOS if TARGETS[key][1].startswith("≥")}
+
 
 def machine() -> dict[str, Any]:
     """Return a description of the machine."""
@@ -94,16 +109,75 @@ def table(figures: dict[str, Any]) -> list[str]:
     return ["| figure | measured | target |", "|---|---|---|", *rows]
 
 
-def main() -> None:
-    """Measure the requested parts, store the figures and print the table."""
-    parts = [] if sys.argv[1:] == ["table"] else sys.argv[1:] or list(PARTS)
-    figures: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() and sys.argv[1:] else {}
+def much_worse(before: Mapping[str, Any], after: Mapping[str, float]) -> list[str]:
+    """The ratios that got worse by more than the factor `WORSE`, a sentence each.
+
+    Args:
+        before: stored figures.
+        after: figures measured now.
+    """
+    found = []
+    for key in RATIOS:
+        if key not in before or key not in after:
+            continue
+        higher_is_better = key in HIGHER_IS_BETTER
+        factor = before[key] / after[key] if higher_is_better else after[key] / before[key]
+        if factor > WORSE:
+            found.append(f"{key} was {before[key]:.3g} and is {after[key]:.3g}, {factor:.2f} times worse")
+    return found
+
+
+def _commit() -> str:
+    """The commit that is measured; with a `+` if files differ from it."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+        cwd=RESULTS.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return found.stdout.strip() or "unknown"
+
+
+def _store(part: str, measured: Mapping[str, float]) -> None:
+    """Keep the figures of a part. Called after each one, because together they take long."""
+    stored: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    stored.update(measured, machine=machine())
+    RESULTS.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n")
+    line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "commit": _commit(), "part": part,
+            "machine": machine(), "figures": measured}  # fmt: skip
+    with HISTORY.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m benchmarks", description="Measure speed and worth.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; or table")
+    parser.add_argument("--check", action="store_true", help="compare with results.json, write nothing")
+    chosen = parser.parse_args(arguments)
+    if unknown := [name for name in chosen.parts if name not in PARTS and name != "table"]:
+        parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    if "table" in chosen.parts and chosen.parts != ["table"]:
+        parser.error("table goes with no other part")
+    return chosen
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the requested parts, and store the figures and print the table, or compare them."""
+    chosen = _arguments(arguments)
+    stored: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    parts = [] if chosen.parts == ["table"] else chosen.parts or [name for name in PARTS if name != "worth"]
+    worse = []
     for name in parts:
         print(f"measuring {name} …", file=sys.stderr, flush=True)
-        figures |= {key: round(value, 4) for key, value in PARTS[name]().items()} | {"machine": machine()}
-        # after each part, because together they take hours
-        RESULTS.write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n")
-    print(*table(figures), sep="\n")
+        measured = {key: round(value, 4) for key, value in PARTS[name]().items()}
+        if chosen.check:
+            worse += much_worse(stored, measured)
+        else:
+            _store(name, measured)
+            stored |= measured
+    if not chosen.check:
+        print(*table(stored), sep="\n")
+        return
+    print(*(worse or ["no ratio is much worse than the stored one"]), sep="\n")
+    sys.exit(1 if worse else 0)
 
 
 if __name__ == "__main__":

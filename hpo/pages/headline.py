@@ -36,8 +36,8 @@ class Phase(Enum):
     RUNNING = "not finished"
     CONFIRMING = "finished, being confirmed"
     UNCONFIRMED = "finished, not confirmed"
-    EQUAL = "confirmed: not clearly better than every baseline"
-    BETTER = "confirmed: better than every baseline"
+    EQUAL = "not clearly better than every baseline"
+    BETTER = "better than every baseline"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _searched(snapshot: Snapshot) -> list[tuple[str, str]]:
         posts, held_out = snapshot.post_counts
         criteria = len(snapshot.best["cv"]["per_criterion"])
         data.append(f"{count_text(posts, 'post')} × {count_text(criteria, 'criterion', 'criteria')}")
-        data += [f"{held_out:,} more posts held out"] if held_out else []
+        data += [f"{held_out:,} more held out, which the search never sees"] if held_out else []
     names = [str(model["name"]) for model in stored["model"]]
     parameters = len({name for trial in snapshot.trials for name in trial.params})
     requested, finished = trials["requested"] or 0, trials["finished"]
@@ -191,7 +191,7 @@ def _gains(snapshot: Snapshot) -> tuple[str, tuple[Line, ...], str] | None:
     axis = axis_of([0.0, *(end for _, value, interval in gains for end in (value, *(interval or ())))])
     lines = tuple(
         Line(
-            f"over {BASELINE_NAMES.get(name, f'the {name}')}",
+            f"over {BASELINE_NAMES.get(name, f'the {name} settings')}",
             estimate,
             strip(axis, estimate, interval=interval, value=value, zero=True, zero_label=row == 0),
         )
