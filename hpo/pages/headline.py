@@ -191,7 +191,7 @@ def _gains(snapshot: Snapshot) -> tuple[str, tuple[Line, ...], str] | None:
     axis = axis_of([0.0, *(end for _, value, interval in gains for end in (value, *(interval or ())))])
     lines = tuple(
         Line(
-            f"over {BASELINE_NAMES.get(name, f'the {name} settings')}",
+            f"over {BASELINE_NAMES.get(name, f'the {name}s')}",
             estimate,
             strip(axis, estimate, interval=interval, value=value, zero=True, zero_label=row == 0),
         )
