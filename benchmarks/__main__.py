@@ -59,6 +59,7 @@ TARGETS: dict[str, tuple[str, str]] = {
     "service.running_1000_ms": ("a claim beside 1,000 running trials, milliseconds", "≤ 60"),
     "service.claims_16_at_5ms": ("trials without work a second, 16 workers, 5 ms from the database", "≥ 60"),
     "scaling.workers_2": ("throughput of two workers relative to one", "≥ 1.7"),
+    "scaling.simulated_1000_loss": ("throughput lost by 1,000 simulated workers with 60 s trials, pgbouncer", "≤ 0.05"),
     "scaling.sleeping_64_loss": ("throughput lost by 64 workers with 2 s trials", "< 0.10"),
     "memory.worker_gib": ("peak resident memory of a worker, GiB", "< 1.5"),
     "startup.help_seconds": ("`hpo --help`, seconds", "< 0.3"),

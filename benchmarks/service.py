@@ -33,6 +33,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
+from benchmarks.pooler import pooled
 from benchmarks.timing import ratio, time_alternately
 from sparse_evidence.hpo.database.connection import engine_of, open_storage
 from sparse_evidence.hpo.database.record import CONFIG, CURVES, CV
@@ -297,6 +298,58 @@ def beside_running(url: str, running: int) -> float:
     return float(1000 * np.median(seconds))
 
 
+def _simulate(url: str, workers: int, rest: float, ready: threading.Barrier, until: Synchronized[float],
+              ends: multiprocessing.Queue[list[float]]) -> None:  # fmt: skip
+    """Run trials that only sleep on several threads until the time `until`; put when each of them ended."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    definition, queue = load(DEFINITION), _queue(url)
+    ended: list[float] = []
+
+    def work(number: int) -> None:
+        ready.wait()
+        time.sleep(rest * number / workers)  # they do not start together
+        while time.monotonic() < until.value:
+            claim = queue.claim()
+            assert isinstance(claim, claims.Claim)
+            with claim:
+                with claim.transaction():
+                    space.suggest(definition, claim.trial)
+                time.sleep(rest)
+                claim.finish(TrialState.COMPLETE, 0.5, reports={2: 0.5, FOLDS: 0.5})
+            ended.append(time.monotonic())
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ends.put(ended)
+
+
+def simulated(url: str, workers: int = 1000, rest: float = 60.0, minutes: float = 2.0, processes: int = 8) -> float:
+    """The share of their time that so many workers lose to database and sampler if a trial takes `rest` seconds.
+
+    They are threads of a few processes, and those of a process share what they have read, as they could not on machines
+    of their own: the server does the work of all their claims, but sends a trial once to each process.
+    """
+    engine_of(_queue(url).study).dispose()
+    context = multiprocessing.get_context("spawn")
+    ready, until, ends = context.Barrier(workers + 1), context.Value("d", math.inf), context.Queue()
+    started = [context.Process(target=_simulate, args=(url, workers // processes, rest, ready, until, ends))
+               for _ in range(processes)]  # fmt: skip
+    for process in started:
+        process.start()
+    ready.wait()
+    first = time.monotonic() + 2 * rest  # every worker is at work, at its own time
+    last = first + 60 * minutes
+    until.value = last
+    ended: list[float] = [moment for _ in started for moment in ends.get()]
+    for process in started:
+        process.join()
+    counted = sum(first <= moment < last for moment in ended)
+    return 1.0 - counted / (workers * 60 * minutes / rest)
+
+
 @contextmanager
 def far_away(url: str, seconds: float) -> Iterator[str]:
     """The URL of a database at a distance: a round trip to it takes `seconds`."""
@@ -338,6 +391,8 @@ def measure_load(seconds: float = 20.0) -> dict[str, float]:
         }
         with far_away(fresh("load_far"), 0.005) as url:
             figures["service.claims_16_at_5ms"] = len(together(url, 16, seconds)) / seconds
+        with pooled(fresh("load_simulated"), connections=20) as url:
+            figures["scaling.simulated_1000_loss"] = simulated(url)
     return figures
 
 

@@ -26,9 +26,9 @@ from loop_tools import (
     tiny,
     until,
 )
-from pooler import pooled
 from postgres_proxy import Proxy
 
+from benchmarks import pooler
 from sparse_evidence.hpo.database import connection
 from sparse_evidence.hpo.database.claims_sql import Counts, count_trials, list_claims
 from sparse_evidence.hpo.database.record import ATTEMPTS, REASON
@@ -71,10 +71,11 @@ def test_32_workers_start_together_on_an_empty_database(empty_database: str, tmp
     connection.engine_of(study).dispose()
 
 
+@pytest.mark.skipif(pooler.installed() is None, reason="pgbouncer is not installed")
 def test_eight_workers_share_three_connections_of_a_pooler(empty_database: str, tmp_path: Path) -> None:
     tiny(tmp_path, trials=40, grace=5, heartbeat=0.5)
     with (
-        pooled(empty_database, tmp_path, connections=3) as url,
+        pooler.pooled(empty_database, connections=3) as url,
         running_workers(tmp_path, url, 8, faults=[SlowEpochs(0.1)]) as workers,
     ):
         study = at_work(url, lambda claims: len(claims) > 2)

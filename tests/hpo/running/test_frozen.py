@@ -11,7 +11,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,10 @@ import pytest
 import sqlalchemy as sa
 from claim_tools import join_study
 from optuna.trial import TrialState
-from pooler import pooled
 from processes import PROCESSES
 from waiting import until
 
+from benchmarks import pooler
 from sparse_evidence.hpo.database import connection, looks, trial_rows
 from sparse_evidence.hpo.database.claims_sql import Counts, count_trials
 from sparse_evidence.hpo.database.locks import lock_study, try_conclusion_lock
@@ -187,6 +186,7 @@ def test_a_frozen_process_does_not_stop_the_others(
         wake(process)
 
 
+@pytest.mark.skipif(pooler.installed() is None, reason="pgbouncer is not installed")
 @pytest.mark.parametrize("ignored", ["", "options"], ids=["refuses options", "ignores options"])
 @pytest.mark.parametrize(
     ("doing", "after"),
@@ -197,9 +197,9 @@ def test_a_frozen_process_does_not_stop_the_others(
     ],
 )
 def test_a_frozen_process_does_not_stop_the_others_behind_a_pooler(
-    doing: Callable[[Claims], None], after: str, ignored: str, database: str, frozen: Any, tmp_path: Path
+    doing: Callable[[Claims], None], after: str, ignored: str, database: str, frozen: Any
 ) -> None:
-    with pooled(database, tmp_path, connections=4, ignored=ignored) as url:
+    with pooler.pooled(database, connections=4, ignored=ignored) as url:
         process = frozen(doing, after, url)
         mine = join(url)
         work(mine)
