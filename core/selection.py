@@ -50,6 +50,10 @@ class Estimate:
         """The standard error behind the interval."""
         return (self.high - self.low) / (2 * NORMAL_95)
 
+    def of_score(self) -> Estimate:
+        """The same with an interval within 0 and 1, where every metric lies; for a score, not for a difference."""
+        return Estimate(self.value, max(self.low, 0.0), min(self.high, 1.0))
+
 
 class Scorer:
     """Scores predictions on one set of folds, in the study's metric.

@@ -230,7 +230,7 @@ def estimate(nested: Nested, of_folds: Sequence[Mapping[str, Any]]) -> dict[str,
     scores: dict[str, Any] = {}
     gains: dict[str, Any] = {}
     for name in names:
-        found = selection.estimate(values[name].mean(), left_out[name])
+        found = selection.estimate(values[name].mean(), left_out[name]).of_score()
         scores[name] = {**as_json(found), "folds": values[name].tolist()}
         if name != PROCEDURE:
             difference = values[PROCEDURE] - values[name]

@@ -101,7 +101,7 @@ class Candidate:
         """The 95 % interval of the value."""
         if self.value is None or self.left_out is None:
             return None
-        return list(as_json(selection.estimate(self.value, self.left_out))["interval"])
+        return list(as_json(selection.estimate(self.value, self.left_out).of_score())["interval"])
 
     def over(self, other: Candidate | None) -> dict[str, Any] | None:
         """How much better than another candidate on the same posts, with its 95 % interval."""

@@ -123,13 +123,15 @@ def _ensemble(study: optuna.Study, task: StudyTask, finished: int) -> dict[str, 
         "members": members,
         "value": float(folds.mean()),
         "folds": folds.tolist(),
-        "corrected": as_json(selection.estimate(corrected, left_out)),
+        "corrected": as_json(selection.estimate(corrected, left_out).of_score()),
         "threshold": metrics.best_threshold(labels[scored], metrics.sigmoid(mean[scored])),
         "best": {
             "trial": best,
             "value": ranked[0].value,
             "corrected": as_json(
-                selection.estimate(float(best_kept.mean()) - flattery(best), scorer.without_blocks(stored[best]))
+                selection.estimate(
+                    float(best_kept.mean()) - flattery(best), scorer.without_blocks(stored[best])
+                ).of_score()
             ),
         },
         "over_default": _corrected_gain(scorer, corrected, left_out, "default", stored.get(0), flattery),
@@ -267,7 +269,7 @@ class FreshScores:
 
     def as_json(self) -> dict[str, Any]:
         """Mean, interval, and the value on every split."""
-        found = selection.estimate(list(self.values.values()), np.stack(list(self.left_out.values())))
+        found = selection.estimate(list(self.values.values()), np.stack(list(self.left_out.values()))).of_score()
         return {"mean": found.value, "interval": [found.low, found.high], "splits": list(self.values.values())}
 
 

@@ -209,3 +209,9 @@ def test_intervals_cover_the_true_value():
     truth = np.mean(values)
     assert 0.9 <= np.mean([found.low <= truth <= found.high for found in covered]) <= 1.0
     assert np.mean([found.standard_error for found in covered]) == pytest.approx(np.std(values, ddof=1), rel=0.25)
+
+
+def test_the_interval_of_a_score_ends_where_scores_end():
+    found = selection.Estimate(0.98, 0.95, 1.01)
+    assert found.of_score() == selection.Estimate(0.98, 0.95, 1.0)
+    assert selection.Estimate(0.02, -0.01, 0.05).of_score() == selection.Estimate(0.02, 0.0, 0.05)
