@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sparse_evidence.core.errors import shown_value
 from sparse_evidence.core.features.chunks import share_within
 from sparse_evidence.core.features.retrieval import near_duplicates
 from sparse_evidence.core.models import fuses_folds, is_solved
@@ -236,5 +237,5 @@ def _near_duplicates(task: StudyTask) -> NearDuplicates:
         pairs=len(pairs),
         affected=len(affected),
         groups=len({groups[post] for post in affected}),
-        posts=tuple((ids[pair.first], ids[pair.second]) for pair in pairs[:NAMED_DUPLICATES]),
+        posts=tuple((shown_value(ids[pair.first]), shown_value(ids[pair.second])) for pair in pairs[:NAMED_DUPLICATES]),
     )

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import typing
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -214,9 +215,8 @@ def _choices_problems(field: Field, values: list[Any]) -> list[str]:
     """Check a list of choices that are valid individually."""
     if not values:
         return ["choices is empty, give at least two values"]
-    duplicates = {shown(value) for value in values if values.count(value) > 1}
-    if duplicates:
-        return [f"choices has {', '.join(sorted(duplicates))} more than once, give each value once"]
+    if duplicates := {shown(value) for value, count in Counter(values).items() if count > 1}:
+        return [f"choices has {_listed(sorted(duplicates))} more than once, give each value once"]
     if len(values) == 1:
         return [f"choices has one value, give the value itself: {field.key} = {shown(values[0])}"]
     return []
@@ -339,9 +339,18 @@ def _bounds(schema: Mapping[str, Any]) -> str:
     return f" {' and '.join(bounds)}" if bounds else ""
 
 
+MAX_QUOTED = 20
+"""So many values of a list are written in a message."""
+
+
 def quoted(values: Iterable[object]) -> str:
-    """Return the values as the file writes them."""
-    return ", ".join(shown(value) for value in values)
+    """Return the first values as the file writes them, and count the others."""
+    return _listed([shown(value) for value in values])
+
+
+def _listed(written: Sequence[str]) -> str:
+    more = len(written) - MAX_QUOTED
+    return ", ".join(written[:MAX_QUOTED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def shown(value: object) -> str:

@@ -76,8 +76,23 @@ OUT_OF_RANGE = {
     ),
     "grace period": ("[service]\ngrace_seconds = 1e20\n", "grace_seconds"),
     "patience": (f"[training]\npatience = {{ low = 1, high = {10**309} }}\n", "patience"),
-    "integer beyond 2**53": (f"[training]\nmax_epochs = {2**60}\n", "max_epochs"),
+    "range beyond 2**53": (f"[training]\npatience = {{ low = 1, high = {2**60} }}\n", "patience"),
+    "integer beyond 2**53": (f"[training]\nwarmup_steps = {2**60}\n", "warmup_steps"),
 }
+
+
+def test_a_run_says_what_it_noticed_in_the_data(call, database: str, tmp_path: Path) -> None:
+    without_group = "".join(line.rpartition(",")[0] + "\n" for line in posts().splitlines())
+    long = without_group.replace("post 3. It was a day.", "我今天去了学校" * 100)
+    (tmp_path / "posts.csv").write_text(long, encoding="utf-8")
+    search = '[search]\ntrials = 1\nspace = "file"\n[split]\nfolds = 3\nstages = [3]\n[confirm]\nleaders = 0\n'
+    (tmp_path / "s.toml").write_text(PAIRS + '[model]\nname = "linear"\n' + search)
+    for verb, *more in (("validate",), ("run", "--workers", "1")):
+        ended = call(verb, "s.toml", *more, HPO_STORAGE=database)
+        said = " ".join((ended.stdout + ended.stderr).split())
+        assert ended.returncode == 0, said
+        assert "there is no column group" in said
+        assert "longer than the 256 tokens" in said
 
 
 @pytest.mark.parametrize(("tables", "named"), OUT_OF_RANGE.values(), ids=OUT_OF_RANGE)
@@ -87,6 +102,25 @@ def test_a_number_that_nothing_could_use(call, tmp_path: Path, tables: str, name
     assert ended.returncode == 2, ended.stdout
     assert "Traceback" not in ended.stderr
     assert named in ended.stderr
+    assert "unknown" not in ended.stderr
+    assert len(ended.stderr) < 400
+
+
+MANY = {
+    "wrong": f"choices = {['x'] * 3000}",
+    "repeated": f"choices = {[*range(1, 3001), *range(1, 3001)]}",
+    "without the default": f"choices = {[*range(1, 3001)]}, default = 5000",
+}
+
+
+@pytest.mark.parametrize("choices", MANY.values(), ids=MANY)
+def test_a_long_list_of_mistakes_is_told_shortly(call, tmp_path: Path, choices: str) -> None:
+    (tmp_path / "s.toml").write_text(SYNTHETIC + IRIS + f"[training]\npatience = {{ {choices} }}\n")
+    ended = call("validate", "s.toml")
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    assert 1 <= len(ended.stderr.splitlines()) <= 22
+    assert len(ended.stderr) < 4000
 
 
 @pytest.mark.parametrize("criterion", ["[/bold]", "[red]", "[link=file:///etc/passwd]x[/link]"])
@@ -98,13 +132,16 @@ def test_names_in_the_data_are_no_markup(call, database: str, tmp_path: Path, cr
     assert criterion[:20] in ended.stdout
 
 
-def test_dates_that_python_does_not_know(call, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "large"), [("date32", 10**7), ("duration", 2**62)])
+def test_dates_that_python_does_not_know(call, tmp_path: Path, kind: str, large: int) -> None:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
 
     count = 30
     columns = {
-        "post_id": pa.array([10**7 + n for n in range(count)], pa.date32()),
+        "post_id": pa.array(
+            [large + n for n in range(count)], {"date32": pa.date32(), "duration": pa.duration("s")}[kind]
+        ),
         "post": [f"post {n}. It was a day." for n in range(count)],
         "criterion": ["sad"] * count,
         "label": [n % 2 for n in range(count)],

@@ -498,3 +498,18 @@ def slurm_postgres(folder: Path, shims: Path) -> subprocess.CompletedProcess[str
         call, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
         check=False,
     )  # fmt: skip
+
+
+FLAWED = {
+    "sentence-transformers": "5.9.0",  # runs code from an encoder's folder
+    "transformers": "4.47.1",
+    "waitress": "3.0.0",
+    "tqdm": "4.66.2",
+    "filelock": "3.20.0",
+}
+
+
+@pytest.mark.parametrize(("package", "version"), FLAWED.items())
+def test_versions_with_known_flaws_are_not_allowed(package: str, version: str) -> None:
+    (allowed,) = (wanted for wanted in map(Requirement, PROJECT["dependencies"]) if wanted.name == package)
+    assert version not in allowed.specifier

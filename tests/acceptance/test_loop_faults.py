@@ -108,9 +108,13 @@ def test_postgres_stops_under_four_workers(seconds: int, own_server: Any, tmp_pa
     connection.engine_of(study).dispose()
 
 
-def test_a_study_deleted_under_its_workers_is_not_created_again(database: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [("worker", "--slots", "2"), ("run", "--workers", "2")], ids=["worker", "run"])
+def test_a_study_deleted_under_its_workers_is_not_created_again(
+    how: tuple[str, ...], database: str, tmp_path: Path
+) -> None:
     tiny(tmp_path, trials=12, epochs=3000, grace=2, heartbeat=0.3)
-    parent = command(tmp_path, database, "worker", "tiny.toml", "--slots", "2")
+    verb, *options = how
+    parent = command(tmp_path, database, verb, "tiny.toml", *options)
     try:
         study = at_work(database, lambda rows: len(rows) == 2)
         (first, _) = list_claims(connection.engine_of(study), study)

@@ -17,6 +17,7 @@ from waiting import until
 
 from sparse_evidence.core.errors import UserError
 from sparse_evidence.hpo.database import connection
+from sparse_evidence.hpo.database.limits import as_options, limits
 from sparse_evidence.hpo.database.optuna_storage import unwrap
 from sparse_evidence.hpo.errors import StorageError
 
@@ -94,6 +95,19 @@ def test_a_pooler_that_refuses_session_settings_is_accepted(proxy: Proxy) -> Non
     with unwrap(storage).immediate.connect() as session:
         assert session.execute(sa.text("SHOW lock_timeout")).scalar() == limits[1]
     assert limits == ("5s", "15s"), "the limits are set in every transaction"
+    connection.engine_of(storage).dispose()
+
+
+def test_a_connection_that_is_dead_is_noticed_by_the_server() -> None:
+    options = as_options(limits(120.0))
+    for setting in ("tcp_keepalives_idle=30", "tcp_keepalives_interval=10", "tcp_keepalives_count=3"):
+        assert f"-c {setting}" in options
+    assert "-c tcp_user_timeout=30000" in options
+
+
+def test_a_command_that_only_looks_waits_briefly(database: str) -> None:
+    storage = connection.open_to_look(database)
+    assert unwrap(storage).retry_seconds == connection.LOOK_SECONDS == 5
     connection.engine_of(storage).dispose()
 
 

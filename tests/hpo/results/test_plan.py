@@ -93,6 +93,9 @@ def test_near_duplicates_of_different_groups_are_named_by_their_ids(tmp_path):
     expected = {tuple(sorted((0, other))), tuple(sorted((other, same)))}
     assert (duplicates.pairs, duplicates.affected, duplicates.groups) == (2, 3, 2)
     assert set(duplicates.posts) == {(ids[first], ids[second]) for first, second in expected}
+    texts = tuple(f"{number} I lay awake again and wept until the morning" for number in range(len(ids)))
+    swapped = plan_task(replace(copied, corpus=replace(data.corpus, post_ids=texts)))
+    assert "wept" not in str(swapped.as_dict()), "an id may be the text of a post by mistake"
 
 
 MERGED = """

@@ -244,6 +244,9 @@ def test_stores_that_cannot_be_opened(tmp_path: Path) -> None:
         artifacts.open_store("gs://bucket/x")
     with pytest.raises(UserError, match="names no bucket"):
         artifacts.open_store("s3://")
+    with pytest.raises(UserError, match="give a folder or s3://BUCKET/PREFIX"):
+        artifacts.open_store("s3:/bucket")
+    assert not Path("s3:").exists()
 
 
 # ---- a bucket --------------------------------------------------------------------------------------------------------

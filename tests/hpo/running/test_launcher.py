@@ -12,6 +12,7 @@ import pytest
 from sparse_evidence.hpo.database.claims_sql import Counts
 from sparse_evidence.hpo.database.connection import engine_of
 from sparse_evidence.hpo.errors import Exit
+from sparse_evidence.hpo.running import worker
 from sparse_evidence.hpo.running.confirming import Progress
 from sparse_evidence.hpo.running.launcher import Outcome, run_slots, run_study, start_study
 from sparse_evidence.hpo.running.position import Position
@@ -88,3 +89,10 @@ def test_slots_end_when_the_trials_are_finished(database, tmp_path):
     artifacts = str(tmp_path / "artifacts")
     code = run_slots(SMOKE, database, trials=1, slots=slots, artifacts=artifacts, stop=stop, print_line=lines.append)
     assert (code, lines) == (Exit.DONE, ["slot 0: no GPU, 1 CPU thread"])
+
+
+def test_workers_that_wait_look_less_and_less_often():
+    pauses = [worker.poll_pause(waited) for waited in (0.0, 30.0, 60.0, 3600.0)]
+    assert pauses == sorted(pauses)
+    assert pauses[0] < pauses[1] < pauses[2]
+    assert pauses[-1] <= 10
