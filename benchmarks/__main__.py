@@ -137,13 +137,12 @@ def _commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def _store(part: str, measured: Mapping[str, float]) -> None:
-    """Keep the figures of a part. Called after each one, because together they take long."""
-    stored: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+def _store(stored: dict[str, Any], part: str, measured: Mapping[str, float]) -> None:
+    """Add the figures of a part to those stored. Called after each one, because together they take long."""
     stored.update(measured, machine=machine())
     RESULTS.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n")
     line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "commit": _commit(), "part": part,
-            "machine": machine(), "figures": measured}  # fmt: skip
+            "machine": stored["machine"], "figures": measured}  # fmt: skip
     with HISTORY.open("a") as file:
         file.write(json.dumps(line) + "\n")
 
@@ -157,6 +156,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
     if "table" in chosen.parts and chosen.parts != ["table"]:
         parser.error("table goes with no other part")
+    chosen.parts = chosen.parts or [name for name in PARTS if name != "worth"]
     return chosen
 
 
@@ -164,16 +164,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the requested parts, and store the figures and print the table, or compare them."""
     chosen = _arguments(arguments)
     stored: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    parts = [] if chosen.parts == ["table"] else chosen.parts or [name for name in PARTS if name != "worth"]
     worse = []
-    for name in parts:
+    for name in chosen.parts if chosen.parts != ["table"] else []:
         print(f"measuring {name} …", file=sys.stderr, flush=True)
         measured = {key: round(value, 4) for key, value in PARTS[name]().items()}
         if chosen.check:
             worse += much_worse(stored, measured)
         else:
-            _store(name, measured)
-            stored |= measured
+            _store(stored, name, measured)
     if not chosen.check:
         print(*table(stored), sep="\n")
         return

@@ -101,10 +101,10 @@ def is_unspaced(value: str) -> bool:
     return any(len(part) > _MAX_WORD_LENGTH and not _IDENTIFIER.fullmatch(part) for part in value.split())
 
 
-def first(clauses: Sequence[str], limit: int = 20) -> str:
+def first(clauses: Sequence[str], limit: int = 20, *, separator: str = "; ") -> str:
     """Join the first clauses, and count the others."""
     more = len(clauses) - limit
-    return "; ".join(clauses[:limit]) + (f"; and {more} more" if more > 0 else "")
+    return separator.join(clauses[:limit]) + (f"{separator}and {more} more" if more > 0 else "")
 
 
 def reason_of(error: BaseException, longest: int = 300) -> str:

@@ -116,7 +116,7 @@ def open_storage(
     def open_once() -> RetryingStorage:
         if database.tables_exist:
             return database.storage(retry_seconds, without, skip_table_creation=True)
-        with _locked_for_creation(database) as missing:
+        with _creating_tables(database) as missing:
             return database.storage(retry_seconds, without, skip_table_creation=not missing)
 
     return optuna.storages.get_storage(retry(open_once, max(CONNECT_SECONDS, wait_seconds)))
@@ -188,7 +188,7 @@ class _Database:
 
 
 @contextmanager
-def _locked_for_creation(database: _Database) -> Iterator[bool]:
+def _creating_tables(database: _Database) -> Iterator[bool]:
     """A block in which no other process creates tables; ours are created when it ends, after Optuna's.
 
     Yields False if another process has created them meanwhile: many may be waiting. Optuna commits on connections of

@@ -39,16 +39,13 @@ def locked_for_creation(engine: Engine) -> Iterator[Connection]:
     Its holder needs another session, for what Optuna writes. So those that wait keep none: behind a pooler they could
     have all that there are. After `CREATION_SECONDS` they wait in the database's queue, which reports a busy lock.
     """
-    import sqlalchemy as sa
-
     deadline = time.monotonic() + CREATION_SECONDS
     while True:
         with engine.begin() as connection:
-            if time.monotonic() > deadline:
+            is_late = time.monotonic() > deadline
+            if is_late:
                 lock_study(connection)
-                yield connection
-                return
-            if connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_LOCKS, 0))):
+            if is_late or _take_if_free(connection, _LOCKS, 0):
                 yield connection
                 return
         time.sleep(CREATION_PAUSE * random.uniform(0.5, 1.0))
@@ -79,11 +76,16 @@ def try_export_lock(engine: Engine, study_id: int) -> AbstractContextManager[boo
 @contextmanager
 def _try_lock(engine: Engine, purpose: int, study_id: int) -> Iterator[bool]:
     """Hold a lock for as long as the block lasts and this process is alive: a frozen or killed one loses it."""
-    import sqlalchemy as sa
-
     with engine.begin() as connection:
-        if not connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(purpose, study_id))):
+        if not _take_if_free(connection, purpose, study_id):
             yield False
             return
         with kept_alive(connection):
             yield True
+
+
+def _take_if_free(connection: Connection, purpose: int, study_id: int) -> bool:
+    """Take a lock until the transaction ends, if nobody has it; whether this transaction has it now."""
+    import sqlalchemy as sa
+
+    return bool(connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(purpose, study_id))))

@@ -18,7 +18,6 @@ from .wording import capitalized, count_text, metric_text
 if TYPE_CHECKING:
     from optuna import Study
 
-CHANCE = "chance"
 # They can be read on the page's light and on its dark background; the figure itself has none.
 RESULT_COLOUR, OTHER_COLOUR, TEXT_COLOUR, GRID_COLOUR = "#2f8fb0", "#7d8794", "#737e8b", "rgba(125, 135, 148, 0.3)"
 NO_COLOUR = "rgba(0, 0, 0, 0)"
@@ -46,12 +45,10 @@ def confirmed_figure(metric: str, confirmed: Mapping[str, Any]) -> dict[str, Any
         A figure as plotly's JSON.
     """
     sign = 1.0 if METRICS[metric].higher_is_better else -1.0
-    scores: Mapping[str, Mapping[str, Any]] = confirmed["scores"]
-    whole = [name for name, score in scores.items() if len(score["splits"]) == confirmed["splits"]]
-    names = sorted(whole, key=lambda name: sign * scores[name]["mean"])
+    scores = winner.fully_scored(confirmed)
+    names = sorted(scores, key=lambda name: sign * scores[name]["mean"])
     means = [scores[name]["mean"] for name in names]
-    ends = [(scores[name]["interval"] if name != CHANCE else None) or [mean, mean]
-            for name, mean in zip(names, means, strict=True)]  # fmt: skip
+    ends = [scores[name]["interval"] or [mean, mean] for name, mean in zip(names, means, strict=True)]
     colours = [RESULT_COLOUR if name == confirmed["winner"] else OTHER_COLOUR for name in names]
     intervals = {
         "type": "data",

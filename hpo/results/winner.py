@@ -46,6 +46,15 @@ def current_confirmed(study: Study) -> dict[str, Any] | None:
     return stored
 
 
+def fully_scored(confirmed: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The scores of the candidates that were scored on all fresh splits, by name.
+
+    Args:
+        confirmed: from `current_confirmed`.
+    """
+    return {name: score for name, score in confirmed["scores"].items() if len(score["splits"]) == confirmed["splits"]}
+
+
 def confirmed_single(metric: str, confirmed: Mapping[str, Any]) -> int | None:
     """Number of the single trial that was best on the fresh splits; None if none was scored on all of them.
 
@@ -57,11 +66,7 @@ def confirmed_single(metric: str, confirmed: Mapping[str, Any]) -> int | None:
     if winner is not None and winner.isdecimal():
         return int(winner)
     sign = 1.0 if METRICS[metric].higher_is_better else -1.0
-    means = {
-        int(name): sign * score["mean"]
-        for name, score in confirmed["scores"].items()
-        if name.isdecimal() and len(score["splits"]) == confirmed["splits"]
-    }
+    means = {int(name): sign * score["mean"] for name, score in fully_scored(confirmed).items() if name.isdecimal()}
     return max(means, key=lambda trial: means[trial], default=None)
 
 

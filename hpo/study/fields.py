@@ -9,7 +9,7 @@ import json
 import math
 import typing
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from sparse_evidence.core.errors import nearest
+from sparse_evidence.core.errors import first, nearest
 
 Scalar = str | int | float | bool | None
 
@@ -216,7 +216,7 @@ def _choices_problems(field: Field, values: list[Any]) -> list[str]:
     if not values:
         return ["choices is empty, give at least two values"]
     if duplicates := {shown(value) for value, count in Counter(values).items() if count > 1}:
-        return [f"choices has {_listed(sorted(duplicates))} more than once, give each value once"]
+        return [f"choices has {first(sorted(duplicates), separator=', ')} more than once, give each value once"]
     if len(values) == 1:
         return [f"choices has one value, give the value itself: {field.key} = {shown(values[0])}"]
     return []
@@ -339,18 +339,9 @@ def _bounds(schema: Mapping[str, Any]) -> str:
     return f" {' and '.join(bounds)}" if bounds else ""
 
 
-MAX_QUOTED = 20
-"""So many values of a list are written in a message."""
-
-
 def quoted(values: Iterable[object]) -> str:
     """Return the first values as the file writes them, and count the others."""
-    return _listed([shown(value) for value in values])
-
-
-def _listed(written: Sequence[str]) -> str:
-    more = len(written) - MAX_QUOTED
-    return ", ".join(written[:MAX_QUOTED]) + (f" and {more:,} more" if more > 0 else "")
+    return first([shown(value) for value in values], separator=", ")
 
 
 def shown(value: object) -> str:

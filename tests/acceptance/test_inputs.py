@@ -10,6 +10,7 @@ import pytest
 from loop_tools import tiny
 from test_mistakes import IRIS, PAIRS, SYNTHETIC, posts
 
+SHORT = '[search]\ntrials = {trials}\nspace = "file"\n[split]\nfolds = 3\nstages = [3]\n[confirm]\nleaders = 0\n'
 pytestmark = pytest.mark.slow
 ASCII = {
     "PYTHONIOENCODING": {"PYTHONIOENCODING": "ascii"},
@@ -19,11 +20,10 @@ ASCII = {
 
 def test_what_the_data_are_decides_not_where_they_lie(call, database: str, tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
-    search = '[search]\ntrials = 2\nspace = "file"\n[split]\nfolds = 3\nstages = [3]\n[confirm]\nleaders = 0\n'
     for folder, path in ((here, "posts.csv"), (there, "data/copy.csv")):
         (folder / path).parent.mkdir(parents=True)
         (folder / path).write_text(posts())
-        study = PAIRS.replace("posts.csv", path) + '[model]\nname = "linear"\n' + search
+        study = PAIRS.replace("posts.csv", path) + '[model]\nname = "linear"\n' + SHORT.format(trials=2)
         (folder / "s.toml").write_text(study)
     first = call("run", here / "s.toml", "--workers", "1", HPO_STORAGE=database)
     assert first.returncode == 0, first.stderr
@@ -52,8 +52,7 @@ def test_a_study_whose_trials_all_diverge_says_so_each_time(call, database: str,
 def test_output_that_is_not_utf8(call, database: str, tmp_path: Path, environment: dict[str, str]) -> None:
     data = posts().replace("sad", "traurig – müde 悲")
     (tmp_path / "posts.csv").write_text(data, encoding="utf-8")
-    search = '[search]\ntrials = 1\nspace = "file"\n[split]\nfolds = 3\nstages = [3]\n[confirm]\nleaders = 0\n'
-    (tmp_path / "s.toml").write_text(PAIRS + '[model]\nname = "linear"\n' + search)
+    (tmp_path / "s.toml").write_text(PAIRS + '[model]\nname = "linear"\n' + SHORT.format(trials=1))
     for verb in (
         ("validate", "s.toml"),
         ("run", "s.toml", "--workers", "1"),
@@ -85,8 +84,7 @@ def test_a_run_says_what_it_noticed_in_the_data(call, database: str, tmp_path: P
     without_group = "".join(line.rpartition(",")[0] + "\n" for line in posts().splitlines())
     long = without_group.replace("post 3. It was a day.", "我今天去了学校" * 100)
     (tmp_path / "posts.csv").write_text(long, encoding="utf-8")
-    search = '[search]\ntrials = 1\nspace = "file"\n[split]\nfolds = 3\nstages = [3]\n[confirm]\nleaders = 0\n'
-    (tmp_path / "s.toml").write_text(PAIRS + '[model]\nname = "linear"\n' + search)
+    (tmp_path / "s.toml").write_text(PAIRS + '[model]\nname = "linear"\n' + SHORT.format(trials=1))
     for verb, *more in (("validate",), ("run", "--workers", "1")):
         ended = call(verb, "s.toml", *more, HPO_STORAGE=database)
         said = " ".join((ended.stdout + ended.stderr).split())
