@@ -269,7 +269,8 @@ class _ParquetSource:
         if not self._rows:
             raise _no_rows(self.where)
         with self._readable():
-            batches = self._file.iter_batches(ROWS_PER_PART)
+            # without threads: one of Arrow's that still reads while Python exits aborts the process (arrow#34314)
+            batches = self._file.iter_batches(ROWS_PER_PART, use_threads=False)
         while True:
             with self._readable():
                 batch = next(batches, None)

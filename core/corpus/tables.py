@@ -383,7 +383,8 @@ def _parquet(path: Path, content: bytes, wanted: _Wanted) -> Table:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(io.BytesIO(content))
+        # Without threads: one of Arrow's that still reads while Python exits aborts the process (apache/arrow#34314).
+        file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False)
         names = list(file.schema_arrow.names)
         mistakes = _header_problems(names, wanted)
         if mistakes:
@@ -395,7 +396,7 @@ def _parquet(path: Path, content: bytes, wanted: _Wanted) -> Table:
                 if field.name in wanted.required or not _holds_bytes(field.type)
             ]
         columns = wanted.of(names)
-        table = file.read(columns=columns)
+        table = file.read(columns=columns, use_threads=False)
         cells_of = {name: table.column(name).to_pylist() for name in columns}
     except (pa.ArrowException, OSError, ValueError, OverflowError):
         # The cause may quote cells, so it is not chained.

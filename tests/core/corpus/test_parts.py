@@ -1,5 +1,7 @@
 """Tables in parts: every row once, in order, with all columns; the same mistakes are found as in whole tables."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -57,6 +59,33 @@ def test_how_much_has_been_read_is_known(tmp_path):
         assert sorted(shares) == shares
         assert 0.2 < shares[0] < 0.5
         assert shares[-1] == 1
+
+
+READ = {
+    "in parts": "with open_table(path, Format.PARQUET) as table: rows = [p.records() for p in table.parts()]",
+    "as a whole": "read_table(path, ['post'])",
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+@pytest.mark.parametrize("reading", READ.values(), ids=READ)
+def test_parquet_is_read_without_threads_that_could_outlive_python(tmp_path, reading):
+    """A thread of Arrow's that is still reading while Python exits aborts the process (apache/arrow#34314)."""
+    pq.write_table(pa.table({"post": ["one", "two"]}), tmp_path / "t.parquet")
+    program = f"""
+import os, sys
+from pathlib import Path
+import pyarrow.parquet
+from sparse_evidence.core.corpus.parts import Format, open_table
+from sparse_evidence.core.corpus.tables import read_table
+path, before = Path(sys.argv[1]), len(os.listdir("/proc/self/task"))
+{reading}
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "t.parquet"], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "0\n"
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,8 @@ def test_a_lock_is_held_for_as_long_as_its_process_is_at_work(database: str) -> 
 
 
 def test_a_busy_lock_is_waited_for_and_is_no_outage(database: str, caplog: pytest.LogCaptureFixture) -> None:
-    mine = join_study(database, budget=TRIALS, grace_seconds=0.1)
+    # Long enough that a pause of a busy machine does not end the worker's session: that is an outage.
+    mine = join_study(database, budget=TRIALS, grace_seconds=8)
     raw = sa.create_engine(database, poolclass=sa.NullPool)  # without our limits
     done = threading.Event()
     worker = threading.Thread(target=lambda: (work(mine), done.set()))
