@@ -45,6 +45,7 @@ TARGETS: dict[str, tuple[str, str]] = {
     "epoch.vs_matmul": ("an epoch: time relative to its bare matrix products", "≤ 3.5"),
     "epoch.vs_matmul_10x": ("the same with ten times the posts", "≤ 3.5"),
     "encode.vs_sentence_transformers": ("embedding: times faster than SentenceTransformer.encode", "≥ 1.0"),
+    "encode.bfloat16_vs_sentence_transformers": ("the same in bfloat16, on a CPU that has it", "≥ 1.5"),
     "service.vs_optuna_100": ("database and sampler per trial: time relative to plain Optuna, 100 stored trials", ""),
     "service.vs_optuna_1000": (
         "database and sampler per trial: time relative to plain Optuna, 1,000 stored trials",
@@ -78,6 +79,7 @@ TARGETS: dict[str, tuple[str, str]] = {
 
 RATIOS = (
     "epoch.vs_reference", "epoch.vs_matmul", "epoch.vs_matmul_10x", "encode.vs_sentence_transformers",
+    "encode.bfloat16_vs_sentence_transformers",
     "service.vs_optuna_100", "service.vs_optuna_1000", "service.vs_optuna_5000", "scaling.workers_2",
     "study.home_vs_script", "study.editorials_vs_script",
 )  # fmt: skip

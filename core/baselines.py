@@ -23,7 +23,7 @@ import torch
 from . import metrics
 from .config import LinearConfig, RetrievalConfig
 from .errors import SplitError
-from .features.bags import mean_embeddings
+from .features.embeddings import mean_embeddings
 from .features.views import EmbeddedCorpus
 from .models.logistic import solve, solve_path
 from .models.retrieval import Retrieval, standardisation

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from .config import ModelConfig
-from .features.bags import Bag, DeviceBags
+from .features.bags import Bag
 from .features.chunks import Chunks
+from .features.device_bags import DeviceBags
 from .features.retrieval import NOTHING, ChunkIndex, Hits
 from .features.views import TextCorpus
 from .models import Inputs, Model, make_inputs

@@ -236,6 +236,17 @@ def test_checking_a_study_file_waits_for_nothing_heavy():
     assert heavy == "[]"
 
 
+def test_loading_the_data_and_watching_workers_do_not_wait_for_torch():
+    """`hpo run` shows mistakes in the data, and its workers start, seconds earlier."""
+    heavy = python(
+        "import sys, sparse_evidence.hpo.running.launcher, sparse_evidence.hpo.running.joining\n"
+        "import sparse_evidence.hpo.running.task, sparse_evidence.hpo.running.conclusions\n"
+        "import sparse_evidence.hpo.results.live, sparse_evidence.hpo.results.plan\n"
+        "print([name for name in ('torch', 'faiss', 'transformers', 'sklearn', 'pandas') if name in sys.modules])"
+    ).strip()
+    assert heavy == "[]"
+
+
 def test_a_worker_imports_nothing_that_it_does_not_need():
     heavy = python(
         "import sys, sparse_evidence.hpo.running.worker, sparse_evidence.hpo.results.live\n"

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .embeddings import mean_embeddings
+
 MAX_BAG_BYTES = 1 << 27
 """Memory for the bags of one fold in one training pass, if every post were as long as the longest of the corpus."""
 
@@ -119,46 +121,3 @@ class MeanBags:
     def batch(self, posts: npt.NDArray[np.int64]) -> Tensor:
         """The means of `posts` int64 `[folds, width]`, as float32 `[folds, width, dim]`."""
         return self.means[torch.from_numpy(posts).to(self.means.device, non_blocking=True)]
-
-
-class DeviceBags:
-    """The bags of a corpus, loaded once for each device; they stay there as long as this object exists.
-
-    Args:
-        embeddings: float32 `[chunks, dim]`.
-        offsets: int64 `[posts + 1]`.
-    """
-
-    def __init__(
-        self,
-        embeddings: npt.NDArray[np.float32],
-        offsets: npt.NDArray[np.int64],
-    ) -> None:
-        self._embeddings, self._offsets = embeddings, offsets
-        self._chunks: dict[torch.device, ChunkBags] = {}
-        self._means: dict[torch.device, MeanBags] = {}
-
-    def chunks(self, device: torch.device | str) -> ChunkBags:
-        """All chunk embeddings on `device`."""
-        device = _full_name(device)
-        if device not in self._chunks:
-            self._chunks[device] = ChunkBags(self._embeddings, self._offsets, device)
-        return self._chunks[device]
-
-    def means(self, device: torch.device | str) -> MeanBags:
-        """The mean embedding of each post on `device`."""
-        device = _full_name(device)
-        if device not in self._means:
-            self._means[device] = MeanBags(self._embeddings, self._offsets, device)
-        return self._means[device]
-
-
-def _full_name(device: torch.device | str) -> torch.device:
-    """The device with its index: "cuda" and "cuda:0" are the same."""
-    return torch.empty(0, device=device).device
-
-
-def mean_embeddings(embeddings: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Mean of each post's chunk embeddings: `[chunks, dim]` and `[posts + 1]` to float32 `[posts, dim]`."""
-    sums = np.add.reduceat(embeddings, offsets[:-1], axis=0, dtype=np.float32)
-    return np.asarray(sums / np.diff(offsets)[:, None], dtype=np.float32)

@@ -14,7 +14,7 @@ import io
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from ..cache import CACHE_VARIABLE, cache_dir, write_atomically
+from ..config import Precision
 from ..errors import UserError
 from .encoders import Encoder, loading
 
@@ -56,6 +57,7 @@ def embed(
     encoder: Encoder,
     *,
     device: str = "cpu",
+    precision: Precision = "float32",
     batch_size: int | None = None,
     progress: Progress | None = None,
     root: Path | None = None,
@@ -66,6 +68,7 @@ def embed(
         texts: at least one.
         encoder: from `encoders.locate`.
         device: where the encoder runs if some texts are not in the cache.
+        precision: of its arithmetic; every precision has vectors of its own. The result is float32.
         batch_size: maximum number of texts per pass through the encoder; default: what the token budget allows.
         progress: called with (texts done, texts to do).
         root: the cache folder; default: `cache.cache_dir()`.
@@ -73,7 +76,7 @@ def embed(
     Raises:
         UserError: the cache cannot be written.
     """
-    folder = (root or cache_dir()) / "embeddings" / _folder_name(encoder)
+    folder = (root or cache_dir()) / "embeddings" / _folder_name(encoder, precision)
     keys = [hashlib.sha256(text.encode()).digest() for text in texts]
     view = folder / f"view-{hashlib.sha256(b''.join(keys)).hexdigest()[:32]}.npy"
     if (cached := _map(view)) is not None:
@@ -84,7 +87,7 @@ def embed(
             if (cached := _map(view)) is not None:
                 return Embedded(cached, 0)
             text_of = dict(zip(keys, texts, strict=True))
-            computed = _compute_missing(folder, text_of, encoder, device, batch_size, progress)
+            computed = _compute_missing(folder, text_of, encoder, device, precision, batch_size, progress)
             _write_view(folder, view, keys)
     except OSError as error:
         raise UserError(
@@ -102,19 +105,27 @@ class Embedder:
     Args:
         encoder: from `encoders.locate`; loaded with the first texts.
         device: where it runs.
+        precision: of its arithmetic.
     """
 
-    def __init__(self, encoder: Encoder, *, device: str = "cpu") -> None:
-        self._encoder, self._device = encoder, device
+    def __init__(self, encoder: Encoder, *, device: str = "cpu", precision: Precision = "float32") -> None:
+        self._encoder, self._device, self._precision = encoder, device, precision
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Unit-length embeddings `[texts, dim]` of at least one text, as `embed` returns them but for rounding."""
-        return _encode(_last_loaded(self._encoder, self._device), texts, None, lambda _: None)
+        return _encode(_last_loaded(self._encoder, self._device), texts, self._precision)
 
 
-def _folder_name(encoder: Encoder) -> str:
+def mean_embeddings(embeddings: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Mean of each post's chunk embeddings: `[chunks, dim]` and `[posts + 1]` to float32 `[posts, dim]`."""
+    sums = np.add.reduceat(embeddings, offsets[:-1], axis=0, dtype=np.float32)
+    return np.asarray(sums / np.diff(offsets)[:, None], dtype=np.float32)
+
+
+def _folder_name(encoder: Encoder, precision: Precision) -> str:
     slug = re.sub(r"[^A-Za-z0-9]+", "-", encoder.name).strip("-")[-60:]
-    return f"{slug}-{hashlib.sha256(encoder.revision.encode()).hexdigest()[:16]}"
+    name = f"{slug}-{hashlib.sha256(encoder.revision.encode()).hexdigest()[:16]}"
+    return name if precision == "float32" else f"{name}-{precision}"
 
 
 @contextmanager
@@ -137,6 +148,7 @@ def _compute_missing(
     text_of: dict[bytes, str],
     encoder: Encoder,
     device: str,
+    precision: Precision,
     batch_size: int | None,
     progress: Progress | None,
 ) -> int:
@@ -154,23 +166,26 @@ def _compute_missing(
             if progress is not None:
                 progress(before + done, len(missing))
 
-        _write_pack(folder, [key for key, _ in part], _encode(model, [text for _, text in part], batch_size, report))
+        vectors = _encode(model, [text for _, text in part], precision, batch_size, report)
+        _write_pack(folder, [key for key, _ in part], vectors)
     return len(missing)
 
 
 def _encode(
     model: Any,  # noqa: ANN401
     texts: Sequence[str],
-    batch_size: int | None,
-    report: Callable[[int], None],
+    precision: Precision,
+    batch_size: int | None = None,
+    report: Callable[[int], None] = lambda _: None,
 ) -> npt.NDArray[np.float32]:
     """Unit vectors of at least one text, `[texts, dim]`; calls `report` with the number of texts done."""
     vectors: npt.NDArray[np.float32] | None = None
     done = 0
     for rows in _batches(model, texts, batch_size):
-        batch = model.encode(
-            [texts[row] for row in rows], batch_size=len(rows), normalize_embeddings=True, show_progress_bar=False
-        )
+        with _arithmetic(model.device.type, precision):
+            batch = model.encode(
+                [texts[row] for row in rows], batch_size=len(rows), normalize_embeddings=True, show_progress_bar=False
+            )
         if vectors is None:
             vectors = np.empty((len(texts), batch.shape[1]), dtype=np.float32)
         vectors[rows] = batch
@@ -178,6 +193,13 @@ def _encode(
         report(done)
     assert vectors is not None
     return vectors
+
+
+def _arithmetic(device: str, precision: Precision) -> AbstractContextManager[Any]:
+    """Matrix products in this precision; layer norms, softmax and the final normalisation stay in float32."""
+    import torch
+
+    return torch.autocast(device, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def _batches(
@@ -225,19 +247,21 @@ _last_loaded = lru_cache(maxsize=1)(load_encoder)
 
 
 def _known_keys(folder: Path) -> set[bytes]:
-    return {row.tobytes() for pack in _packs(folder) for row in pack["keys"]}
+    return {key for _, keys in _packs(folder) for key in keys}
 
 
-def _packs(folder: Path) -> list[dict[str, npt.NDArray[Any]]]:
-    """Load all packs; a damaged one is removed, so that its texts are embedded again."""
-    packs = []
+def _packs(folder: Path) -> Iterator[tuple[Any, list[bytes]]]:
+    """Open every pack and yield it with its keys; a damaged one is removed, so that its texts are embedded again.
+
+    Vectors are read only by who asks for them: the cache holds everything that was ever embedded.
+    """
     for path in sorted(folder.glob("pack-*.safetensors")):
         try:
-            packs.append(load_file(path))
+            with safe_open(path, "numpy") as pack:
+                yield pack, list(map(bytes, pack.get_tensor("keys")))
         except SafetensorError:
             logger.warning("%s is damaged; its texts will be embedded again", path)
             path.unlink()
-    return packs
 
 
 def _write_pack(folder: Path, keys: Sequence[bytes], vectors: npt.NDArray[np.float32]) -> None:
@@ -252,10 +276,13 @@ def _write_view(folder: Path, view: Path, keys: Sequence[bytes]) -> None:
     for row, key in enumerate(keys):
         rows_of.setdefault(key, []).append(row)
     matrix: npt.NDArray[np.float32] | None = None
-    for pack in _packs(folder):
+    for pack, packed in _packs(folder):
+        if rows_of.keys().isdisjoint(packed):
+            continue
+        vectors = pack.get_tensor("vectors")
         if matrix is None:
-            matrix = np.empty((len(keys), pack["vectors"].shape[1]), dtype=np.float32)
-        for key, vector in zip(map(bytes, pack["keys"]), pack["vectors"], strict=True):
+            matrix = np.empty((len(keys), vectors.shape[1]), dtype=np.float32)
+        for key, vector in zip(packed, vectors, strict=True):
             if key in rows_of:
                 matrix[rows_of[key]] = vector
     assert matrix is not None

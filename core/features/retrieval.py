@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .bags import DeviceBags, mean_embeddings
+from .device_bags import DeviceBags
+from .embeddings import mean_embeddings
 
 logger = logging.getLogger(__name__)
 

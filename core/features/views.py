@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from ..config import Precision
 from ..corpus.data import Corpus
 from ..errors import shown_value
-from .bags import DeviceBags
 from .chunks import Chunks, evidence_mask
+from .device_bags import DeviceBags
 from .embeddings import Progress, embed
 from .encoders import Encoder
 from .retrieval import merge_groups, near_duplicates
@@ -52,7 +53,7 @@ class TextCorpus:
 _NAMED_PAIRS = 3
 
 Features = EmbeddedCorpus | TextCorpus
-"""What a model trains on; `models.reads_text` says which of the two a configuration needs."""
+"""What a model trains on; `config.reads_text` says which of the two a configuration needs."""
 
 
 def select(features: Features, posts: npt.NDArray[np.int64]) -> Features:
@@ -73,6 +74,7 @@ def embed_corpus(
     encoder: Encoder,
     *,
     device: str = "cpu",
+    precision: Precision = "float32",
     progress: Progress | None = None,
 ) -> tuple[EmbeddedCorpus, int]:
     """Embed the chunks of a corpus and the texts of its criteria.
@@ -82,6 +84,7 @@ def embed_corpus(
         chunks: the chunks of its posts, from `chunks.chunk`.
         encoder: from `encoders.locate`.
         device: where the encoder runs if some texts are not in the cache.
+        precision: of the encoder's arithmetic.
         progress: called with (texts done, texts to do) while the chunks are embedded.
 
     Returns:
@@ -90,8 +93,8 @@ def embed_corpus(
     Raises:
         UserError: the cache cannot be written.
     """
-    embedded = embed(chunks.texts, encoder, device=device, progress=progress)
-    criteria = embed(_criteria_texts(corpus), encoder, device=device)
+    embedded = embed(chunks.texts, encoder, device=device, precision=precision, progress=progress)
+    criteria = embed(_criteria_texts(corpus), encoder, device=device, precision=precision)
     evidence = evidence_mask(corpus, chunks) if corpus.evidence else None
     features = EmbeddedCorpus(embedded.vectors, chunks.offsets, criteria.vectors, corpus.labels, evidence)
     return features, embedded.computed + criteria.computed

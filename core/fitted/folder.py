@@ -23,12 +23,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..cache import write_atomically
-from ..config import LOSSES, MODELS, CandidateConfig, ChunksConfig, TrainingConfig
+from ..config import LOSSES, MODELS, READ_TEXT, CandidateConfig, ChunksConfig, TrainingConfig
 from ..corpus.data import Criterion
 from ..errors import UserError
 from ..features.encoders import Encoder, locate
 from ..features.views import EmbeddedCorpus, Features, TextCorpus
-from ..models import REGISTRY, build_model
+from ..models import build_model
 from .member import Member
 from .model import Calibration, FittedModel
 
@@ -273,7 +273,7 @@ def _features(
     """A corpus of one post, which a model is built for before its weights are loaded."""
     model = entry["config"]["model"]
     labels = np.zeros((1, len(criteria)), dtype=np.int8)
-    if REGISTRY[model["name"]].reads_text:
+    if model["name"] in READ_TEXT:
         texts = tuple(criterion.text for criterion in criteria)
         return TextCorpus(("-",), texts, encoders[model["encoder"]], labels)
     vectors = embeddings[model["encoder"]]

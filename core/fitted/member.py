@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..config import CandidateConfig
+from ..config import CandidateConfig, is_solved
 from ..explain import attribute_text, occlude
 from ..features.chunks import Chunks
 from ..features.views import Features, TextCorpus
-from ..models import Model, is_solved, make_inputs
+from ..models import Model, make_inputs
 from ..training.stack import average_seeds
 
 Floats = npt.NDArray[np.float32]

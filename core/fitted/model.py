@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import metrics
-from ..config import ChunksConfig, ModelConfig
+from ..config import ChunksConfig, ModelConfig, reads_text
 from ..corpus.data import Criterion
 from ..features.chunks import Chunks, chunk, windows
 from ..features.embeddings import Embedder
 from ..features.encoders import Encoder
 from ..features.lengths import within_all
 from ..features.views import EmbeddedCorpus, Features, TextCorpus
-from ..models import reads_text
 from .member import Member
 
 if TYPE_CHECKING:
@@ -183,7 +182,7 @@ class FittedModel:
 
     @cached_property
     def _embedders(self) -> dict[str, Embedder]:
-        return {name: Embedder(encoder) for name, encoder in self.encoders.items()}
+        return {name: Embedder(encoder, precision=self.chunks.precision) for name, encoder in self.encoders.items()}
 
     # --- predicting ---------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The models behind one interface (`base.Model`), found by the name of their configuration (`registry.REGISTRY`)."""
 
 from .base import Inputs, Model, join_models
-from .registry import REGISTRY, build_model, fuses_folds, is_solved, make_inputs, prior_log_odds, reads_text
+from .registry import REGISTRY, build_model, fuses_folds, make_inputs, prior_log_odds
 
 __all__ = [
     "REGISTRY",
@@ -9,9 +9,7 @@ __all__ = [
     "Model",
     "build_model",
     "fuses_folds",
-    "is_solved",
     "join_models",
     "make_inputs",
     "prior_log_odds",
-    "reads_text",
 ]

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..config import (
-    SOLVED,
     AbmilConfig,
     InstanceConfig,
     IrisConfig,
@@ -50,16 +49,6 @@ class ModelEntry:
         """True if several folds can train as one batched model."""
         return self.model.stacked_folds
 
-    @property
-    def reads_text(self) -> bool:
-        """True if its features are the texts (`TextCorpus`) rather than their embeddings (`EmbeddedCorpus`)."""
-        return self.features is TextCorpus
-
-    @property
-    def solved(self) -> bool:
-        """True if its weights are the solution of a convex problem: no epochs, no seeds, always the log-loss."""
-        return self.config.name in SOLVED
-
 
 def _chunk_bags(_: ModelConfig, features: EmbeddedCorpus, device: Device) -> ChunkBags:
     return features.bags.chunks(device)
@@ -91,19 +80,9 @@ REGISTRY = {
 """Every model by the `name` of its configuration."""
 
 
-def reads_text(config: ModelConfig) -> bool:
-    """True if this model trains on a `TextCorpus` rather than on an `EmbeddedCorpus`."""
-    return REGISTRY[config.name].reads_text
-
-
 def fuses_folds(config: ModelConfig) -> bool:
     """True if several folds of this model can train as one batched model."""
     return REGISTRY[config.name].fuses_folds
-
-
-def is_solved(config: ModelConfig) -> bool:
-    """True if this model is solved rather than trained: `[training]`, `[loss]` and seeds do not apply to it."""
-    return REGISTRY[config.name].solved
 
 
 def prior_log_odds(labels: npt.NDArray[np.int8], train: Sequence[npt.NDArray[np.int64]]) -> Tensor:

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..config import CandidateConfig
+from ..config import CandidateConfig, is_solved
 from ..errors import NonFiniteLossError
 from ..features.views import Features
 from ..losses import make_loss
-from ..models import Model, build_model, fuses_folds, is_solved, join_models
+from ..models import Model, build_model, fuses_folds, join_models
 from ..seeding import numpy_generator, stable_seed
 from ..splits import Folds
 from .batches import Batch, FoldLogits, Posts

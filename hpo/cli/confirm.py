@@ -48,7 +48,7 @@ def command(
         from ..database.connection import open_storage
         from ..database.studies import load_study
         from ..results import best, live, tables
-        from ..running import launcher, worker  # noqa: F401 (the launcher imports it later)
+        from ..running import launcher
     with database(storage, create=False) as url:
         finished = _finished(load_study(open_storage(url, create=False), definition.name))
         with live.EmbeddingProgress(console) as progress:

@@ -44,7 +44,6 @@ def command(
     with fast_imports():
         from ..fitting import nested
         from ..results import live, tables
-        from ..running import worker  # noqa: F401 (the launcher imports it later)
     with database(storage) as url:
         with live.EmbeddingProgress(console) as progress:
             opened = nested.open_nested(definition, url, outer=outer, trials=trials, progress=progress)

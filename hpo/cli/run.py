@@ -68,7 +68,7 @@ def command(
     tell_start(console, definition)
     with fast_imports():
         from ..results import live, tables, wording
-        from ..running import launcher, warm_start, worker  # noqa: F401 (the launcher imports it later)
+        from ..running import launcher, warm_start
     with database(storage) as url:
         warm = None if start_from is None else warm_start.read_warm_start(start_from, definition, url)
         try_first = () if warm is None else warm.parameters

@@ -162,7 +162,7 @@ def fast_imports() -> Iterator[None]:
     """Turn the garbage collector off while heavy modules are imported, and exempt their objects from it afterwards."""
     process.disable_gc()
     try:
-        with step("loading torch and Optuna"):
+        with step("loading libraries"):
             yield
     finally:
         process.freeze_gc()

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sparse_evidence.core.config import is_solved
 from sparse_evidence.core.errors import shown_value
 from sparse_evidence.core.features.chunks import share_within
 from sparse_evidence.core.features.retrieval import near_duplicates
-from sparse_evidence.core.models import fuses_folds, is_solved
 
 from ..running.task import Progress, StudyTask, load_task
 from ..study import space
@@ -187,6 +187,8 @@ def probe_epoch(task: StudyTask, *, clock: Clock = time.perf_counter) -> float:
 
     The fastest of a few epochs counts: the first one warms up caches, and other processes may use the machine.
     """
+    from sparse_evidence.core.models import fuses_folds
+
     definition = task.definition
     candidate = space.suggest(definition, _default_trial(definition))
     count = task.folds.count

@@ -7,14 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from sparse_evidence.core import baselines, metrics
-from sparse_evidence.core.config import DEFAULT_ENCODER, CandidateConfig, EmbeddingModelConfig, ModelConfig
+from sparse_evidence.core import metrics
+from sparse_evidence.core.config import (
+    DEFAULT_ENCODER,
+    READ_TEXT,
+    CandidateConfig,
+    EmbeddingModelConfig,
+    ModelConfig,
+    reads_text,
+)
 from sparse_evidence.core.corpus.data import Corpus
 from sparse_evidence.core.features.chunks import Chunks, chunk, windows
 from sparse_evidence.core.features.encoders import Encoder, locate
@@ -26,10 +32,8 @@ from sparse_evidence.core.features.views import (
     merge_near_duplicates,
     text_corpus,
 )
-from sparse_evidence.core.models import REGISTRY, reads_text
 from sparse_evidence.core.seeding import stable_seed
 from sparse_evidence.core.splits import Folds, split
-from sparse_evidence.core.training.crossval import CrossValidation
 from sparse_evidence.core.training.resampling import fresh_folds, inner_folds, outer_folds
 
 from ..distribution import DISTRIBUTION
@@ -37,6 +41,10 @@ from ..study import space
 from ..study.config import OuterFold
 from ..study.definition import StudyDefinition
 from ..study.fields import Choices, ParameterSpec, Range
+
+# Torch is imported by what computes: a process that only loads the data does without.
+if TYPE_CHECKING:
+    from sparse_evidence.core.training.crossval import CrossValidation
 
 Progress = Callable[[str, int, int], None]
 """Called with (name of the activity, items done, total items)."""
@@ -106,6 +114,8 @@ class StudyTask:
 
     def scored_baselines(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
         """The scores of the baselines, and the logits `[posts, criteria]` of those that read the posts."""
+        from sparse_evidence.core import baselines
+
         embedded, metric = next(iter(self.embedded.values())), self.definition.search.metric
         predictions = baselines.predict(embedded, self.corpus.groups, self.folds, metric)
         scores = baselines.scores(predictions, self.corpus.labels, self.folds, metric)
@@ -127,6 +137,8 @@ class StudyTask:
             stages: how many folds each stage trains in lock-step; default: the study's.
             device: where it trains.
         """
+        from sparse_evidence.core.training.crossval import CrossValidation
+
         return CrossValidation(
             self.features(candidate.model),
             self.folds,
@@ -177,6 +189,8 @@ class StudyTask:
 
         Nothing stops early and no epoch is chosen, so the folds' scores choose nothing.
         """
+        from sparse_evidence.core.training.crossval import CrossValidation
+
         return CrossValidation(
             self.features(candidate.model),
             self.folds,
@@ -204,6 +218,8 @@ class StudyTask:
 
 def default_device() -> str:
     """Where a process trains: on the GPU that it sees, or else on the CPU."""
+    import torch
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -225,7 +241,14 @@ def load_task(definition: StudyDefinition, *, device: str = "cpu", progress: Pro
     texts = computed = 0
     for name, window in views:
         windowed = windows(corpus.posts, chunks, window)
-        embedded[name, window], count = _embed(corpus, windowed, embedders[name], window, device, progress)
+        embedded[name, window], count = embed_corpus(
+            corpus,
+            windowed,
+            embedders[name],
+            device=device,
+            precision=definition.chunks.precision,
+            progress=_embedding_progress(progress, embedders[name].name, window),
+        )
         texts += len(windowed) + len(corpus.criteria)
         computed += count
     if definition.split.merge_near_duplicates:
@@ -243,13 +266,9 @@ def _split(corpus: Corpus, definition: StudyDefinition) -> Folds:
     return inner_folds(corpus, folds, outer, fold.number - 1, definition.split.seed)
 
 
-def _embed(
-    corpus: Corpus, chunks: Chunks, encoder: Encoder, window: int, device: str, progress: Progress | None
-) -> tuple[EmbeddedCorpus, int]:
-    """The corpus embedded with an encoder, and how many texts were computed."""
+def _embedding_progress(progress: Progress | None, encoder: str, window: int) -> Callable[[int, int], None] | None:
     several = f", {window} sentences together" if window > 1 else ""
-    report = None if progress is None else partial(progress, f"embedding with {encoder.name}{several}")
-    return embed_corpus(corpus, chunks, encoder, device=device, progress=report)
+    return None if progress is None else partial(progress, f"embedding with {encoder}{several}")
 
 
 def encoder_names(definition: StudyDefinition) -> list[str]:
@@ -264,7 +283,7 @@ def embedded_views(definition: StudyDefinition) -> list[View]:
         dict.fromkeys(
             (str(encoder), int(str(window)))
             for alternative in definition.model
-            if not REGISTRY[alternative.name].reads_text
+            if alternative.name not in READ_TEXT
             for encoder in _values(alternative.specs["encoder"])
             for window in _values(alternative.specs["window"])
         )

@@ -9,7 +9,7 @@ from corpora import planted
 from sklearn.linear_model import LogisticRegression
 
 from sparse_evidence.core import baselines, metrics
-from sparse_evidence.core.features.bags import mean_embeddings
+from sparse_evidence.core.features.embeddings import mean_embeddings
 from sparse_evidence.core.features.views import EmbeddedCorpus
 from sparse_evidence.core.splits import Folds, kfold
 

@@ -15,7 +15,8 @@ from sparse_evidence.core.config import (
     RetrievalConfig,
     TrainingConfig,
 )
-from sparse_evidence.core.features.bags import ChunkBags, mean_embeddings
+from sparse_evidence.core.features.bags import ChunkBags
+from sparse_evidence.core.features.embeddings import mean_embeddings
 from sparse_evidence.core.features.views import EmbeddedCorpus
 from sparse_evidence.core.models.iris import Iris
 from sparse_evidence.core.models.linear import Linear

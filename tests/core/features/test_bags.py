@@ -11,11 +11,11 @@ from sparse_evidence.core.features.bags import (
     MAX_BAG_BYTES,
     Bag,
     ChunkBags,
-    DeviceBags,
     MarkedBags,
     MeanBags,
-    mean_embeddings,
 )
+from sparse_evidence.core.features.device_bags import DeviceBags
+from sparse_evidence.core.features.embeddings import mean_embeddings
 
 
 @st.composite

@@ -4,6 +4,7 @@ A real sentence-transformers model with a vocabulary of a few words stands in fo
 from a local folder, quickly.
 """
 
+import hashlib
 import logging
 import multiprocessing
 import os
@@ -15,11 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from sparse_evidence.core.config import ChunksConfig
 from sparse_evidence.core.corpus.data import Corpus, Criterion, Evidence
 from sparse_evidence.core.corpus.synthetic import generate
 from sparse_evidence.core.errors import EncoderError, UserError
+from sparse_evidence.core.features import embeddings
 from sparse_evidence.core.features.chunks import chunk
 from sparse_evidence.core.features.embeddings import embed
 from sparse_evidence.core.features.encoders import locate
@@ -116,6 +120,38 @@ def test_another_revision_has_its_own_cache(encoder, root, tmp_path):
     second = embed(TEXTS, other, root=root)
     assert second.computed == len(TEXTS)
     assert not np.allclose(first.vectors, second.vectors)
+
+
+def test_vectors_in_bfloat16_are_nearly_the_same_and_have_their_own_cache(root):
+    encoder = locate("all-MiniLM-L6-v2")
+    texts = [f"{text}, and I cannot sleep since {day}." for text in TEXTS[:12] for day in ("Monday", "the winter")]
+    exact = embed(texts, encoder, root=root).vectors
+    fast = embed(texts, encoder, precision="bfloat16", root=root)
+    assert fast.computed == len(texts)
+    assert fast.vectors.dtype == np.float32
+    assert not np.array_equal(fast.vectors, exact)
+    assert (fast.vectors * exact).sum(1).min() > 0.9998
+    np.testing.assert_allclose(np.linalg.norm(fast.vectors, axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(embed(texts, encoder, root=root).vectors, exact)
+    assert embed(texts[::2], encoder, precision="bfloat16", root=root).computed == 0
+
+
+def test_a_new_list_reads_only_the_packs_that_have_its_texts(encoder, root, monkeypatch):
+    monkeypatch.setattr(embeddings, "PACK_TEXTS", 20)
+    whole = embed(TEXTS, encoder, root=root).vectors
+    names = [path.name for path in packs(root)]
+    assert len(names) > 2
+    of_text = packs(root)[0]
+    with safe_open(of_text, "numpy") as pack:
+        wanted = {bytes(key) for key in pack.get_tensor("keys")}
+    texts = [text for text in TEXTS if hashlib.sha256(text.encode()).digest() in wanted]
+    for path in packs(root)[1:]:  # vectors of other texts, which must not matter
+        with safe_open(path, "numpy") as pack:
+            keys = pack.get_tensor("keys")
+        save_file({"keys": keys}, path)
+    part = embed(texts, encoder, root=root)
+    assert part.computed == 0
+    np.testing.assert_array_equal(part.vectors, whole[[TEXTS.index(text) for text in texts]])
 
 
 def test_progress_ends_with_all_texts_done(encoder, root):

@@ -7,7 +7,7 @@ from corpora import planted
 from sklearn.linear_model import LogisticRegression
 
 from sparse_evidence.core.config import LinearConfig
-from sparse_evidence.core.features.bags import mean_embeddings
+from sparse_evidence.core.features.embeddings import mean_embeddings
 from sparse_evidence.core.models import build_model
 from sparse_evidence.core.models.linear import Linear
 from sparse_evidence.core.splits import Folds

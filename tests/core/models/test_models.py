@@ -7,17 +7,23 @@ import pytest
 import torch
 from corpora import planted, unit, with_post
 
-from sparse_evidence.core.config import MODELS, InstanceConfig, IrisConfig, LinearConfig, RetrievalConfig
+from sparse_evidence.core.config import (
+    MODELS,
+    InstanceConfig,
+    IrisConfig,
+    LinearConfig,
+    RetrievalConfig,
+    is_solved,
+    reads_text,
+)
 from sparse_evidence.core.errors import ConfigError
 from sparse_evidence.core.features.views import TextCorpus
 from sparse_evidence.core.models import (
     REGISTRY,
     build_model,
     fuses_folds,
-    is_solved,
     make_inputs,
     prior_log_odds,
-    reads_text,
 )
 from sparse_evidence.core.models.base import enable_gradient_checkpointing
 from sparse_evidence.core.models.dropout import FoldDropout
@@ -288,6 +294,7 @@ def test_priors_depend_on_the_training_part_only():
 
 def test_every_configuration_has_a_model():
     assert {name: entry.config for name, entry in REGISTRY.items()} == MODELS
+    assert {name for name, entry in REGISTRY.items() if entry.features is TextCorpus} == {"token"}
     assert {name for name, config in MODELS.items() if reads_text(config())} == {"token"}
     assert {name for name, config in MODELS.items() if not fuses_folds(config())} == {"token"}
     assert {name for name, config in MODELS.items() if is_solved(config())} == {"linear", "retrieval"}

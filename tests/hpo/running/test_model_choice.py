@@ -5,8 +5,8 @@ import math
 import optuna
 import pytest
 
+from sparse_evidence.core.config import is_solved
 from sparse_evidence.core.features.views import EmbeddedCorpus, TextCorpus
-from sparse_evidence.core.models import is_solved
 from sparse_evidence.core.training.crossval import CrossValidation
 from sparse_evidence.hpo.running.task import embedded_views, encoder_names, load_task
 from sparse_evidence.hpo.study import space
