@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Each test process uses one torch thread, so two processes fill two cores.
 TEST_PROCESSES ?= 2
 
-.PHONY: help install demo test lint schema format bench docs docs-serve up fuzz lock sbom clean
+.PHONY: help install demo test lint schema format bench bench-check docs docs-serve up fuzz lock sbom clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/'
@@ -42,6 +42,9 @@ format: install  ## format and fix with ruff
 
 bench: install  ## measure speed, write benchmarks/results.json
 	$(BIN)/python -m benchmarks
+
+bench-check: install  ## measure again, and fail if a ratio is much worse than before on such a machine
+	$(BIN)/python -m benchmarks epoch encode service scaling --check
 
 docs: install  ## build the documentation site, build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

@@ -1,8 +1,8 @@
 """The time until a confirmed, fitted model is at hand, and what of it is confirming.
 
-`hpo run STUDY --fit` with two workers and a new database, embeddings known: the quickstart, and IRIS as published at the
-size of ReDSM5, confirmed as by default. Beside it, in one process on all cores at that size: five seeds of every fold
-compared with one, and a trial of `retrieval`.
+`hpo run STUDY --fit` with two workers and a new database, embeddings known: the quickstart, and IRIS as published at
+the size of ReDSM5, confirmed as by default. Beside it, in one process on all cores at that size: five seeds of every
+fold compared with one, and a trial of `retrieval`.
 """
 
 from __future__ import annotations

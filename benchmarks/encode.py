@@ -20,7 +20,7 @@ TEXTS = 1024
 def measure() -> dict[str, float]:
     """How many times faster than `encode` with its defaults; all load their model, ours also writes its cache.
 
-    `bfloat16` is worth it only on a CPU that has it: `results.json` names the machine.
+    `bfloat16` is worth it only on a CPU that has it: `results.json` names the machine of every part.
     """
     corpus = SyntheticSource().load(Path())
     texts = list(dict.fromkeys(chunk(corpus.posts, ChunksConfig()).texts))[:TEXTS]

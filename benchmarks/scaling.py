@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
 
 import optuna
@@ -112,9 +113,28 @@ def startup(rounds: int = 5) -> dict[str, float]:
     return {"startup.help_seconds": help_seconds, "startup.worker_seconds": worker_seconds}
 
 
+def first_trial(rounds: int = 3) -> dict[str, float]:
+    """Seconds from `hpo run`, on a study that exists, to the start of its next trial."""
+    with databases() as fresh, tempfile.TemporaryDirectory() as folder:
+        path, url = _study(Path(folder), "first", 1, epochs="1", patience="1"), fresh("first")
+        command = [sys.executable, "-m", "sparse_evidence.hpo", "run", str(path), "--workers", "1", "--force"]
+        command += ["--out", f"{folder}/best.json"]
+        seconds = []
+        for trials in range(1, rounds + 2):
+            started = datetime.now()
+            subprocess.run(
+                [*command, "--trials", str(trials)], check=True, env={**os.environ, "HPO_STORAGE": url},
+                stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+            newest = optuna.load_study(study_name="first", storage=url).trials[-1]
+            assert newest.datetime_start is not None
+            seconds.append((newest.datetime_start - started).total_seconds())
+    return {"startup.first_trial_seconds": statistics.median(seconds[1:])}  # the first run creates the study
+
+
 def measure() -> dict[str, float]:
     """All figures of this module."""
     assert usable_cores() >= 2, "two workers need two cores"
     started = time.perf_counter()
-    figures = workers_2() | sleeping_64() | memory() | startup()
+    figures = workers_2() | sleeping_64() | memory() | startup() | first_trial()
     return figures | {"scaling.seconds": time.perf_counter() - started}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from pathlib import Path
+
 import pytest
 
 from benchmarks import __main__ as command
@@ -27,8 +31,36 @@ def test_a_part_that_does_not_exist_is_refused(arguments: list[str], capsys: pyt
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_without_names_everything_but_worth_is_meant() -> None:
-    assert set(command.PARTS) - set(command._arguments([]).parts) == {"worth"}
+def test_without_names_everything_that_takes_minutes_is_meant() -> None:
+    assert set(command.PARTS) - set(command._arguments([]).parts) == {"studies", "worth"}
+
+
+def test_a_part_is_compared_with_the_last_time_on_such_a_machine() -> None:
+    machines = [{"cpu": "A", "cores": 2}, {"cpu": "B", "cores": 2}, {"cpu": "A", "cores": 4}]
+    history = [
+        json.dumps({"part": part, "machine": machine, "figures": {"x": float(number)}})
+        for number, (part, machine) in enumerate(itertools.product(["epoch", "encode", "epoch"], machines))
+    ]
+    assert command.measured_before("epoch", history, {"cpu": "A", "cores": 2, "torch": "any"}) == {"x": 6.0}
+    assert command.measured_before("encode", history, {"cpu": "B", "cores": 2}) == {"x": 4.0}
+    assert command.measured_before("epoch", history, {"cpu": "B", "cores": 4}) == {}
+
+
+def test_a_check_measures_again_and_fails_only_if_a_ratio_stays_worse(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history = tmp_path / "history.jsonl"
+    line = {"part": "epoch", "machine": command.machine(), "figures": {"epoch.vs_matmul": 2.0}}
+    history.write_text(json.dumps(line) + "\n")
+    monkeypatch.setattr(command, "HISTORY", history)
+    for measured, code in (([2.2], 0), ([3.0, 2.1], 0), ([3.0, 3.1], 1)):
+        figures = iter(measured)
+        monkeypatch.setitem(command.PARTS, "epoch", lambda figures=figures: {"epoch.vs_matmul": next(figures)})
+        with pytest.raises(SystemExit) as ended:
+            command.main(["epoch", "--check"])
+        assert ended.value.code == code
+    assert "epoch.vs_matmul was 2 and is 3.1, 1.55 times worse" in capsys.readouterr().out
+    assert history.read_text().count("\n") == 1, "a check writes nothing"
 
 
 def test_the_table_measures_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     import optuna
     from optuna.storages import BaseStorage
     from sqlalchemy import URL, Connection, Engine
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.pool import ConnectionPoolEntry
 
     from .optuna_storage import RetryingStorage
 
@@ -49,6 +51,8 @@ CONNECT_SECONDS = 8
 """How long connecting may take before the database counts as unreachable."""
 BUSY_SECONDS = 60.0
 """How long `open_storage` waits at least for a server that reports that it is starting, stopping or full."""
+IDLE_SECONDS = 1.0
+"""After so long without use, a connection is checked before it is used."""
 GRACE_SECONDS = 120.0
 """Grace period for which a session is limited if the study's is not known."""
 
@@ -157,16 +161,14 @@ class _Database:
     def engine(self) -> Engine:
         import sqlalchemy as sa
 
-        engine = sa.create_engine(self.url, **self.options)
-        if self.pooled:
-            limit_transactions(engine, self.limits)
-        return engine
+        return self._prepared(sa.create_engine(self.url, **self.options))
 
     def immediate_engine(self) -> Engine:
         """An engine that sends what it executes at once, as a transaction of its own."""
         import sqlalchemy as sa
 
         engine = sa.create_engine(self.url, **{**self.options, "pool_size": 1}, isolation_level="AUTOCOMMIT")
+        check_idle_connections(engine)
         if self.pooled:
             limit_statements(engine, self.limits)
         return engine
@@ -182,9 +184,39 @@ class _Database:
             skip_table_creation=skip_table_creation,
             without=without,
         )
-        if self.pooled:
-            limit_transactions(storage.engine, self.limits)
+        self._prepared(storage.engine)
         return storage
+
+    def _prepared(self, engine: Engine) -> Engine:
+        """The engine, with what its sessions need."""
+        check_idle_connections(engine)
+        if self.pooled:
+            limit_transactions(engine, self.limits)
+        return engine
+
+
+def check_idle_connections(engine: Engine) -> None:
+    """Before a connection is used that has been idle for a while, ask whether its server is still there.
+
+    SQLAlchemy's `pool_pre_ping` asks every time, a message before every transaction. A server that goes away in between
+    is an outage like any other, and what was tried is tried again (`retry`).
+    """
+    import sqlalchemy as sa
+
+    def checkin(_connection: object, record: ConnectionPoolEntry) -> None:
+        record.info["returned"] = time.monotonic()
+
+    def checkout(connection: DBAPIConnection, record: ConnectionPoolEntry, _fairy: object) -> None:
+        returned = record.info.get("returned")  # None: it has just been made
+        if returned is None or time.monotonic() - returned < IDLE_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise sa.exc.InvalidatePoolError from error  # the pool connects anew
+
+    sa.event.listen(engine, "checkin", checkin)
+    sa.event.listen(engine, "checkout", checkout)
 
 
 @contextmanager
@@ -229,7 +261,7 @@ def _engine_options(url: URL, known: Limits) -> dict[str, Any]:
         "application_name": f"hpo {socket.gethostname()}:{os.getpid()}",
     }
     return {
-        "pool_pre_ping": True,
+        "executemany_mode": "values_plus_batch",  # many rows are one message
         "pool_size": 2,
         "max_overflow": 3,
         "pool_recycle": 1800,

@@ -189,14 +189,10 @@ class RetryingStorage(RDBStorage):
         return [trial for trial in trials if states is None or trial.state in states]
 
     def _read(self, query: Callable[[sa.Connection], T]) -> T:
-        """Run a query, retried.
-
-        AUTOCOMMIT would save two round trips, but resetting it on a lost connection raises an error that SQLAlchemy
-        does not recognize, and the connection is never returned to its pool.
-        """
+        """Run a query of one statement, retried."""
 
         def once() -> T:
-            with self.engine.connect() as connection:
+            with self.immediate.connect() as connection:
                 return query(connection)
 
         return retry(once, self.retry_seconds)
