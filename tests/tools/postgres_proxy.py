@@ -60,6 +60,8 @@ class Proxy:
         self.refuses_options = False
         """Whether session settings at the start are refused, as pgbouncer does."""
         self.refused = 0
+        self.messages = 0
+        """Statements that clients have sent; each waits for an answer."""
         self._listen()
 
     @property
@@ -136,6 +138,7 @@ class Proxy:
     def _pass_statements(self, session: Session) -> None:
         with suppress(OSError):
             while data := session.client.recv(65536):
+                self.messages += data.startswith(b"Q")  # a longer one is not continued with this letter
                 session.in_transaction |= data.startswith(BEGIN)
                 session.statements += data
                 lost = self._lost_commit

@@ -77,6 +77,37 @@ def test_a_worker_that_waits_for_the_server_can_be_stopped(proxy: Proxy) -> None
     proxy.restore()
 
 
+def test_a_trial_takes_few_messages(proxy: Proxy) -> None:
+    claims = join_study(proxy.url, heartbeat_seconds=60, grace_seconds=120)
+
+    def one() -> int:
+        before = proxy.messages
+        claim = claimed(claims)
+        with claim.transaction():
+            for number in range(20):
+                claim.trial.suggest_float(f"x{number}", 0, 1)
+        claim.finish(TrialState.COMPLETE, 0.5, attributes={f"a{number}": number for number in range(20)})
+        return proxy.messages - before
+
+    # The claim, two reads, begin, fence, parameters, commit, begin, fence, end, value, attributes, claim gone, commit;
+    # more where the machine was so busy that a connection was idle.
+    assert min(one() for _ in range(5)) == 14
+    claims.engine.dispose()
+
+
+def test_a_connection_that_was_lost_while_it_was_idle_is_no_outage(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    claims = join_study(proxy.url)
+    claimed(claims).finish(TrialState.COMPLETE, 0.5)
+    monkeypatch.setattr(connection, "IDLE_SECONDS", 0.0)
+    proxy.cut()
+    proxy.restore()
+    claimed(claims).finish(TrialState.COMPLETE, 0.5)
+    assert "unreachable" not in caplog.text
+    claims.engine.dispose()
+
+
 def test_another_refusal_is_not_waited_for(proxy: Proxy) -> None:
     proxy.refusals += [("28P01", "password authentication failed")]
     with pytest.raises(StorageError, match=r"password authentication failed\): check .* its password"):
