@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from ..cache import STDOUT
-from ..errors import DataError, quote_value
+from ..errors import DataError
+from .columns import quote_name
 from .formats import other_format
 from .problems import RowProblems
 from .tables import (
@@ -232,7 +233,7 @@ class _ParquetPart:
     def cells(self, column: int) -> list[str]:
         values = self.table.column(column).to_pylist()
         if any(isinstance(value, (bytes, list, dict)) for value in values):
-            name = quote_value(self.columns[column])
+            name = quote_name(self.columns[column])
             raise DataError(self.where, [f"column {name} does not hold text or numbers"])
         return [cell_text(value) for value in values]
 
