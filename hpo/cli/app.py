@@ -130,6 +130,8 @@ def main() -> NoReturn:
         # The supervisor may ask a worker to stop that is already exiting: no traceback from an exit handler then.
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+    if early.is_set():
+        process.leave(code)
     process.skip_final_gc()
     sys.exit(code)
 
