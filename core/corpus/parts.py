@@ -26,6 +26,7 @@ from .tables import (
     cell_text,
     cells_of_any_length,
     is_utf8,
+    parquet_cells,
     parse_records,
     readable,
     separator_of,
@@ -231,7 +232,7 @@ class _ParquetPart:
     table: Any = field(repr=False)
 
     def cells(self, column: int) -> list[str]:
-        values = self.table.column(column).to_pylist()
+        values = parquet_cells(self.where, self.columns[column], self.table.column(column))
         if any(isinstance(value, (bytes, list, dict)) for value in values):
             name = quote_name(self.columns[column])
             raise DataError(self.where, [f"column {name} does not hold text or numbers"])

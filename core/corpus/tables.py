@@ -402,10 +402,10 @@ def _parquet(path: Path, content: bytes, wanted: _Wanted) -> Table:
             ]
         columns = wanted.of(names)
         table = file.read(columns=columns, use_threads=False)
-        cells_of = {name: table.column(name).to_pylist() for name in columns}
     except (pa.ArrowException, OSError, ValueError, OverflowError):
         # The cause may quote cells, so it is not chained.
         raise DataError(str(path), ["it is not a readable Parquet file"]) from None
+    cells_of = {name: parquet_cells(str(path), name, table.column(name), wanted.named) for name in columns}
     rows, problems = [], RowProblems()
     for number, values in enumerate(zip(*cells_of.values(), strict=True), start=2):
         cells = dict(zip(columns, values, strict=True))
@@ -416,6 +416,23 @@ def _parquet(path: Path, content: bytes, wanted: _Wanted) -> Table:
         if not nested:
             rows.append(Row(number, {name: cell_text(cell) for name, cell in cells.items()}))
     return Table(path, tuple(columns), tuple(rows), problems)
+
+
+def parquet_cells(where: str, name: str, column: Any, known: Collection[str] = ()) -> list[Any]:  # noqa: ANN401
+    """Return a column of Arrow as values of Python; see `quote_name` for `known`.
+
+    Raises:
+        DataError: Python has no such value.
+    """
+    import pyarrow as pa
+
+    try:
+        cells: list[Any] = column.to_pylist()
+    except (pa.ArrowException, ValueError, OverflowError):
+        problem = "holds values that cannot be read, such as dates outside the years 1 to 9999; save it as text"
+        # The cause may quote cells, so it is not chained.
+        raise DataError(where, [f"column {quote_name(name, known)} {problem}"]) from None
+    return cells
 
 
 def _holds_bytes(kind: Any) -> bool:  # noqa: ANN401 - a type of Arrow, which has no stubs
