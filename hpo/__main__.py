@@ -6,6 +6,7 @@ signal may arrive.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -27,9 +28,11 @@ def main() -> NoReturn:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         from .cli.app import main as run
+
+        run()
     except KeyboardInterrupt:
-        sys.exit(0 if sys.argv[1:2] == ["worker"] else _INTERRUPTED)  # a worker that is asked to stop does so
-    run()
+        # A worker that is asked to stop does so. Not sys.exit: see `process.leave`.
+        os._exit(0 if sys.argv[1:2] == ["worker"] else _INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import IntEnum
 
-from sparse_evidence.core.errors import UserError
+from sparse_evidence.core.errors import UserError, first
 
 
 class Exit(IntEnum):
@@ -32,7 +32,8 @@ class Exit(IntEnum):
 class DefinitionError(UserError):
     """A study file has mistakes.
 
-    `problems` lists all of them, so that they can be fixed together; for a file that cannot be read, it is the message.
+    `problems` lists all of them, so that they can be fixed together, and the message the first twenty, one per line;
+    for a file that cannot be read, `problems` is the message.
     """
 
     def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
@@ -41,9 +42,11 @@ class DefinitionError(UserError):
 
     @classmethod
     def listing(cls, where: str, problems: Sequence[str], *, verb: str = "has") -> DefinitionError:
-        """Return an error whose message lists all `problems`."""
-        count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
-        return cls(f"{where} {verb} {count}: {'; '.join(problems)}", problems)
+        """Return an error whose message lists the first `problems`: one stays on the line, several have one each."""
+        if len(problems) == 1:
+            return cls(f"{where} {verb} 1 mistake: {problems[0]}", problems)
+        listed = first(problems, separator="\n  ")
+        return cls(f"{where} {verb} {len(problems)} mistakes:\n  {listed}", problems)
 
 
 class StorageError(Exception):

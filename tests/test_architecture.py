@@ -46,7 +46,7 @@ VERBS = {
     "confirm": {"STUDY", "--workers", "--leaders", "--splits", "--storage"},
     "status": {"STUDY", "--watch", "--storage", "--json"},
     "list": {"--storage", "--json"},
-    "delete": {"STUDY", "--yes", "-y", "--storage", "--artifacts"},
+    "delete": {"STUDY", "--gone", "--yes", "-y", "--storage", "--artifacts"},
     "why": {"STUDY", "TRIAL", "--json", "--storage"},
     "leaderboard": {"STUDY", "--top", "--csv", "--json", "--storage"},
     "report": {"STUDY", "--out", "-o", "--force", "--storage"},

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
-from ..errors import DataError, nearest, quote_value, shown_value
+from ..errors import DataError, nearest, quote_value
 
 Field = Literal["post_id", "post", "criterion", "label", "criterion_text", "group", "evidence"]
 """What a column holds; also its name in the file, unless the setting `columns` says another."""
@@ -15,6 +15,11 @@ REQUIRED: tuple[Field, ...] = ("post_id", "post", "criterion", "label")
 """What a table with one row per post and criterion must have."""
 WIDE: tuple[Field, ...] = ("post_id", "post", "group")
 """What a wide table, with one row per post, can have besides its criteria."""
+
+_WORD = re.compile(r"[\w.\-]{1,40}")
+_WORDS = re.compile(r"[A-Za-z0-9 _.\-]{1,40}")
+_FIRST_UNSPACED = "\u0e00"
+"""Scripts that write sentences without spaces (Thai, Chinese, Japanese) begin here."""
 
 _CLOSE = 0.8
 """How similar a column's name must be to that of a field that the table may lack: `age_group` is not `group`."""
@@ -44,6 +49,25 @@ def normal(name: str) -> str:
     """Return a column's name in lower case with underscores: `Author ID` and `authorId` become `author_id`."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
     return re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")
+
+
+def is_name(name: str, known: Collection[str] = ()) -> bool:
+    """Whether a message may show the name of a column: it cannot be the text of a post.
+
+    The first row of a table without a header is data. So a name is one word of letters, digits, `_`, `-` and `.`,
+    another spelling of a field (`Post ID`), or one of `known`, which the user has named.
+    """
+    if name in known:
+        return True
+    if _WORDS.fullmatch(name):
+        words = normal(name)
+        return " " not in name or any(words.removesuffix("s") in (field, *names) for field, names in ALIASES.items())
+    return _WORD.fullmatch(name) is not None and max(name) < _FIRST_UNSPACED
+
+
+def quote_name(name: str, known: Collection[str] = ()) -> str:
+    """Quote the name of a column for a message, or say how long it is; see `is_name`."""
+    return quote_value(name) if is_name(name, known) else quote_value(name, max_words=0)
 
 
 def candidates(names: Sequence[str], field: Field) -> list[str]:
@@ -86,9 +110,9 @@ def post_column(where: str, names: Sequence[str], named: str | None = None, *, r
     if len(set(found)) == 1 and names.count(found[0]) == 1:
         return found[0]
     if found:
-        several = " and ".join(quote_value(name) for name in found)
+        several = " and ".join(quote_name(name, [named or ""]) for name in found)
         raise DataError(where, [f"{several} could each hold the posts; {remedy}"])
     missing = f"column {named or 'post'} is missing"
-    missing += f" (the table has: {', '.join(quote_value(name) for name in names[:20])})"
-    close = nearest(named or "post", map(shown_value, names))
+    missing += f" (the table has: {', '.join(map(quote_name, names[:20]))})"
+    close = nearest(named or "post", filter(is_name, names))
     raise DataError(where, [f"{missing}; did you mean {close!r}?" if close else f"{missing}; {remedy}"])

@@ -14,8 +14,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigError, DataError, quote_value, shown_value
-from .columns import REQUIRED, WIDE, Field, lookalikes
+from ..errors import ConfigError, DataError, quote_value
+from .columns import REQUIRED, WIDE, Field, is_name, lookalikes, quote_name
 from .data import UNLABELLED, Corpus, Criterion, Evidence, note_duplicates
 from .tables import (
     FirstLabels,
@@ -113,7 +113,7 @@ def _check_shape(path: Path, names: Sequence[str], required: Sequence[str]) -> N
         return
     if any(name in names or lookalikes(names, name) for name in missing):
         return
-    kept = [name for name in names if name in WIDE or any(name in lookalikes(names, field) for field in WIDE)]
+    kept = [name for field in WIDE for name in (field, *lookalikes(names, field)) if name in names and is_name(name)]
     melt = f".melt({kept[:20]!r}, var_name='criterion', value_name='label')"
     raise DataError(
         str(path),
@@ -131,7 +131,7 @@ def _not_read(unread: Sequence[str], names: Sequence[str], fields: Sequence[Fiel
     for field_name in fields:
         found = [name for name in lookalikes(names, field_name) if name in unread]
         if found:
-            quoted = " and ".join(quote_value(name) for name in found[:3])
+            quoted = " and ".join(map(quote_name, found[:3]))
             line = f"columns = {{ {field_name} = {_toml(found[0])} }}"
             problems.append(
                 f"column {quoted} looks like {field_name}, but is not read: write {line} in [data], or "
@@ -142,7 +142,7 @@ def _not_read(unread: Sequence[str], names: Sequence[str], fields: Sequence[Fiel
 
 def _toml(name: str) -> str:
     """A name as a TOML string, `"NAME"` in place of one that may not be shown."""
-    return json.dumps(name if shown_value(name) == name else "NAME", ensure_ascii=False)
+    return json.dumps(name if is_name(name) else "NAME", ensure_ascii=False)
 
 
 def _contradiction(

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from ..cache import STDOUT
-from ..errors import DataError, quote_value
+from ..errors import DataError
+from .columns import quote_name
 from .formats import other_format
 from .problems import RowProblems
 from .tables import (
@@ -25,6 +26,7 @@ from .tables import (
     cell_text,
     cells_of_any_length,
     is_utf8,
+    parquet_cells,
     parse_records,
     readable,
     separator_of,
@@ -230,9 +232,9 @@ class _ParquetPart:
     table: Any = field(repr=False)
 
     def cells(self, column: int) -> list[str]:
-        values = self.table.column(column).to_pylist()
+        values = parquet_cells(self.where, self.columns[column], self.table.column(column))
         if any(isinstance(value, (bytes, list, dict)) for value in values):
-            name = quote_value(self.columns[column])
+            name = quote_name(self.columns[column])
             raise DataError(self.where, [f"column {name} does not hold text or numbers"])
         return [cell_text(value) for value in values]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError, UserError, is_unspaced, quote_value
-from .columns import ALIASES, REQUIRED, WIDE, Field, candidates, lookalikes, normal
+from .columns import ALIASES, REQUIRED, WIDE, Field, candidates, lookalikes, normal, quote_name
 from .pairs import PairsSource
 from .tables import Table, criterion_in_words, label_of, quote_label, read_table
 from .wide import MISSING
@@ -53,6 +53,7 @@ class _Recognition:
         self.rows = [row.number for row in table.rows]
         self.cells = {name: [row[name] for row in table.rows] for name in table.columns}
         self.fields = given.copy()
+        self.given = frozenset(given.values())
 
     def result(self, path: str) -> Recognised:
         self._find_post()
@@ -147,8 +148,8 @@ class _Recognition:
         if missing:
             options = " ".join(f"--column {field}=NAME" for field in missing)
             raise UserError(
-                f"{self.path} has a column {quote_value(self.fields['criterion'])} of criteria, but no column for "
-                f"{' and '.join(missing)} (it has: {_list(self.names)}); name it: {options}"
+                f"{self.path} has a column {quote_name(self.fields['criterion'], self.given)} of criteria, but no "
+                f"column for {' and '.join(missing)} (it has: {_list(self.names)}); name it: {options}"
                 if "criterion" in self.fields
                 else f"{self.path} has no column of criteria (it has: {_list(self.names)}); name it: {options}"
             )
@@ -156,8 +157,8 @@ class _Recognition:
         ids, posts = self.cells[identifier], self.cells[post]
         if len(set(ids)) == len(ids) and len(set(posts)) < len(posts):
             raise UserError(
-                f"{self.path}: column {quote_value(identifier)} differs in every row although posts repeat, so it "
-                "numbers the rows; name the column that is the same in all rows of a post: --column post_id=NAME"
+                f"{self.path}: column {quote_name(identifier, self.given)} differs in every row although posts repeat, "
+                "so it numbers the rows; name the column that is the same in all rows of a post: --column post_id=NAME"
             )
         return Recognised(PairsSource(path=path, columns=self._renamed()), self.fields, tuple(self._free()))
 
@@ -183,7 +184,7 @@ class _Recognition:
         if labelled and not almost:
             strange = next((cell for cell in self.cells[labelled[0]] if label_of(cell) is None), "")
             return UserError(
-                f"{self.path}: column {quote_value(labelled[0])} does not hold labels of one criterion (a cell is "
+                f"{self.path}: column {quote_name(labelled[0])} does not hold labels of one criterion (a cell is "
                 f"{quote_label(strange)}); make a column per criterion with 0 and 1, or no and yes"
             )
         has = f"it nearly has: {', '.join(almost)}" if almost else f"it has: {_list(self.names)}"
@@ -218,7 +219,7 @@ class _Recognition:
 
 
 def _list(names: Iterable[str], last: str = "") -> str:
-    shown = [quote_value(name) for name in list(names)[:20]]
+    shown = [quote_name(name) for name in list(names)[:20]]
     if last and len(shown) > 1:
         return f"{', '.join(shown[:-1])} {last} {shown[-1]}"
     return ", ".join(shown) or "none"

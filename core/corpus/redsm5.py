@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, nearest, quote_value
-from .columns import normal
+from .columns import normal, quote_name
 from .data import Corpus, Criterion, Evidence, note_duplicates
 from .problems import RowProblems
 from .tables import Row, Table, find_passage, parse_label, read_table
@@ -65,7 +65,7 @@ class Redsm5Source:
 def _check_group(names: Sequence[str]) -> list[str]:
     """Return a mistake if the groups are in a column of another spelling, which would be ignored."""
     found = [name for name in names if normal(name).removesuffix("s") == "group" and "group" not in names]
-    return [f"column {quote_value(name)} is not read; rename it to group" for name in found]
+    return [f"column {quote_name(name)} is not read; rename it to group" for name in found]
 
 
 class _Redsm5Reader:

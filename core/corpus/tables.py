@@ -7,14 +7,15 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ..errors import DataError, UserError, nearest, quote_value, shown_value
+from ..errors import DataError, UserError, nearest, quote_value
+from .columns import is_name, quote_name
 from .formats import other_format
 from .problems import RowProblems
 
@@ -256,6 +257,11 @@ class _Wanted:
     remedy: str
     check: Callable[[Sequence[str]], Sequence[str]]
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Those that are asked for by name."""
+        return (*self.required, *(self.optional or ()))
+
     def of(self, names: Sequence[str]) -> list[str]:
         """Return those of the columns that the file has, each once."""
         optional = self.optional
@@ -285,7 +291,7 @@ def _csv(path: Path, content: bytes, delimiter: str, wanted: _Wanted) -> Table:
             continue
         cells = {name: record[index] for name, index in columns.items()}
         broken = [name for name, cell in cells.items() if not is_utf8(cell)]
-        add_broken(number, broken, problems)
+        add_broken(number, broken, problems, wanted.named)
         if not broken:
             rows.append(Row(number, cells))
     return Table(path, tuple(columns), tuple(rows), problems)
@@ -337,17 +343,16 @@ def parse_records(lines: Iterable[str], delimiter: str, problems: RowProblems) -
 
 
 def _header_problems(names: list[str], wanted: _Wanted) -> list[str]:
-    required = wanted.required
-    known = (*required, *(wanted.optional or ()))
+    required, known = wanted.required, wanted.named
     problems = list(wanted.check(names))
     problems += [
         f"column {name} occurs {names.count(name)} times in the header" for name in known if names.count(name) > 1
     ]
-    present = ", ".join(quote_value(name) for name in names[:20]) or "none"
+    present = ", ".join(quote_name(name, known) for name in names[:20]) or "none"
     for name in required:
         if name in names:
             continue
-        close = nearest(name, [shown_value(item) for item in names if item not in known])
+        close = nearest(name, [item for item in names if item not in known and is_name(item)])
         hint = f"; did you mean {close!r}?" if close else f"; {wanted.remedy}" if wanted.remedy else ""
         problems.append(f"column {name} is missing (the file has: {present}){hint}")
     return problems
@@ -362,10 +367,10 @@ def add_ragged(row: int, cells: int, columns: int, problems: RowProblems) -> Non
     )
 
 
-def add_broken(row: int, columns: Iterable[str], problems: RowProblems) -> None:
-    """Add that a row has cells that are not UTF-8, in these columns."""
+def add_broken(row: int, columns: Iterable[str], problems: RowProblems, known: Collection[str] = ()) -> None:
+    """Add that a row has cells that are not UTF-8, in these columns; the user has named those that are `known`."""
     for name in columns:
-        problems.add(row, f"column {quote_value(name)} is not UTF-8", remedy="save the file as UTF-8")
+        problems.add(row, f"column {quote_name(name, known)} is not UTF-8", remedy="save the file as UTF-8")
 
 
 def is_utf8(cell: str) -> bool:
@@ -397,19 +402,37 @@ def _parquet(path: Path, content: bytes, wanted: _Wanted) -> Table:
             ]
         columns = wanted.of(names)
         table = file.read(columns=columns, use_threads=False)
-        cells_of = {name: table.column(name).to_pylist() for name in columns}
     except (pa.ArrowException, OSError, ValueError, OverflowError):
         # The cause may quote cells, so it is not chained.
         raise DataError(str(path), ["it is not a readable Parquet file"]) from None
+    cells_of = {name: parquet_cells(str(path), name, table.column(name), wanted.named) for name in columns}
     rows, problems = [], RowProblems()
     for number, values in enumerate(zip(*cells_of.values(), strict=True), start=2):
         cells = dict(zip(columns, values, strict=True))
         nested = [name for name, cell in cells.items() if isinstance(cell, (bytes, list, dict))]
         for name in nested:
-            problems.add(number, f"column {name} does not hold text or numbers")
+            what = name if name in wanted.named else quote_name(name)
+            problems.add(number, f"column {what} does not hold text or numbers")
         if not nested:
             rows.append(Row(number, {name: cell_text(cell) for name, cell in cells.items()}))
     return Table(path, tuple(columns), tuple(rows), problems)
+
+
+def parquet_cells(where: str, name: str, column: Any, known: Collection[str] = ()) -> list[Any]:  # noqa: ANN401
+    """Return a column of Arrow as values of Python; see `quote_name` for `known`.
+
+    Raises:
+        DataError: Python has no such value.
+    """
+    import pyarrow as pa
+
+    try:
+        cells: list[Any] = column.to_pylist()
+    except (pa.ArrowException, ValueError, OverflowError):
+        problem = "holds values that cannot be read, such as dates outside the years 1 to 9999; save it as text"
+        # The cause may quote cells, so it is not chained.
+        raise DataError(where, [f"column {quote_name(name, known)} {problem}"]) from None
+    return cells
 
 
 def _holds_bytes(kind: Any) -> bool:  # noqa: ANN401 - a type of Arrow, which has no stubs

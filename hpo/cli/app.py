@@ -44,7 +44,7 @@ from . import (
     worker,
 )
 from . import list as list_studies
-from .shared import Command, OptionalAddress, print_error
+from .shared import Command, OptionalAddress, one_line, print_error
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage or an invalid file, 3 database (or MLflow server) unreachable, "
@@ -130,6 +130,8 @@ def main() -> NoReturn:
         # The supervisor may ask a worker to stop that is already exiting: no traceback from an exit handler then.
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+    if early.is_set():
+        process.leave(code)
     process.skip_final_gc()
     sys.exit(code)
 
@@ -194,7 +196,7 @@ def _print_exception(error: Exception) -> None:
         return
     print_error(message.partition(problems[0])[0].rstrip())
     for problem in problems[:MAX_LISTED]:
-        print(f"  {' '.join(problem.split())}", file=sys.stderr)
+        print(f"  {one_line(problem)}", file=sys.stderr)
     if len(problems) > MAX_LISTED:
         print(f"  and {len(problems) - MAX_LISTED:,} more", file=sys.stderr)
 

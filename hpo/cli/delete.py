@@ -1,4 +1,4 @@
-"""`hpo delete`: a study with everything that belongs to it."""
+"""`hpo delete`: a study with everything that belongs to it; or root's embedded databases whose folders are gone."""
 
 from __future__ import annotations
 
@@ -11,19 +11,35 @@ import typer
 from sparse_evidence.core.errors import UserError
 
 from ..errors import Exit
-from .shared import Artifacts, Storage, database, fast_imports, load_definition
+from .shared import Artifacts, Storage, database, fast_imports, load_definition, one_line
 
 if TYPE_CHECKING:
     from ..running.deleting import Doomed
 
 
 def command(
-    study: Annotated[str, typer.Argument(metavar="STUDY", help="Its name, as `hpo list` shows it, or its study file.")],
+    study: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="STUDY", help="Its name, as `hpo list` shows it, or its study file.", show_default=False
+        ),
+    ] = None,
+    gone: Annotated[
+        bool,
+        typer.Option("--gone", help="In place of a study: root's embedded databases whose folders do not exist."),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
     storage: Storage = None,
     artifacts: Artifacts = None,
 ) -> None:
     """Delete a study from the database: trials, child studies, predictions, checkpoints. Files such as results stay."""
+    if gone:
+        if study is not None:
+            raise UserError(f"--gone stands in place of a study; leave out {study} or --gone")
+        _delete_gone(yes=yes)
+        return
+    if study is None:
+        raise UserError("hpo delete needs the name of a study, or its file: `hpo list` shows them")
     if not yes and not sys.stdin.isatty():
         raise UserError(f"{study} is not deleted: there is no terminal to ask on; give --yes to delete it")
     name, grace_seconds = _named(study)
@@ -37,7 +53,7 @@ def command(
         doomed = deleting.find_doomed(opened, name, grace_seconds=grace_seconds)
         if not yes:
             print(f"{_described(doomed)} in {describe(url)}; files such as {name}.best.json stay")
-            if not _confirmed(name):
+            if not _confirmed("Delete it? Type its name, or y: ", name):
                 print("nothing was deleted")
                 raise typer.Exit(Exit.FAILED)
         deleted = deleting.delete_study(opened, name, grace_seconds=grace_seconds, artifacts=artifacts)
@@ -68,11 +84,33 @@ def _described(doomed: Doomed) -> str:
     return f"{doomed.name}: {count_text(doomed.trials, 'trial')}{children}"
 
 
-def _confirmed(name: str) -> bool:
-    """Ask on the terminal; the study's name, y or yes is a yes."""
+def _confirmed(question: str, name: str) -> bool:
+    """Ask on the terminal; the name, y or yes is a yes."""
     try:
-        answer = input("Delete it? Type its name, or y: ")
+        answer = input(question)
     except EOFError:
         print()
         return False
     return answer.strip() == name or answer.strip().lower() in {"y", "yes"}
+
+
+def _delete_gone(*, yes: bool) -> None:
+    """List root's databases whose folders are gone, ask, and delete them."""
+    from ..database import embedded_gone
+    from ..results.wording import count_text
+
+    found = embedded_gone.find_gone()
+    for each in found:
+        print(f"{each.home} served {one_line(str(each.served))}, which does not exist")
+    if not found:
+        print("no embedded database is without its folder")
+        return
+    if not yes and not sys.stdin.isatty():
+        raise UserError("nothing is deleted: there is no terminal to ask on; give --yes to delete them")
+    if not yes and not _confirmed("Is no folder only moved, or on a disk that is not mounted? Delete them: y: ", "y"):
+        print("nothing was deleted")
+        raise typer.Exit(Exit.FAILED)
+    kept = [each.home for each in found if not embedded_gone.delete_gone(each)]
+    print(f"deleted {count_text(len(found) - len(kept), 'database')}")
+    for home in kept:
+        print(f"note: {home} is in use or its server runs, so it is kept")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from ..study.definition import StudyDefinition
 
 __all__ = ["make_console", "show"]
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 StudyFile = Annotated[
     Path,
@@ -118,9 +121,14 @@ class OptionalAddress(Command):
         return super().parse_args(ctx, given)
 
 
+def one_line(message: str) -> str:
+    """A message as one line; a path or a name in it may hold control characters, which a terminal would obey."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], " ".join(message.split()))
+
+
 def print_error(message: str) -> None:
     """Print a message on standard error, as one line."""
-    print(f"hpo: {' '.join(message.split())}", file=sys.stderr)
+    print(f"hpo: {one_line(message)}", file=sys.stderr)
 
 
 def load_definition(study: Path) -> StudyDefinition:

@@ -344,6 +344,13 @@ def _reachable(install: Path) -> bool:
     return True
 
 
+@contextmanager
+def kept_unused(home: Path) -> Iterator[bool]:
+    """Whether no process uses the server whose files are in `home`, and it does not run; none can start meanwhile."""
+    with _locked(home / "start.lock"), _open_lock(home / "users.lock") as users:
+        yield _is_last(users) and Server(home).pid() is None
+
+
 def has_database(folder: Path) -> bool:
     """Whether a study was run in this folder without another database; creates nothing."""
     own = folder / FOLDER

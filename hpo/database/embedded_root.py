@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
@@ -68,10 +69,11 @@ def known_home(folder: Path) -> Path | None:
         name = (folder / "id").read_text(encoding="utf-8").strip()
     except OSError:
         return None
-    return _base() / name if is_root() and _is_id(name) else None
+    return _base() / name if is_root() and is_id(name) else None
 
 
-def _is_id(name: str) -> bool:
+def is_id(name: str) -> bool:
+    """Whether a folder in `BASES` has the name of a database."""
     return re.fullmatch(r"[0-9a-f]{16}", name) is not None
 
 
@@ -81,7 +83,7 @@ def home(folder: Path) -> Path:
     id_file = os.open(folder / "id", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     with os.fdopen(id_file, "r+", encoding="utf-8", errors="replace") as file:
         name = file.read(100).strip()
-        if not _is_id(name):
+        if not is_id(name):
             name = secrets.token_hex(8)
             file.seek(0)
             file.truncate()
@@ -89,8 +91,16 @@ def home(folder: Path) -> Path:
     data = _base() / name
     data.mkdir(mode=0o711, exist_ok=True)
     data.chmod(0o711)
-    (data / "belongs-to").write_text(f"{folder}\n", encoding="utf-8")
+    _note(data / "belongs-to", folder)
     return data
+
+
+def _note(file: Path, folder: Path) -> None:
+    """Write the path of a folder, whatever bytes it has, to a file that only root can read and write."""
+    number = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(number, "wb") as opened:
+        os.fchmod(number, 0o600)  # earlier versions left the mode to the umask
+        opened.write(os.fsencode(folder) + b"\n")
 
 
 def copied(package: Path, install: Path, locked: Callable[[Path], AbstractContextManager[None]]) -> Path:
@@ -112,12 +122,17 @@ def copied(package: Path, install: Path, locked: Callable[[Path], AbstractContex
     return copy / package.name / install.name
 
 
+def is_roots(folder: Path) -> bool:
+    """Whether it is a folder, not a link to one, that belongs to root, and nobody else can write to it."""
+    status = folder.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == 0 and not status.st_mode & 0o022
+
+
 def _base() -> Path:
     for base in BASES:
         with suppress(OSError):
             base.mkdir(mode=0o711, exist_ok=True)
-            status = base.lstat()
-            if base.is_dir() and not base.is_symlink() and status.st_uid == 0 and not status.st_mode & 0o022:
+            if is_roots(base):
                 base.chmod(0o711)
                 return base
     tried = " nor ".join(map(str, BASES))

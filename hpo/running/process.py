@@ -7,7 +7,12 @@ them from then on (`freeze_gc`), and does not run at exit (`skip_final_gc`).
 
 from __future__ import annotations
 
+import atexit
 import gc
+import os
+import sys
+from contextlib import suppress
+from typing import NoReturn
 
 
 def disable_gc() -> None:
@@ -26,6 +31,19 @@ def skip_final_gc() -> None:
     """Exempt all objects, so that the interpreter's final collection at exit finds nothing to scan."""
     gc.disable()
     gc.freeze()
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with this code, although it was interrupted.
+
+    `python -m` ends with SIGINT, whatever the code, if a KeyboardInterrupt was ever raised while Python ran a text (as
+    dataclasses are made), also if it was caught. So what Python does last is left out.
+    """
+    atexit._run_exitfuncs()  # noqa: SLF001 (os._exit skips them)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # nobody reads it, or it is closed
+            stream.flush()
+    os._exit(code)
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of <malloc.h>

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import re
 import socket
@@ -127,6 +128,29 @@ def test_every_mistake_in_the_study_file_is_on_its_own_line(hpo, tmp_path, verb)
     code, err = hpo(verb, str(wrong(tmp_path, '[model]\nname = "irsi"\n[split]\nfolds = 1\n[trainin]\n')))
     assert code == 2
     assert all(fragment in a_list(err, 4) for fragment in ["study.toml", "irsi", "[split] folds", "trainin", "[data]"])
+
+
+@pytest.mark.parametrize("post", ["I cried today", "hopeless!", "Help me", "我想死"])
+def test_a_table_without_a_header_shows_no_post(hpo, tmp_path, post):
+    """Its first row is taken for the header, and is in messages about columns."""
+    rows = [[f"p{row}", post if row % 2 else f"Good {row}", "sad", str(row % 2)] for row in range(20)]
+    (tmp_path / "posts.csv").write_text(table(rows[1:]), encoding="utf-8")
+    (tmp_path / "renamed.toml").write_text(f'{PAIRS}columns = {{ post = "p1" }}\n{IRIS}')
+    study = wrong(tmp_path, PAIRS + IRIS)
+    for arguments in (["validate", str(study)], ["validate", "renamed.toml"], ["init", "posts.csv"]):
+        code, err = hpo(*arguments)
+        assert code == 2
+        assert f"'p1', a text of {len(post)} characters, 'sad', '1'" in err
+        assert post not in err
+
+
+@pytest.mark.parametrize("name", ["\0", "\x1b[2Jposts", "\x9b2Jposts", "\x7f"], ids=ascii)
+def test_a_message_controls_no_terminal(hpo, tmp_path, name):
+    """A path in a study file may hold any character; a message shows it, and does nothing else."""
+    data = PAIRS.replace('"posts.csv"', json.dumps(name).replace("\x7f", "\\u007f"))
+    code, err = hpo("validate", str(wrong(tmp_path, data + IRIS)))
+    assert code == 2
+    assert one_sentence(err)[:-1].isprintable()
 
 
 def test_a_study_file_that_does_not_exist(hpo, tmp_path):

@@ -72,6 +72,34 @@ def test_a_signal_in_the_first_moments(verb: str, expected: int, moment: str, nu
     assert not (verb == "worker" and err)
 
 
+IN_A_TEXT = """
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == module:
+            sys.meta_path.remove(self)
+            exec("os.kill(os.getpid(), number)\\nfor _ in range(1000): pass")
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("module", ["typer", "sparse_evidence.hpo.study.definition"])
+@pytest.mark.parametrize(("verb", "expected"), [("worker", 0), ("run", 130)])
+def test_a_signal_while_python_runs_a_text(verb: str, expected: int, module: str, number: int, tmp_path: Path) -> None:
+    """As it does to make a dataclass: `python -m`, which starts every worker, then tends to end with SIGINT."""
+    (tmp_path / "sitecustomize.py").write_text(script(number, f"module = {module!r}\n{IN_A_TEXT}"))
+    done = subprocess.run(
+        [sys.executable, "-m", "sparse_evidence.hpo", verb, "absent.toml"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT / 'src'}"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == expected, done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_in_the_last_moments(number: int) -> None:
     """Python calls exit handlers when `main` has returned."""

@@ -220,7 +220,9 @@ def test_an_interrupt_hands_the_trials_back(document, tmp_path, database):
 
 
 def test_a_dict_is_checked_as_a_file_is(document, database):
-    with pytest.raises(UserError, match=r"the study has 2 mistakes: modle: unknown key, did you mean model\?.*missing"):
+    with pytest.raises(
+        UserError, match=r"the study has 2 mistakes:\n  modle: unknown key, did you mean model\?.*\n.*missing"
+    ):
         hpo.open({"modle" if key == "model" else key: value for key, value in document.items()}, storage=database)
     with pytest.raises(UserError, match="name: missing"):
         hpo.open({key: value for key, value in document.items() if key != "name"}, storage=database)

@@ -111,6 +111,15 @@ def test_mistakes_are_named_and_no_text_is_shown(tmp_path, content, problem):
     assert SECRET not in str(caught.value)
 
 
+def test_dates_that_python_does_not_know(tmp_path):
+    pq.write_table(pa.table({"day": pa.array([10**7], pa.date32()), "post": ["x"]}), tmp_path / "t.parquet")
+    with open_table(tmp_path / "t.parquet", Format.PARQUET) as source:
+        (part,) = source.parts()
+        assert part.cells(1) == ["x"]
+        with pytest.raises(DataError, match="column 'day' holds values that cannot be read, such as dates outside"):
+            part.cells(0)
+
+
 def test_mistakes_of_parquet(tmp_path):
     path = tmp_path / "t.parquet"
     path.write_bytes(b"PAR1 nothing")

@@ -12,6 +12,7 @@ from csv_files import SECRET, write_csv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparse_evidence.core.corpus.columns import quote_name
 from sparse_evidence.core.corpus.problems import RowProblems
 from sparse_evidence.core.corpus.tables import (
     FirstValues,
@@ -307,6 +308,20 @@ def test_cells_that_are_not_a_label_are_reported(cell, shown):
 )
 def test_short_values_are_quoted_and_long_ones_only_measured(value, quoted):
     assert quote_value(value) == quoted
+
+
+@pytest.mark.parametrize("name", ["p1", "label_2", "Größe", "what.they-wrote", "Post ID", "author ids", "авторы"])
+def test_a_name_of_a_column_is_quoted(name):
+    assert quote_name(name) == repr(name)
+
+
+@pytest.mark.parametrize(
+    "text", ["I cried", "hopeless!", "Help me", "我想死", "ฉันเหนื่อย", "I post", "x" * 41, "我 post", "a\x00"]
+)
+def test_what_may_be_a_text_is_no_name(text):
+    """The first row of a table without a header is data."""
+    assert quote_name(text) == f"a text of {len(text)} characters"
+    assert quote_name(text, known=[text]) == quote_value(text)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -226,22 +225,3 @@ def test_a_full_disk_is_the_first_thing_that_is_said() -> None:
     reason = r"failed at initdb \(could not \w+ .{0,80}: No space left on device\): fix that, or name a Postgres"
     assert re.search(reason, str(caught.value))
     assert len(str(caught.value)) < 400
-
-
-@as_root
-def test_the_docs_list_the_databases_of_folders_that_are_gone(tmp_path: Path) -> None:
-    """The command of docs/operations.md, on other folders."""
-    docs = Path(__file__).parents[3] / "docs" / "operations.md"
-    (command,) = re.findall(r"^\$ (for home in /var/lib/.*)$", docs.read_text(), re.MULTILINE)
-    gone, kept = tmp_path / "gone .hpo", tmp_path / "kept .hpo"
-    kept.mkdir()
-    for name, project in (("a", gone), ("b", kept)):
-        (tmp_path / "databases" / name).mkdir(parents=True)
-        (tmp_path / "databases" / name / "belongs-to").write_text(f"{project}\n")
-    (tmp_path / "databases" / "postgres-0.6.0").mkdir()
-    there = command.replace("/var/lib/sparse-evidence-hpo", str(tmp_path / "databases"))
-    listed = subprocess.run(["sh", "-c", there], capture_output=True, text=True, check=True)
-    assert listed.stdout.split("\t")[:1] == [f"{tmp_path}/databases/a/"]
-    assert listed.stdout.count("\n") == 1
-    assert str(gone) in listed.stdout
-    assert listed.stderr == ""

@@ -42,7 +42,7 @@ def mistakes(folder: Path, text: str) -> tuple[str, ...]:
     with pytest.raises(DefinitionError) as caught:
         define(folder, text)
     assert str(caught.value).startswith("study.toml has ")
-    assert "\n" not in str(caught.value)
+    assert not any("\n" in problem for problem in caught.value.problems)
     assert all(problem in str(caught.value) for problem in caught.value.problems)
     return caught.value.problems
 
@@ -398,7 +398,9 @@ def test_mistakes_in_the_environment_name_the_variable(tmp_path):
             load(path, environ=environ)
         assert str(caught.value).startswith(f"the environment has 1 mistake: {expected}")
     broken = written(tmp_path, MODEL, "broken.toml")
-    with pytest.raises(DefinitionError, match=r"^broken.toml and the environment have 2 mistakes: \[data\]: missing"):
+    with pytest.raises(
+        DefinitionError, match=r"^broken.toml and the environment have 2 mistakes:\n  \[data\]: missing"
+    ):
         load(broken, environ={"HPO_GRACE_SECONDS": "-1"})
 
 
@@ -619,6 +621,14 @@ def test_exit_codes():
         (ValueError("x"), Exit.FAILED),
     ):
         assert exit_code_of(exception) is code
+
+
+def test_several_mistakes_are_read_line_by_line():
+    assert str(DefinitionError.listing("s.toml", ["a"])) == "s.toml has 1 mistake: a"
+    assert str(DefinitionError.listing("s.toml", ["a", "b"])) == "s.toml has 2 mistakes:\n  a\n  b"
+    many = DefinitionError.listing("s.toml", [f"key_{n}: unknown" for n in range(3000)])
+    assert str(many).splitlines()[-2:] == ["  key_19: unknown", "  and 2980 more"]
+    assert len(many.problems) == 3000
 
 
 def test_definitions_and_errors_can_be_pickled(tmp_path):
