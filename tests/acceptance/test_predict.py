@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from fitted_models import CRITERIA, linear_model, write_frame
+from processes import hpo
 from waiting import until
 
 from sparse_evidence.core.fitted import load_model, save_model
@@ -33,8 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HPO_CACHE": "/nowhere/cache"}
-    return subprocess.Popen([*HPO, "predict", *map(str, arguments)], env=environment, **options)
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return hpo("predict", *arguments, cwd=Path.cwd(), env={"HPO_CACHE": "/nowhere/cache"}, **options)
 
 
 def test_a_table_through_pipes(folder, tmp_path):
