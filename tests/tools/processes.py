@@ -49,6 +49,14 @@ def hpo(
     return (subprocess.Popen if new else Forked)(command, cwd=cwd, env={**os.environ, **env}, **options)
 
 
+def call(*arguments: str | Path, cwd: Path, env: Mapping[str, str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `hpo ...` to its end, as `hpo` starts it."""
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = hpo(*arguments, cwd=cwd, env=env, **streams | options)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
 class Forked(subprocess.Popen[Any]):
     """`subprocess.Popen` of `python -m MODULE ...`, with a fork in place of a new Python.
 

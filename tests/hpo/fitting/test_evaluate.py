@@ -49,10 +49,7 @@ STREAMS = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": sub
 
 
 def hpo(folder, *arguments, **environment):
-    environment = {"COLUMNS": "80", **environment}
-    process = processes.hpo(*arguments, cwd=folder, env=environment, text=True, **STREAMS)
-    out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    return processes.call(*arguments, cwd=folder, env={"COLUMNS": "80", **environment})
 
 
 @pytest.fixture(scope="module")
