@@ -94,6 +94,8 @@ def test_the_path_from_data_to_predictions(page, study, tmp_path):
     verbs = [line.split()[1] for line in lines]
     begin = ["init"] if study == "pairs" else []
     assert verbs == [*begin, "validate", "run", "fit", "evaluate", "predict", "explain"]
+    if study == "quickstart":  # the slowest line, the same on both pages, and the only one that is about no study
+        assert lines.pop() == commands(docs("tutorial.md"))[-1]
     file = "pairs.toml" if study == "pairs" else "studies/quickstart.toml"
     lines.insert(len(begin), f"grep -q '^trials = 40 *' {file} && sed -i 's/^trials = 40/trials = {TRIALS}/' {file}")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -114,8 +116,8 @@ def test_the_path_from_data_to_predictions(page, study, tmp_path):
         assert [row["very_negative.decision"] for row in rows] == ["1", "0", "0"]
         assert [row["positive.decision"] for row in rows] == ["0", "1", "0"]
         assert rows[0]["negative.evidence"].startswith("Forty people were killed")
-    page = (tmp_path / "model.html").read_text(encoding="utf-8")
-    assert "<html" in page
+    if study == "pairs":
+        assert "<html" in (tmp_path / "model.html").read_text(encoding="utf-8")
     best = json.loads((tmp_path / f"{study}.best.json").read_text())
     assert (best["trials"]["requested"], best["confirmed"]["splits"]) == (TRIALS, 2)
 
