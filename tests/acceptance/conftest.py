@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from processes import hpo
 
 from sparse_evidence.hpo.database import embedded
 
@@ -27,14 +27,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path, cache: Path) -> Iterator[Start]:
-    """Start `hpo ...` in the test's folder; processes that are still running at the end are killed."""
+    """Start `hpo ...` in the test's folder; processes that are still running at the end are killed.
+
+    With `new` it is a new Python: each verb is called like that at least once, so that one that misses an import fails.
+    """
     running: list[subprocess.Popen[str]] = []
 
-    def start_process(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sparse_evidence.hpo", *map(str, arguments)],
+    def start_process(*arguments: str | Path, new: bool = False, **environment: str) -> subprocess.Popen[str]:
+        process = hpo(
+            *arguments,
+            new=new,
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "HPO_CACHE": str(cache), **environment},
+            env={"PYTHONPATH": str(ROOT / "src"), "HPO_CACHE": str(cache), **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -54,10 +58,10 @@ def start(tmp_path: Path, cache: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def call(start: Start) -> Call:
-    """Run `hpo ...` to its end."""
+    """Run `hpo ...` to its end, as `start` does."""
 
-    def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-        process = start(*arguments, **environment)
+    def run(*arguments: str | Path, new: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
+        process = start(*arguments, new=new, **environment)
         out, err = process.communicate(timeout=600)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 

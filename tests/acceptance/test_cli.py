@@ -81,7 +81,7 @@ def test_a_study_that_searches_nothing_says_so(call, tmp_path):
 
 def test_a_study_from_its_first_run_to_its_export(call, start, tmp_path):
     # run
-    done = call("run", SMOKE, "--workers", "2")
+    done = call("run", SMOKE, "--workers", "2", new=True)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     first = best(tmp_path / "smoke.best.json")
     assert finished(first) == TRIALS
@@ -117,16 +117,16 @@ def test_a_study_from_its_first_run_to_its_export(call, start, tmp_path):
     assert third["ensemble"]["best"]["value"] >= first["ensemble"]["best"]["value"]
 
     # status, export
-    status = json.loads(call("status", SMOKE, "--json").stdout)
+    status = json.loads(call("status", SMOKE, "--json", new=True).stdout)
     assert (status["trials"]["finished"], status["workers"], status["claim"]) == (8, [], third["claim"])
     assert status["best"]["value"] == third["ensemble"]["best"]["value"]
     assert status["baselines"] == third["cv"]["floors"]
-    listed = call("leaderboard", SMOKE, "--csv", "--top", "1")
+    listed = call("leaderboard", SMOKE, "--csv", "--top", "1", new=True)
     assert (listed.returncode, listed.stderr) == (0, "")
     rows = {row["name"]: row for row in csv.DictReader(io.StringIO(listed.stdout))}
     assert set(rows) - {"default", str(status["best"]["trial"])} == {"ensemble", *BASELINE_NAMES}
     assert float(rows["ensemble"]["confirmed"]) == third["confirmed"]["scores"]["ensemble"]["mean"]
-    exported = call("export", SMOKE, "-o", "exported.json")
+    exported = call("export", SMOKE, "-o", "exported.json", new=True)
     assert (exported.returncode, exported.stderr) == (0, "")
     assert best(tmp_path / "exported.json")["params"] == third["params"]
     assert not list(tmp_path.glob("best.json"))
@@ -138,14 +138,14 @@ def test_a_study_from_its_first_run_to_its_export(call, start, tmp_path):
     assert "training.patience is 3 here and 2 in the study" in refused.stderr
 
     # why: the same numbers
-    explained = json.loads(call("why", SMOKE, str(status["best"]["trial"]), "--json").stdout)
+    explained = json.loads(call("why", SMOKE, str(status["best"]["trial"]), "--json", new=True).stdout)
     assert (explained["rank"], explained["value"], explained["behind"]) == (1, status["best"]["value"], 0)
     members = {member["trial"]: member["weight"] for member in third["ensemble"]["members"]}
     assert explained["weight"] == members.get(explained["trial"], 0)
     scored = third["confirmed"]["scores"]
     assert explained["confirmed"]["mean"] == scored.get(str(explained["trial"]), scored["default"])["mean"]
 
-    check_the_dashboard(start("dashboard", SMOKE, "--port", "0"), tmp_path, third, status["best"])
+    check_the_dashboard(start("dashboard", SMOKE, "--port", "0", new=True), tmp_path, third, status["best"])
 
 
 def check_the_dashboard(
@@ -276,7 +276,8 @@ def test_a_killed_run_leaves_no_worker_behind(start, long_study, database):
 
 
 def test_a_killed_worker_is_replaced_and_the_run_ends_when_all_workers_fail(start, long_study, database):
-    run = start("run", long_study, "--workers", "2", "--trials", "2", "--storage", database, HPO_GRACE_SECONDS="21")
+    service = {"HPO_HEARTBEAT_SECONDS": "0.5", "HPO_GRACE_SECONDS": "5"}
+    run = start("run", long_study, "--workers", "2", "--trials", "2", "--storage", database, **service)
     at_work = until(lambda: len(rows := claims(database)) == 2 and rows)
     os.kill(at_work[0]["pid"], signal.SIGKILL)
     first = {row["pid"] for row in at_work}

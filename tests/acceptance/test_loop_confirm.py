@@ -200,8 +200,8 @@ def test_a_study_with_one_trial_ends_well(diverges: bool, database: str, tmp_pat
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-def hpo(folder: Path, url: str, *arguments: str) -> tuple[int, str]:
-    process = command(folder, url, *arguments, COLUMNS="200")
+def hpo(folder: Path, url: str, *arguments: str, new: bool = False) -> tuple[int, str]:
+    process = command(folder, url, *arguments, new=new, COLUMNS="200")
     output, _ = process.communicate(timeout=120)
     assert "Traceback" not in output
     return process.returncode, output
@@ -256,7 +256,7 @@ def test_confirm_does_later_what_run_did_not(database: str, tmp_path: Path, undi
     connection.engine_of(study).dispose()
     code, output = hpo(tmp_path, database, "confirm", "tiny.toml")
     assert (code, output.count("\n"), "leaders is 0" in output) == (2, 1, True)
-    code, output = hpo(tmp_path, database, "confirm", "tiny.toml", "--leaders", "3", "--workers", "1")
+    code, output = hpo(tmp_path, database, "confirm", "tiny.toml", "--leaders", "3", "--workers", "1", new=True)
     assert (code, undisturbed[5]["reason"] in output) == (0, True), output
     assert everything(database) == undisturbed
     code, output = hpo(tmp_path, database, "confirm", "tiny.toml", "--leaders", "3")

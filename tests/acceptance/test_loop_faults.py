@@ -89,7 +89,7 @@ def test_eight_workers_share_three_connections_of_a_pooler(empty_database: str, 
 # ---- the database ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seconds", [0, 5, 30])
+@pytest.mark.parametrize("seconds", [0, 5, 15])  # after 13 s a worker waits for as long as it ever does
 def test_postgres_stops_under_four_workers(seconds: int, own_server: Any, tmp_path: Path) -> None:
     server, url = own_server
     tiny(tmp_path, trials=24, grace=3, heartbeat=0.5)
@@ -131,7 +131,7 @@ def test_a_study_deleted_under_its_workers_is_not_created_again(
     connection.engine_of(study).dispose()
 
 
-def test_connections_are_killed_every_second_for_a_minute(database: str, server: str, tmp_path: Path) -> None:
+def test_connections_are_killed_twice_a_second_for_twenty_seconds(database: str, server: str, tmp_path: Path) -> None:
     tiny(tmp_path, trials=1000, grace=5, heartbeat=0.5)
     done = CountEpochs(tmp_path / "done")
     engine = sa.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
@@ -142,16 +142,16 @@ def test_connections_are_killed_every_second_for_a_minute(database: str, server:
         engine.connect() as session,
     ):
         until(lambda: done.epochs > 10, 60)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 20
         while time.monotonic() < end:
             killed += session.execute(kill, {"name": sa.make_url(database).database}).scalar_one()
-            time.sleep(1)
+            time.sleep(0.5)
         for worker in four:
             assert worker.alive(), worker.output
         for worker in four:
             worker.send(signal.SIGTERM)
         finish(four)
-    assert killed > 200
+    assert killed > 100
     done_so_far = count_trials(study_of(database)).finished
     with running_workers(
         tmp_path, database, 2, "worker", "tiny.toml", "--trials", str(done_so_far + 6), faults=[done]

@@ -209,9 +209,9 @@ def test_a_second_signal_ends_a_worker_immediately(database: str, tmp_path: Path
 
 
 def test_the_command_itself_releases_its_trial(database: str, tmp_path: Path) -> None:
-    """The same without a fork: `python -m sparse_evidence.hpo worker`, as a person or a pod runs it."""
+    """The same in a new Python: `python -m sparse_evidence.hpo worker`, as a person or a pod runs it."""
     tiny(tmp_path, epochs=2000, grace=1000, heartbeat=0.2)
-    process = command(tmp_path, database, "worker", "tiny.toml", "--trials", "1")
+    process = command(tmp_path, database, "worker", "tiny.toml", "--trials", "1", new=True)
     try:
         study = at_work(database, lambda rows: any(row["epoch"] for row in rows))
         process.send_signal(signal.SIGTERM)

@@ -36,8 +36,8 @@ def everything(url: str) -> list[Any]:
     return found
 
 
-def hpo(folder: Path, url: str, *arguments: str) -> tuple[int, str]:
-    process = command(folder, url, *arguments, COLUMNS="200")
+def hpo(folder: Path, url: str, *arguments: str, new: bool = False) -> tuple[int, str]:
+    process = command(folder, url, *arguments, new=new, COLUMNS="200")
     output, _ = process.communicate(timeout=300)
     assert "Traceback" not in output
     return process.returncode, output
@@ -47,7 +47,7 @@ def hpo(folder: Path, url: str, *arguments: str) -> tuple[int, str]:
 def undisturbed(database_of_module: str, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     folder = tmp_path_factory.mktemp("undisturbed")
     tiny(folder, **SETTINGS)
-    code, output = hpo(folder, database_of_module, *NESTED)
+    code, output = hpo(folder, database_of_module, *NESTED, new=True)
     lines = [line for line in output.splitlines() if line.startswith("outer fold ")]
     assert (code, len(lines)) == (0, OUTER), output
     assert output.index(lines[-1]) < output.index("tiny: average precision on posts that no step has seen")

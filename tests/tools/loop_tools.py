@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from processes import PROCESSES
+from processes import PROCESSES, hpo
 from waiting import until
 
 from sparse_evidence.core.errors import UserError
@@ -353,12 +353,13 @@ def artifacts(folder: Path) -> list[Path]:
     return list((folder / ".hpo" / "artifacts").glob("*"))
 
 
-def command(folder: Path, url: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """Start `python -m sparse_evidence.hpo …` as a shell would."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "sparse_evidence.hpo", *arguments],
+def command(folder: Path, url: str, *arguments: str, new: bool = False, **environment: str) -> subprocess.Popen[str]:
+    """Start `hpo …`; with `new` in a new Python, as a shell does."""
+    return hpo(
+        *arguments,
+        new=new,
         cwd=folder,
-        env=os.environ | {"HPO_STORAGE": url, "OMP_NUM_THREADS": "1"} | environment,
+        env={"HPO_STORAGE": url, "OMP_NUM_THREADS": "1"} | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

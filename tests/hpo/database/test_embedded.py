@@ -124,7 +124,8 @@ def test_a_deep_folder_keeps_its_url_when_its_server_is_killed(folder: Path) -> 
         until(lambda: answering(url), 60)
 
 
-def test_a_server_that_hangs_can_be_stopped_and_started(own_server: Any) -> None:
+def test_a_server_that_hangs_can_be_stopped_and_started(own_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "STOP_SECONDS", 1.0)  # for as long it is asked to stop, in vain
     server, _ = own_server
     hanging = server.pid()
     os.kill(hanging, signal.SIGSTOP)  # so that neither connecting nor stopping ever ends

@@ -3,13 +3,12 @@
 import csv
 import io
 import json
-import os
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
+import processes
 import pytest
 from rich.console import Console
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
@@ -46,18 +45,11 @@ leaders = 0
 
 pytestmark = pytest.mark.slow
 
+STREAMS = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+
 
 def hpo(folder, *arguments, **environment):
-    command = [sys.executable, "-m", "sparse_evidence.hpo", *map(str, arguments)]
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, "COLUMNS": "80", **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return processes.call(*arguments, cwd=folder, env={"COLUMNS": "80", **environment})
 
 
 @pytest.fixture(scope="module")
@@ -168,12 +160,8 @@ def test_from_the_second_look_on_there_is_a_warning(folder, model, study, task, 
 
 def test_two_looks_at_the_same_time_have_different_numbers(folder, looks, database_of_module):
     before = len(looks())
-    command = [sys.executable, "-m", "sparse_evidence.hpo", "evaluate", "model", "--json"]
-    environment = {**os.environ, "HPO_STORAGE": database_of_module}
-    pair = [
-        subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        for _ in range(2)
-    ]
+    environment = {"HPO_STORAGE": database_of_module}
+    pair = [processes.hpo("evaluate", "model", "--json", cwd=folder, env=environment, **STREAMS) for _ in range(2)]
     found = [json.loads(process.communicate(timeout=120)[0]) for process in pair]
     assert sorted(report["look"] for report in found) == [before + 1, before + 2]
     assert found[0]["scores"] == found[1]["scores"]

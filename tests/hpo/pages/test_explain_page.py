@@ -4,11 +4,10 @@ import csv
 import json
 import re
 import stat
-import subprocess
-import sys
 from html import unescape
 
 import numpy as np
+import processes
 import pytest
 from browser import Browser, installed
 from colours import contrast, palettes
@@ -328,9 +327,8 @@ def test_the_verb_writes_a_page_of_the_study_and_of_a_table(folder, table, tmp_p
 @pytest.mark.parametrize("name", ["-", "/dev/stdout"])
 def test_nothing_but_the_page_goes_to_standard_output(folder, table, tmp_path, name):
     page = tmp_path / "page.html"
-    command = [sys.executable, "-m", "sparse_evidence.hpo", "explain", folder, table, "--limit", "2", "-o", name]
     with page.open("w", encoding="utf-8") as file:
-        done = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True, check=False)
+        done = processes.call("explain", folder, table, "--limit", "2", "-o", name, cwd=tmp_path, env={}, stdout=file)
     assert (done.returncode, done.stderr) == (0, "2 posts, with their text: standard output\n")
     html = page.read_text(encoding="utf-8")
     assert html.startswith("<!doctype html>")

@@ -20,6 +20,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import optuna
+import processes
 import pytest
 import sqlalchemy as sa
 from safetensors.numpy import load_file
@@ -398,13 +399,8 @@ def test_without_an_address_it_is_asked_for(monkeypatch):
 
 
 def hpo(folder: Path, url: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "sparse_evidence.hpo", "export", *arguments, "-o", str(folder / "out.json")],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "HPO_STORAGE": url, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {"PYTHONPATH": str(ROOT / "src"), "HPO_STORAGE": url, **environment}
+    return processes.call("export", *arguments, "-o", folder / "out.json", cwd=ROOT, env=environment)
 
 
 def test_the_command_line_writes_the_file_and_the_run(tracker, study, trained, tmp_path, request):
