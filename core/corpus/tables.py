@@ -281,6 +281,8 @@ def _csv(path: Path, content: bytes, delimiter: str, wanted: _Wanted) -> Table:
     records = _records(text, separator_of(text.lstrip().partition("\n")[0], delimiter), problems)
     names = [name.strip() for name in records[0][1]] if records else []
     mistakes = [*problems.entries(), *_header_problems(names, wanted)]
+    if not all(map(is_utf8, wanted.of(names))):
+        mistakes.append("row 1: the header is not UTF-8; save the file as UTF-8")
     if mistakes:
         raise DataError(str(path), mistakes)
     columns = {name: names.index(name) for name in wanted.of(names)}

@@ -6,6 +6,7 @@ import pytest
 from csv_files import SECRET, write_csv
 
 from sparse_evidence.core.corpus.columns import ALIASES, normal
+from sparse_evidence.core.corpus.pairs import PairsSource
 from sparse_evidence.core.corpus.recognise import recognise
 from sparse_evidence.core.errors import UserError
 
@@ -177,6 +178,15 @@ def test_columns_with_the_same_groups_are_equally_good(tmp_path):
     assert "the columns 'author' and 'user' could each be the group" in refused(path)
     own = table(tmp_path, text=POSTS, sad=LABELS, author=same["author"], group="1212")
     assert recognise(own).source.columns == {"post": "text"}
+
+
+def test_a_name_of_a_column_that_is_not_utf8(tmp_path):
+    """It could not be written to a study file."""
+    path = table(tmp_path, id=IDS, text=POSTS, sad=LABELS)
+    path.write_bytes(path.read_bytes().replace(b"id", b"\xc3id", 1))
+    assert refused(path) == "has 1 mistake: row 1: the header is not UTF-8; save the file as UTF-8"
+    source = PairsSource(path=str(path), columns={"post": "text", "post_id": ""}, criteria={"sad": "sad"})
+    assert source.load(tmp_path).labels.any(), "a column that is not read may have any name"
 
 
 def test_a_table_without_posts(tmp_path):
