@@ -106,18 +106,18 @@ def test_an_interruption_leaves_no_file(folder, tmp_path, number):
 def test_memory_does_not_grow_with_the_rows(folder, tmp_path, suffix):
     """The larger table has 45 MB of different text more than the smaller one, in one row group."""
     peaks = []
-    for rows in (4_000, 40_000):
+    for rows in (10_000, 100_000):
         table, out = tmp_path / f"{rows}.{suffix}", tmp_path / f"out.{suffix}"
-        frame = pd.DataFrame({"id": [f"{row:01250d}" for row in range(rows)], "post": ["A post."] * rows})
+        frame = pd.DataFrame({"id": [f"{row:0500d}" for row in range(rows)], "post": ["A post."] * rows})
         if suffix == "parquet":
             frame.to_parquet(table, row_group_size=rows, compression=None, use_dictionary=False)
         else:
             frame.to_csv(table, index=False)
         del frame
         peaks.append(peak_memory(folder, table, "-o", out, "--no-evidence"))
-        assert table.stat().st_size > rows * 1250
+        assert table.stat().st_size > rows * 500
     found = pd.read_csv(out) if suffix == "csv" else pd.read_parquet(out)
-    assert len(found) == 40_000
+    assert len(found) == 100_000
     assert peaks[1] - peaks[0] < 25e6, peaks
 
 
