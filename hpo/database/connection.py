@@ -53,6 +53,8 @@ BUSY_SECONDS = 60.0
 """How long `open_storage` waits at least for a server that reports that it is starting, stopping or full."""
 IDLE_SECONDS = 1.0
 """After so long without use, a connection is checked before it is used."""
+PAUSE_OF_GRACE = 1 / 6
+"""The longest pause between two attempts of a worker that may have claimed a trial, as a share of the grace period."""
 GRACE_SECONDS = 120.0
 """Grace period for which a session is limited if the study's is not known."""
 
@@ -117,11 +119,13 @@ def open_storage(
             "with --storage (HPO_STORAGE)."
         )
 
+    longest_pause = min(PAUSES.longest, PAUSE_OF_GRACE * grace_seconds)
+
     def open_once() -> RetryingStorage:
         if database.tables_exist:
-            return database.storage(retry_seconds, without, skip_table_creation=True)
+            return database.storage(retry_seconds, longest_pause, without, skip_table_creation=True)
         with _creating_tables(database) as missing:
-            return database.storage(retry_seconds, without, skip_table_creation=not missing)
+            return database.storage(retry_seconds, longest_pause, without, skip_table_creation=not missing)
 
     return optuna.storages.get_storage(retry(open_once, max(CONNECT_SECONDS, wait_seconds)))
 
@@ -173,12 +177,15 @@ class _Database:
             limit_statements(engine, self.limits)
         return engine
 
-    def storage(self, retry_seconds: float, without: Collection[str], *, skip_table_creation: bool) -> RetryingStorage:
+    def storage(
+        self, retry_seconds: float, longest_pause: float, without: Collection[str], *, skip_table_creation: bool
+    ) -> RetryingStorage:
         from .optuna_storage import RetryingStorage
 
         storage = RetryingStorage(
             self.url.replace("{", "{{").replace("}", "}}"),  # Optuna fills a template
             retry_seconds=retry_seconds,
+            longest_pause=longest_pause,
             engine_kwargs=dict(self.options),
             immediate=self.immediate_engine(),
             skip_table_creation=skip_table_creation,

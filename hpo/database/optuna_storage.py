@@ -116,6 +116,7 @@ class RetryingStorage(RDBStorage):
         url: str,
         *,
         retry_seconds: float,
+        longest_pause: float,
         engine_kwargs: dict[str, Any],
         immediate: sa.Engine,
         skip_table_creation: bool,
@@ -128,6 +129,8 @@ class RetryingStorage(RDBStorage):
         sa.event.listen(self.engine, "engine_disposed", lambda _: immediate.dispose())
         self.retry_seconds = retry_seconds
         """How long every call waits for an unreachable database."""
+        self.longest_pause = longest_pause
+        """Between two attempts to claim a trial or to read: a trial that is claimed already must not wait for long."""
         self.without = without
         """User attributes of trials that are not read."""
         self.fences: dict[int, Fence] = {}
@@ -195,7 +198,7 @@ class RetryingStorage(RDBStorage):
             with self.immediate.connect() as connection:
                 return query(connection)
 
-        return retry(once, self.retry_seconds)
+        return retry(once, self.retry_seconds, longest_pause=self.longest_pause)
 
     # ---- writing
 

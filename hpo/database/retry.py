@@ -6,7 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ..errors import StorageError
@@ -68,8 +68,8 @@ def is_busy(error: BaseException | None) -> bool:
     return canceled or state in _LOCKED
 
 
-def retry(call: Callable[[], T], seconds: float) -> T:
-    """Return `call()`, repeated while it fails with a transient error.
+def retry(call: Callable[[], T], seconds: float, *, longest_pause: float = PAUSES.longest) -> T:
+    """Return `call()`, repeated for `seconds` while it fails with a transient error, after pauses of `longest_pause`.
 
     A busy lock is no outage: it is waited for, however long that takes. Its holder is alive, because the server ends
     the session of one that is not (`hpo.database.limits`).
@@ -79,6 +79,7 @@ def retry(call: Callable[[], T], seconds: float) -> T:
         DatabaseRightsError: the role may not do that.
     """
     deadline = time.monotonic() + seconds
+    pauses = replace(PAUSES, longest=longest_pause)
     failures = 0
     told: set[bool] = set()
     while True:
@@ -102,7 +103,7 @@ def retry(call: Callable[[], T], seconds: float) -> T:
         if busy not in told:
             _tell(busy=busy)
             told.add(busy)
-        time.sleep(min(left, PAUSES.pause(failures)))
+        time.sleep(min(left, pauses.pause(failures)))
 
 
 def _tell(*, busy: bool) -> None:

@@ -125,7 +125,8 @@ class Claims:
         """
         owner = uuid.uuid4().hex
         storage = unwrap(self.study)
-        decision = retry(lambda: self._decide(owner), storage.retry_seconds)
+        # After an outage it must be quicker than the grace period: the database may have made the claim before.
+        decision = retry(lambda: self._decide(owner), storage.retry_seconds, longest_pause=storage.longest_pause)
         if not isinstance(decision, ClaimedTrial):
             return decision
         storage.fences[decision.trial_id] = partial(claims_sql.state_if_owned, trial_id=decision.trial_id, owner=owner)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
+from claim_tools import claimed, join_study
 from loop_tools import (
     CountEpochs,
     KillOnTrial,
@@ -26,12 +28,15 @@ from loop_tools import (
     tiny,
     until,
 )
+from optuna.trial import TrialState
 from postgres_proxy import Proxy
 
 from benchmarks import pooler
 from sparse_evidence.hpo.database import connection
 from sparse_evidence.hpo.database.claims_sql import Counts, count_trials, list_claims
+from sparse_evidence.hpo.database.optuna_storage import unwrap
 from sparse_evidence.hpo.database.record import ATTEMPTS, REASON
+from sparse_evidence.hpo.running.claims import Wait
 
 pytestmark = pytest.mark.slow
 
@@ -106,6 +111,40 @@ def test_postgres_stops_under_four_workers(seconds: int, own_server: Any, tmp_pa
     assert all(ATTEMPTS not in trial.user_attrs for trial in study.trials)
     assert artifacts(tmp_path) == []
     connection.engine_of(study).dispose()
+
+
+def test_a_trial_that_was_claimed_just_before_postgres_stopped_is_not_taken_over(own_server: Any) -> None:
+    server, url = own_server
+    mine, other = (join_study(url, budget=1, grace_seconds=3, heartbeat_seconds=0.5) for _ in range(2))
+    stopped, seen = threading.Event(), threading.Event()
+
+    def stop(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "INSERT INTO hpo_claims" in statement and not stopped.is_set():
+            server.stop()
+            stopped.set()
+
+    def work() -> None:
+        with claimed(mine) as claim:
+            assert seen.wait(60)
+            claim.finish(TrialState.COMPLETE, 0.5)
+
+    sa.event.listen(unwrap(mine.study).immediate, "after_cursor_execute", stop)
+    worker = threading.Thread(target=work)
+    worker.start()
+    assert stopped.wait(60)
+    time.sleep(6)  # the outage: twice the grace period
+    server.start()
+    beginning = time.monotonic()
+    while time.monotonic() < beginning + 6:
+        assert isinstance(other.claim(), Wait)
+        time.sleep(0.1)
+    seen.set()
+    worker.join(60)
+    (trial,) = mine.study.trials
+    assert trial.state == TrialState.COMPLETE
+    assert ATTEMPTS not in trial.user_attrs
+    for claims in (mine, other):
+        claims.engine.dispose()
 
 
 @pytest.mark.parametrize("how", [("worker", "--slots", "2"), ("run", "--workers", "2")], ids=["worker", "run"])
