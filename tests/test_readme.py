@@ -131,7 +131,7 @@ def test_the_readme_has_the_commands_of_the_tutorial():
     assert "\n".join(commands(README)) == expected
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 def test_the_python_api_works_as_described(tmp_path):
     """All blocks of docs/python.md in order, in one process and on one study."""
     tiny(tmp_path, name="study", leaders=2).rename(tmp_path / "study.toml")
@@ -152,7 +152,7 @@ def test_the_python_api_works_as_described(tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=60)
 def test_the_notebook_runs(tmp_path):
     notebook = tmp_path / "search.ipynb"
     shutil.copy(ROOT / "docs" / "search.ipynb", notebook)

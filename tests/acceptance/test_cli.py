@@ -30,7 +30,7 @@ SMOKE = ROOT / "studies" / "smoke.toml"
 TRIALS = 6
 SCHEMA = json.loads((ROOT / "studies" / "best.schema.json").read_text(encoding="utf-8"))
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=30)
 
 
 def best(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sparse_evidence.core.errors import UserError
 from sparse_evidence.hpo.database import connection, record
 from sparse_evidence.hpo.database.claims_sql import Counts, count_trials, list_claims
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=60)
 OUTER = 3
 SETTINGS: dict[str, Any] = {"trials": 2, "epochs": 30}
 NESTED = ("nested", "tiny.toml", "--outer", str(OUTER), "--workers", "1")

@@ -19,7 +19,7 @@ from loop_tools import artifacts, started, tiny, until
 from sparse_evidence.hpo.database import connection, embedded
 from sparse_evidence.hpo.database.claims_sql import Counts, count_trials, list_claims
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=60)
 
 
 def ip(*arguments: str) -> None:

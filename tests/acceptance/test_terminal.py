@@ -16,7 +16,7 @@ CONFIRMED_ROW = re.compile(rf"^ +\d*  0\.\d{{4}} on fresh split [12] +(iris|base
 POSITION = re.compile(rf"^trial \d+ +(stage [12], epoch \d|just claimed) +{TIME}  worker [01]$", re.MULTILINE)
 TRIALS = 12
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=30)
 
 
 def widest(terminal: Terminal) -> int:
