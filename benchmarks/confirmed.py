@@ -7,7 +7,6 @@ fold compared with one, and a trial of `retrieval`.
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
@@ -89,7 +88,7 @@ def train(data: epoch.Case, model: IrisConfig | RetrievalConfig, seeds: int) -> 
             data.corpus, data.folds, candidate, stages=[epoch.FOLDS], metric="average_precision",
             criteria=[str(number) for number in range(epoch.CRITERIA)], seed=0, fixed_epochs=EPOCHS,
         )  # fmt: skip
-        for _ in itertools.islice(cv.epochs(), EPOCHS):
+        for _ in cv.epochs():
             pass
 
     return run_epochs

@@ -137,18 +137,8 @@ class StudyTask:
             stages: how many folds each stage trains in lock-step; default: the study's.
             device: where it trains.
         """
-        from sparse_evidence.core.training.crossval import CrossValidation
-
-        return CrossValidation(
-            self.features(candidate.model),
-            self.folds,
-            candidate,
-            stages=stages or self.definition.split.stage_sizes(),
-            metric=self.definition.search.metric,
-            criteria=self.criteria,
-            seed=self.definition.search.seed if trial is None else self.seed(trial),
-            device=device,
-        )
+        seed = self.definition.search.seed if trial is None else self.seed(trial)
+        return self._untrained(candidate, stages or self.definition.split.stage_sizes(), seed, device)
 
     def on_split(self, split: int) -> StudyTask:
         """The same data on a fresh split, which is the same for all configurations that are confirmed on it.
@@ -189,18 +179,28 @@ class StudyTask:
 
         Nothing stops early and no epoch is chosen, so the folds' scores choose nothing.
         """
+        return self._untrained(candidate, [self.folds.count], seed, device, epochs)
+
+    def _untrained(
+        self,
+        candidate: CandidateConfig,
+        stages: Sequence[int],
+        seed: int,
+        device: str,
+        fixed_epochs: int | None = None,
+    ) -> CrossValidation:
         from sparse_evidence.core.training.crossval import CrossValidation
 
         return CrossValidation(
             self.features(candidate.model),
             self.folds,
             candidate,
-            stages=[self.folds.count],
+            stages=stages,
             metric=self.definition.search.metric,
             criteria=self.criteria,
             seed=seed,
             device=device,
-            fixed_epochs=epochs,
+            fixed_epochs=fixed_epochs,
         )
 
     def seed(self, trial: int) -> int:
