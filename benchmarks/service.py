@@ -28,6 +28,7 @@ from typing import Any, cast
 
 import numpy as np
 import optuna
+import psutil
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages._rdb import models
@@ -45,6 +46,7 @@ from sparse_evidence.hpo.study.definition import StudyDefinition, load
 
 EPOCHS, FOLDS, REPORTS = 20, 5, 20
 MEASURED = 30
+WARM_UP = 5.0
 DEFINITION = Path(__file__).with_name("service.toml")
 
 
@@ -227,12 +229,12 @@ def _loop(
     threads: int,
     ready: threading.Barrier,
     until: Synchronized[float],
-    each: multiprocessing.Queue[list[float]],
+    each: multiprocessing.Queue[list[tuple[float, float]]],
 ) -> None:
-    """Run trials on several threads until the time `until`; put the seconds that each claim took."""
+    """Run trials on several threads until the time `until`; put when each claim ended, and the seconds it took."""
     definition = load(DEFINITION)
     queues = [_queue(url) for _ in range(threads)]
-    taken: list[float] = []
+    taken: list[tuple[float, float]] = []
 
     def work(queue: claims.Claims) -> None:
         queue.study.get_trials(deepcopy=False)
@@ -240,7 +242,8 @@ def _loop(
         while time.monotonic() < until.value:
             began = time.monotonic()
             claim = queue.claim()
-            taken.append(time.monotonic() - began)
+            ended = time.monotonic()
+            taken.append((ended, ended - began))
             assert isinstance(claim, claims.Claim)
             with claim.transaction():
                 space.suggest(definition, claim.trial)
@@ -254,8 +257,24 @@ def _loop(
     each.put(taken)
 
 
-def together(url: str, workers: int, seconds: float, processes: int = 4) -> list[float]:
-    """The seconds of every claim that so many workers made within `seconds`."""
+def server_seconds(url: str) -> float:
+    """The CPU seconds that the Postgres server at `url`, on this machine, has used with all its processes."""
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        server = psutil.Process(connection.scalar(sa.text("SELECT pg_backend_pid()"))).parent()
+        assert server is not None
+        used = sum(server.cpu_times()[:4])  # its own, and that of its processes that have ended
+        for process in server.children():
+            used += sum(process.cpu_times()[:2])
+    engine.dispose()
+    return float(used)
+
+
+def together(url: str, workers: int, seconds: float, processes: int = 4) -> tuple[list[float], float]:
+    """The seconds of every claim that so many workers made within `seconds`, and the server's CPU seconds meanwhile.
+
+    They have been at work for a while then: the first statements of a session are slow.
+    """
     engine_of(_queue(url).study).dispose()
     context = multiprocessing.get_context("spawn")
     ready, until, taken = context.Barrier(workers + 1), context.Value("d", math.inf), context.Queue()
@@ -265,11 +284,15 @@ def together(url: str, workers: int, seconds: float, processes: int = 4) -> list
     for process in started:
         process.start()
     ready.wait()
-    until.value = time.monotonic() + seconds
-    claimed = [second for _ in started for second in taken.get()]
+    time.sleep(WARM_UP)
+    before, began = server_seconds(url), time.monotonic()
+    time.sleep(seconds)
+    used, ended = server_seconds(url) - before, time.monotonic()
+    until.value = ended
+    claimed = [took for _ in started for moment, took in taken.get() if began <= moment < ended]
     for process in started:
         process.join()
-    return claimed
+    return claimed, used
 
 
 def beside_running(url: str, running: int) -> float:
@@ -385,15 +408,17 @@ def measure_load(seconds: float = 20.0) -> dict[str, float]:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with databases("-N 400") as fresh:
-        many = together(fresh("load_128"), 128, seconds)
+        many, server = together(fresh("load_128"), 128, seconds)
         figures = {
+            "service.server_ms_128": 1000 * server / len(many),
             "service.claims_128": len(many) / seconds,
             "service.claim_p95_128": float(np.percentile(many, 95)),
             "service.running_1000_ms": beside_running(fresh("load_running"), 1000),
             "service.running_0_ms": beside_running(fresh("load_idle"), 0),
         }
         with far_away(fresh("load_far"), 0.005) as url:
-            figures["service.claims_16_at_5ms"] = len(together(url, 16, seconds)) / seconds
+            # the server is behind a proxy in this process
+            figures["service.claims_16_at_5ms"] = len(together(url, 16, seconds)[0]) / seconds
         if pooler.installed() is not None:
             with pooler.pooled(fresh("load_simulated"), connections=20) as url:
                 figures["scaling.simulated_1000_loss"] = simulated(url)

@@ -109,7 +109,7 @@ def open_storage(
         UserError: with `create=False`: there are no tables of this package.
         StorageError: the database is unreachable.
     """
-    import optuna
+    from .optuna_storage import Cache
 
     _quiet()
     database = _connect(normalize_url(url), limits(grace_seconds), wait_seconds, stop or threading.Event())
@@ -127,7 +127,7 @@ def open_storage(
         with _creating_tables(database) as missing:
             return database.storage(retry_seconds, longest_pause, without, skip_table_creation=not missing)
 
-    return optuna.storages.get_storage(retry(open_once, max(CONNECT_SECONDS, wait_seconds)))
+    return Cache(retry(open_once, max(CONNECT_SECONDS, wait_seconds)))
 
 
 def open_to_look(url: str, *, without: Collection[str] = ()) -> BaseStorage:

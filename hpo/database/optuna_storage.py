@@ -19,6 +19,7 @@ its version from above. `trial_rows` knows the names of Optuna's tables.
 
 from __future__ import annotations
 
+import copy
 import functools
 import threading
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
@@ -29,7 +30,8 @@ import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.storages._cached_storage import _CachedStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sparse_evidence.core.errors import UserError
 
@@ -71,14 +73,28 @@ def study_id(study: optuna.Study) -> int:
     return study._study_id  # noqa: SLF001
 
 
-def known_trial(trial: optuna.Trial) -> FrozenTrial:
+def known_trial(trial: Trial) -> FrozenTrial:
     """Return what this process knows of the trial, which may be changed; nothing is read."""
     return trial._cached_frozen_trial  # noqa: SLF001
 
 
-def share_trials(study: optuna.Study, trials: list[FrozenTrial]) -> None:
-    """Let samplers use `trials`, just read, as `Study.ask` does; otherwise each sampler reads the study again."""
+def read_trials(study: optuna.Study, trial_id: int) -> tuple[Trial, list[FrozenTrial]]:
+    """Read the study's trials once, and make the one with this id, for the caller to write into; as `Study.ask` does.
+
+    Without this, the trial would be read again, and samplers would read all of them again.
+
+    Raises:
+        StudyDeletedError: the study was deleted, or the trial with it.
+    """
+    trials = study.get_trials(deepcopy=False)
+    mine = next((trial for trial in reversed(trials) if trial._trial_id == trial_id), None)  # noqa: SLF001
+    if mine is None:
+        raise StudyDeletedError
     study._thread_local.cached_all_trials = trials  # noqa: SLF001
+    cache = study._storage  # noqa: SLF001
+    assert isinstance(cache, Cache)
+    cache.just_read[trial_id] = copy.deepcopy(mine)
+    return Trial(study, trial_id), trials
 
 
 # ---- the storage -----------------------------------------------------------------------------------------------------
@@ -327,6 +343,29 @@ class RetryingStorage(RDBStorage):
             if state is None:
                 raise ClaimLostError
         self.check_trial_is_updatable(trial_id, state)
+
+
+class Cache(_CachedStorage):
+    """Optuna's cache of the trials that were read, without its costs where a study has thousands."""
+
+    def __init__(self, backend: RetryingStorage) -> None:
+        super().__init__(backend)
+        self.just_read: dict[int, FrozenTrial] = {}
+        """Trials that the next `get_trial` returns, once each."""
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """As Optuna's."""
+        return self.just_read.pop(trial_id, None) or super().get_trial(trial_id)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """As Optuna's, which sorts the trials by calling a function for each."""
+        self._read_trials_from_remote_storage(study_id)
+        with self._lock:
+            known = self._studies[study_id].trials
+            trials = [known[number] for number in sorted(known) if states is None or known[number].state in states]
+            return copy.deepcopy(trials) if deepcopy else trials
 
 
 def _last_batch(

@@ -12,13 +12,13 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.distributions import json_to_distribution
+from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import postgresql
 
@@ -26,37 +26,61 @@ from ..errors import StudyDeletedError
 from .locks import lock_study
 from .record import FIXED
 
-# Changes with every write into an unfinished trial: `xmin` is the transaction that wrote a row.
-_VERSION = " || ' ' || ".join(
-    f"(SELECT count(*) || ':' || coalesce(sum(r.xmin::text::bigint), 0) FROM {table} r WHERE r.trial_id = t.trial_id)"  # noqa: S608
-    for table in ("trial_params", "trial_intermediate_values", "trial_user_attributes", "trial_system_attributes")
-)
-_COLUMNS = """
-SELECT t.trial_id, t.number, t.state::text AS state, t.datetime_start, t.datetime_complete,
+# A trial's version changes with every write into it; it says for the trial's own row and for each of these tables how
+# many rows there are, and which transactions (`xmin`) wrote them.
+_VERSIONED = ("trial_params", "trial_intermediate_values", "trial_user_attributes", "trial_system_attributes")
+_VERSION = " || ' ' || ".join([
+    "t.xmin::text",
+    *(
+        f"(SELECT count(*) || ':' || coalesce(sum(r.xmin::text::bigint), 0) FROM {table} r WHERE r.trial_id = t.trial_id)"  # noqa: S608, E501
+        for table in _VERSIONED
+    ),
+])  # fmt: skip
+
+
+def _if_changed(table: str) -> str:
+    """The condition that a table's rows of the trial have changed since they were read, or were never read."""
+    place = 2 + _VERSIONED.index(table)
+    return f"(read.version IS NULL OR split_part(now.version, ' ', {place}) <> split_part(read.version, ' ', {place}))"
+
+
+# Parameters are in three columns, because most trials of a study have the same ones: their names and distributions are
+# parsed once.
+_SELECT = f"""
+SELECT t.trial_id, t.number, t.state::text AS state, extract(epoch FROM t.datetime_start)::float8 AS started,
+  extract(epoch FROM t.datetime_complete)::float8 AS ended, now.version,
   (SELECT json_agg(json_build_array(v.value, v.value_type) ORDER BY v.objective)
    FROM trial_values v WHERE v.trial_id = t.trial_id) AS outcome,
-  (SELECT json_agg(json_build_array(p.param_name, p.param_value, p.distribution_json) ORDER BY p.param_id)
-   FROM trial_params p WHERE p.trial_id = t.trial_id) AS parameters,
-  (SELECT json_agg(json_build_array(i.step, i.intermediate_value, i.intermediate_value_type)
+  parameters.*,
+  CASE WHEN {_if_changed("trial_intermediate_values")} THEN (
+   SELECT json_agg(json_build_array(i.step, i.intermediate_value, i.intermediate_value_type)
                    ORDER BY i.trial_intermediate_value_id)
-   FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id) AS reports,
-  (SELECT json_agg(json_build_array(u.key, u.value_json) ORDER BY u.trial_user_attribute_id)
-   FROM trial_user_attributes u WHERE u.trial_id = t.trial_id AND u.key <> ALL(:without)) AS user_attributes,
-  (SELECT json_agg(json_build_array(s.key, s.value_json) ORDER BY s.trial_system_attribute_id)
-   FROM trial_system_attributes s WHERE s.trial_id = t.trial_id) AS system_attributes
-"""
-_SELECT_ONE = sa.text(f"{_COLUMNS} FROM trials t WHERE t.trial_id = :trial")
-_SELECT_MANY = sa.text(f"""
-{_COLUMNS}, now.version FROM trials t
+   FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id) END AS reports,
+  CASE WHEN {_if_changed("trial_user_attributes")} THEN (
+   SELECT json_agg(json_build_array(u.key, u.value_json) ORDER BY u.trial_user_attribute_id)
+   FROM trial_user_attributes u WHERE u.trial_id = t.trial_id AND u.key <> ALL(:without)) END AS user_attributes,
+  CASE WHEN {_if_changed("trial_system_attributes")} THEN (
+   SELECT json_agg(json_build_array(s.key, s.value_json) ORDER BY s.trial_system_attribute_id)
+   FROM trial_system_attributes s WHERE s.trial_id = t.trial_id) END AS system_attributes
+FROM trials t
 LEFT JOIN unnest(CAST(:unfinished AS integer[]), CAST(:versions AS text[])) AS read (trial_id, version)
   ON read.trial_id = t.trial_id
 CROSS JOIN LATERAL (
-    SELECT CASE WHEN t.state IN ('RUNNING', 'WAITING') THEN t.xmin::text || ' ' || {_VERSION} END AS version
+  SELECT CASE WHEN t.state IN ('RUNNING', 'WAITING') OR read.version IS NOT NULL THEN {_VERSION} END AS version OFFSET 0
 ) AS now
+LEFT JOIN LATERAL (
+  SELECT json_agg(p.param_name)::text AS names, json_agg(p.distribution_json)::text AS distributions,
+         array_agg(p.param_value) AS internal
+  FROM (SELECT * FROM trial_params WHERE trial_id = t.trial_id ORDER BY param_id) AS p
+  WHERE {_if_changed("trial_params")}
+) AS parameters ON true
+"""  # noqa: S608 (constants)
+_SELECT_ONE = sa.text(f"{_SELECT} WHERE t.trial_id = :trial")
+_SELECT_MANY = sa.text(f"""{_SELECT}
 WHERE t.study_id = :study AND (t.trial_id > :after OR t.trial_id = ANY(:known))
-  AND (read.version IS NULL OR now.version IS DISTINCT FROM read.version)
+  AND (read.version IS NULL OR now.version <> read.version)
 ORDER BY t.trial_id
-""")  # noqa: S608 (constants)
+""")
 _INFINITE = {"INF_POS": math.inf, "INF_NEG": -math.inf}
 _SPECIAL = _INFINITE | {"NAN": math.nan}
 _KINDS = {value: kind for kind, value in _INFINITE.items()}
@@ -69,7 +93,8 @@ _distribution = functools.lru_cache(maxsize=4096)(json_to_distribution)
 
 def select_trial(connection: sa.Connection, trial_id: int, without: Collection[str] = ()) -> FrozenTrial | None:
     """Read a trial, without the user attributes `without`; None if there is none with this id."""
-    row = connection.execute(_SELECT_ONE, {"trial": trial_id, "without": list(without)}).first()
+    nothing_read: dict[str, object] = {"unfinished": [], "versions": []}
+    row = connection.execute(_SELECT_ONE, {"trial": trial_id, "without": list(without), **nothing_read}).first()
     return None if row is None else _frozen(row)
 
 
@@ -87,8 +112,8 @@ def select_trials(
 ) -> tuple[list[FrozenTrial], bool]:
     """Read the trials of a study whose ids are among `known` or greater than `after`, in the order of their ids.
 
-    User attributes `without` are not read. Of the unfinished trials only those are read that have changed since they
-    were read `before`, which is brought up to date: a study may have a thousand of them.
+    User attributes `without` are not read. Of trials that were unfinished when they were read `before`, only what has
+    changed since is read, and `before` is brought up to date: a study may have a thousand of them.
 
     Returns:
         The trials, and whether any of them was read just now.
@@ -96,12 +121,13 @@ def select_trials(
     sql_params = {"study": study_id, "known": list(known), "after": after, "without": list(without),
                   "unfinished": list(before), "versions": [version for version, _ in before.values()]}  # fmt: skip
     rows = connection.execute(_SELECT_MANY, sql_params).all()
-    changed = {row.trial_id: _frozen(row) for row in rows}
+    changed = {row.trial_id: _frozen(row, before.get(row.trial_id)) for row in rows}
     same = {key: trial for key, (_, trial) in before.items() if key not in changed and (key > after or key in known)}
     for row in rows:
         before.pop(row.trial_id, None)
-        if row.version is not None:
-            before[row.trial_id] = row.version, changed[row.trial_id]
+        trial = changed[row.trial_id]
+        if not trial.state.is_finished():
+            before[row.trial_id] = row.version, trial
     trials = changed | same
     return [trials[key] for key in sorted(trials)], bool(rows)
 
@@ -117,22 +143,57 @@ def trial_state(connection: sa.Connection, trial_id: int) -> TrialState | None:
     return None if state is None else TrialState[state]
 
 
-def _frozen(row: sa.Row[Any]) -> FrozenTrial:
-    parameters = [(name, value, _distribution(as_json)) for name, value, as_json in row.parameters or ()]
-    return FrozenTrial(
-        number=row.number,
-        state=TrialState[row.state],
+def _frozen(row: sa.Row[Any], before: tuple[str, FrozenTrial] | None = None) -> FrozenTrial:
+    """The trial of a row of `_SELECT`; what has not changed since it was read `before` is taken from there."""
+    cells: tuple[Any, ...] = tuple(row)
+    trial_id, number, state, started, ended, version, outcome, names, as_json, internal = cells[:10]
+    reports, user_attributes, system_attributes = cells[10:]
+    params, distributions = _parameters(names, as_json, internal)
+    trial = FrozenTrial(
+        number=number,
+        state=TrialState[state],
         value=None,
-        values=[_number(*pair) for pair in row.outcome] if row.outcome else None,
-        datetime_start=_local(row.datetime_start),
-        datetime_complete=_local(row.datetime_complete),
-        params={name: distribution.to_external_repr(float(value)) for name, value, distribution in parameters},
-        distributions={name: distribution for name, _, distribution in parameters},
-        user_attrs={key: json.loads(value) for key, value in row.user_attributes or ()},
-        system_attrs={key: json.loads(value) for key, value in row.system_attributes or ()},
-        intermediate_values={step: _number(value, kind) for step, value, kind in row.reports or ()},
-        trial_id=row.trial_id,
+        values=[_number(*pair) for pair in outcome] if outcome else None,
+        datetime_start=_local(started),
+        datetime_complete=_local(ended),
+        params=params,
+        distributions=distributions,
+        user_attrs={key: json.loads(value) for key, value in user_attributes or ()},
+        system_attrs={key: json.loads(value) for key, value in system_attributes or ()},
+        intermediate_values={step: _number(value, kind) for step, value, kind in reports or ()},
+        trial_id=trial_id,
     )
+    return trial if before is None else _completed(trial, version, *before)
+
+
+def _completed(trial: FrozenTrial, version: str, version_before: str, before: FrozenTrial) -> FrozenTrial:
+    """Add what was not read again, because it is unchanged."""
+    parts = zip(_VERSIONED, version.split(" ")[1:], version_before.split(" ")[1:], strict=True)
+    unchanged = {table for table, one, other in parts if one == other}
+    if "trial_params" in unchanged:
+        trial.params, trial.distributions = dict(before.params), dict(before.distributions)
+    if "trial_intermediate_values" in unchanged:
+        trial.intermediate_values = dict(before.intermediate_values)
+    if "trial_user_attributes" in unchanged:
+        trial.user_attrs = dict(before.user_attrs)
+    if "trial_system_attributes" in unchanged:
+        trial.system_attrs = dict(before.system_attrs)
+    return trial
+
+
+def _parameters(
+    names: str | None, as_json: str | None, internal: Sequence[float]
+) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+    if names is None or as_json is None:
+        return {}, {}
+    distributions = _distributions(names, as_json)
+    pairs = zip(distributions.items(), internal, strict=True)
+    return {name: distribution.to_external_repr(value) for (name, distribution), value in pairs}, dict(distributions)
+
+
+@functools.lru_cache(maxsize=1024)
+def _distributions(names: str, as_json: str) -> dict[str, BaseDistribution]:
+    return {name: _distribution(text) for name, text in zip(json.loads(names), json.loads(as_json), strict=True)}
 
 
 def _number(value: float | None, kind: str) -> float:
@@ -140,8 +201,9 @@ def _number(value: float | None, kind: str) -> float:
     return _SPECIAL[kind] if value is None else float(value)
 
 
-def _local(utc: datetime | None) -> datetime | None:
-    return None if utc is None else utc.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
+def _local(seconds: float | None) -> datetime | None:
+    """Local time, as Optuna gives it. A double holds the seconds since 1970 to less than half a microsecond."""
+    return None if seconds is None else datetime.fromtimestamp(seconds)
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from ..database import claims_sql, predictions, trial_rows
 from ..database.claims_sql import ClaimedTrial, Counts, Worker
 from ..database.locks import lock_study
-from ..database.optuna_storage import known_trial, share_trials, study_id, unwrap
+from ..database.optuna_storage import known_trial, read_trials, study_id, unwrap
 from ..database.predictions import Logits
 from ..database.record import INFEASIBLE, OUTCOME, REASON
 from ..database.retry import retry
@@ -130,10 +130,7 @@ class Claims:
         if not isinstance(decision, ClaimedTrial):
             return decision
         storage.fences[decision.trial_id] = partial(claims_sql.state_if_owned, trial_id=decision.trial_id, owner=owner)
-        # As `Study.ask` does: the sampler sees the current study, and the trial enters Optuna's cache.
-        trials = self.study.get_trials(deepcopy=False)
-        share_trials(self.study, trials)
-        trial = Trial(self.study, decision.trial_id)
+        trial, trials = read_trials(self.study, decision.trial_id)
         logger.info("Claimed trial %d.", trial.number, extra={"action": "claimed", "attempt": decision.attempt})
         return Claim(self, trial, owner, decision, trials)
 
