@@ -49,10 +49,10 @@ class SearchConfig:
 class ConfirmConfig:
     """How the result is confirmed on fresh splits when the trials are finished. Not part of the study's identity."""
 
-    leaders: Annotated[int, Interval(ge=0, le=64)] = 8
+    leaders: Annotated[int, Interval(ge=0, le=64)] = 4
     """How many of the best trials are trained again; after every round the better half of them goes on. 0: nothing is
     confirmed. HPO_CONFIRM_LEADERS overrides."""
-    splits: Annotated[int, Interval(ge=1, le=64)] = 4
+    splits: Annotated[int, Interval(ge=1, le=64)] = 3
     """On how many fresh splits, each with other folds and other seeds. HPO_CONFIRM_SPLITS overrides."""
 
 

@@ -67,8 +67,8 @@ batch_size = 32
 name = "bce"                  # or "weighted_bce", "focal", "asymmetric", "logit_adjusted"
 
 [confirm]                     # afterwards: the winners again, on folds that the search has not seen
-leaders = 8                   # 0: do not confirm
-splits = 4
+leaders = 4                   # 0: do not confirm
+splits = 3
 """
 
 
