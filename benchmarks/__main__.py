@@ -15,6 +15,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -215,20 +216,26 @@ def check(parts: Sequence[str]) -> None:
     A part that looks worse is measured once more: these may be machines with other work.
     """
     history = HISTORY.read_text().splitlines() if HISTORY.exists() else []
-    worse = []
+    worse, compared = [], []
     for name in parts:
         before = measured_before(name, history, machine())
         if not before:
             print(f"{name} has not been measured on such a machine: there is nothing to compare with")
-        elif much_worse(before, _measure(name)):
+            continue
+        compared.append(name)
+        if much_worse(before, _measure(name)):
             worse += much_worse(before, _measure(name))
-    print(*(worse or ["no ratio is much worse than before"]), sep="\n")
+    if compared:
+        print(*(worse or [f"no ratio of {', '.join(compared)} is much worse than before"]), sep="\n")
     sys.exit(1 if worse else 0)
 
 
 def _measure(part: str) -> dict[str, float]:
     print(f"measuring {part} …", file=sys.stderr, flush=True)
-    return {key: round(value, 4) for key, value in PARTS[part]().items()}
+    began = time.monotonic()
+    figures = {key: round(value, 4) for key, value in PARTS[part]().items()}
+    print(f"{part} took {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return figures
 
 
 if __name__ == "__main__":

@@ -276,7 +276,7 @@ def _step(snapshot: Snapshot, phase: Phase) -> Step:
             return Step(f"Wait until the result is confirmed on fresh splits, {told}. Then make this page again.")
         return Step(f"Confirming was interrupted, {told}. Resume it:", (f"hpo confirm {file}",))
     if phase == Phase.UNCONFIRMED:
-        leaders = "" if snapshot.definition.confirm.leaders else " --leaders 8"
+        leaders = "" if snapshot.definition.confirm.leaders else " --leaders 4"
         sentence = "Confirm the result on fresh splits before you rely on its number: these folds chose it."
         return Step(sentence, (f"hpo confirm {file}{leaders}",))
     return _use(snapshot, phase)
