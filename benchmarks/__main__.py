@@ -165,12 +165,15 @@ def measured_before(part: str, history: Iterable[str], this: Mapping[str, Any]) 
 
 
 def _commit() -> str:
-    """The commit that is measured; with a `+` if files differ from it."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-        cwd=RESULTS.parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return found.stdout.strip() or "unknown"
+    """The commit that is measured; with a `+` if files differ from it, other than those that are written here."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True, check=False
+        ).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", ":/", f":!{RESULTS.name}", f":!{HISTORY.name}")
+    return f"{git('rev-parse', '--short=12', 'HEAD') or 'unknown'}{'+' if changed else ''}"
 
 
 def _store(stored: dict[str, Any], part: str, measured: Mapping[str, float]) -> None:

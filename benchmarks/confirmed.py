@@ -28,6 +28,7 @@ from sparse_evidence.core.training.crossval import CrossValidation
 from sparse_evidence.hpo.database.connection import open_storage
 from sparse_evidence.hpo.running import confirming
 from sparse_evidence.hpo.running.task import load_task
+from sparse_evidence.hpo.study.config import ConfirmConfig
 from sparse_evidence.hpo.study.definition import load
 
 QUICKSTART = Path(__file__).parents[1] / "studies" / "quickstart.toml"
@@ -40,7 +41,7 @@ def measure() -> dict[str, float]:
     """Seconds of whole runs, the share of confirming, and ratios at the size of ReDSM5."""
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        home = write_variant(HOME, Path(folder) / "home.toml", {"confirm": {"leaders": "8"}})
+        home = write_variant(HOME, Path(folder) / "home.toml", {"confirm": {"leaders": str(ConfirmConfig().leaders)}})
         for name, study in (("demo", QUICKSTART), ("home", home)):
             figures |= {f"confirmed.{name}_{figure}": value for figure, value in run(study).items()}
     data = epoch.case(epoch.HOME_POSTS)

@@ -95,7 +95,10 @@ def _queued_wrongly(claim: Claim, task: StudyTask) -> str | None:
         return None
     unknown, wrong = space.queued_mistakes(task.definition, queued)
     if unknown:
-        logger.warning("Trial %d was queued with what is ignored: %s.", claim.trial.number, "; ".join(unknown))
+        logger.warning(
+            "Trial %d was queued with unknown parameters, which are ignored: %s.", claim.trial.number,
+            "; ".join(unknown),
+        )  # fmt: skip
     return f"queued wrongly: {'; '.join(wrong)}" if wrong else None
 
 

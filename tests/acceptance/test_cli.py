@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import optuna
 import pytest
 import waiting
 from dashboard_pages import look_at
+from optuna.storages import RDBStorage
 
 from sparse_evidence.core.errors import UserError
 from sparse_evidence.hpo.database import connection, studies
+from sparse_evidence.hpo.database.address import storage_url
 from sparse_evidence.hpo.database.claims_sql import list_claims
 from sparse_evidence.hpo.database.record import BASELINE_NAMES
 
@@ -121,6 +124,10 @@ def test_a_study_from_its_first_run_to_its_export(call, start, tmp_path):
     assert (status["trials"]["finished"], status["workers"], status["claim"]) == (8, [], third["claim"])
     assert status["best"]["value"] == third["ensemble"]["best"]["value"]
     assert status["baselines"] == third["cv"]["floors"]
+    with storage_url(folder=tmp_path):  # while somebody keeps the embedded server up
+        plain = RDBStorage(status["storage"])
+        assert len(optuna.load_study(study_name="smoke", storage=plain).trials) == 8
+        plain.engine.dispose()
     listed = call("leaderboard", SMOKE, "--csv", "--top", "1", new=True)
     assert (listed.returncode, listed.stderr) == (0, "")
     rows = {row["name"]: row for row in csv.DictReader(io.StringIO(listed.stdout))}

@@ -82,7 +82,7 @@ OUT_OF_RANGE = {
 
 def test_a_run_says_what_it_noticed_in_the_data(call, database: str, tmp_path: Path) -> None:
     without_group = "".join(line.rpartition(",")[0] + "\n" for line in posts().splitlines())
-    long = without_group.replace("post 3. It was a day.", "我今天去了学校" * 100)
+    long = without_group.replace("post 3. It was a day.", "我今天去了学校" * 100).replace("post 5.", "post 4.")
     (tmp_path / "posts.csv").write_text(long, encoding="utf-8")
     (tmp_path / "s.toml").write_text(PAIRS + '[model]\nname = "linear"\n' + SHORT.format(trials=1))
     for verb, *more in (("validate",), ("run", "--workers", "1")):
@@ -91,6 +91,7 @@ def test_a_run_says_what_it_noticed_in_the_data(call, database: str, tmp_path: P
         assert ended.returncode == 0, said
         assert "there is no column group" in said
         assert "longer than the 256 tokens" in said
+        assert "2 posts share their text" in said
 
 
 @pytest.mark.parametrize(("tables", "named"), OUT_OF_RANGE.values(), ids=OUT_OF_RANGE)

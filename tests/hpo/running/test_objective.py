@@ -300,4 +300,4 @@ def test_what_was_queued_wrongly_ends_at_once_with_a_sentence(claims, tmp_path, 
     assert reason == f'queued wrongly: {name} is "three", but it is searched in {spec}'
     state, claim = run(queue, data)
     assert state != TrialState.FAIL
-    assert "Trial 2 was queued with what is ignored: lerning_rate is unknown" in caplog.text
+    assert "Trial 2 was queued with unknown parameters, which are ignored: lerning_rate (did you mean " in caplog.text
