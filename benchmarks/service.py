@@ -257,25 +257,46 @@ def _loop(
     each.put(taken)
 
 
-def server_seconds(url: str) -> float:
-    """The CPU seconds that the Postgres server at `url`, on this machine, has used with all its processes."""
+def server_of(url: str) -> psutil.Process:
+    """The Postgres server at `url`, on this machine."""
     engine = sa.create_engine(url)
     with engine.connect() as connection:
         server = psutil.Process(connection.scalar(sa.text("SELECT pg_backend_pid()"))).parent()
-        assert server is not None
-        used = sum(server.cpu_times()[:4])  # its own, and that of its processes that have ended
-        for process in server.children():
-            used += sum(process.cpu_times()[:2])
     engine.dispose()
-    return float(used)
+    assert server is not None
+    return server
 
 
-def together(url: str, workers: int, seconds: float, processes: int = 4) -> tuple[list[float], float]:
-    """The seconds of every claim that so many workers made within `seconds`, and the server's CPU seconds meanwhile.
+def seconds_of(server: psutil.Process) -> float:
+    """The CPU seconds that a server has used with all its processes."""
+    used = 0.0
+    for process in server.children():
+        with suppress(psutil.NoSuchProcess):  # one that ends here is counted with the server below
+            used += sum(process.cpu_times()[:2])
+    return float(used + sum(server.cpu_times()[:4]))
 
-    They have been at work for a while then: the first statements of a session are slow.
-    """
+
+@dataclass(frozen=True)
+class Together:
+    """What many workers did in a while, without the time in which a session's first statements are slow."""
+
+    claims: list[float]
+    """The seconds that each claim took."""
+    seconds: float
+    """The while."""
+    server_seconds: float
+    """CPU seconds of the server."""
+
+    @property
+    def rate(self) -> float:
+        """Claims a second."""
+        return len(self.claims) / self.seconds
+
+
+def together(url: str, workers: int, seconds: float, processes: int = 4) -> Together:
+    """Let so many workers run trials without work for about so many seconds; the server is on this machine."""
     engine_of(_queue(url).study).dispose()
+    server = server_of(url)
     context = multiprocessing.get_context("spawn")
     ready, until, taken = context.Barrier(workers + 1), context.Value("d", math.inf), context.Queue()
     started = [
@@ -285,14 +306,14 @@ def together(url: str, workers: int, seconds: float, processes: int = 4) -> tupl
         process.start()
     ready.wait()
     time.sleep(WARM_UP)
-    before, began = server_seconds(url), time.monotonic()
+    before, began = seconds_of(server), time.monotonic()
     time.sleep(seconds)
-    used, ended = server_seconds(url) - before, time.monotonic()
+    used, ended = seconds_of(server) - before, time.monotonic()
     until.value = ended
     claimed = [took for _ in started for moment, took in taken.get() if began <= moment < ended]
     for process in started:
         process.join()
-    return claimed, used
+    return Together(claimed, ended - began, used)
 
 
 def beside_running(url: str, running: int) -> float:
@@ -408,17 +429,16 @@ def measure_load(seconds: float = 20.0) -> dict[str, float]:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with databases("-N 400") as fresh:
-        many, server = together(fresh("load_128"), 128, seconds)
+        many = together(fresh("load_128"), 128, seconds)
         figures = {
-            "service.server_ms_128": 1000 * server / len(many),
-            "service.claims_128": len(many) / seconds,
-            "service.claim_p95_128": float(np.percentile(many, 95)),
+            "service.server_ms_128": 1000 * many.server_seconds / len(many.claims),
+            "service.claims_128": many.rate,
+            "service.claim_p95_128": float(np.percentile(many.claims, 95)),
             "service.running_1000_ms": beside_running(fresh("load_running"), 1000),
             "service.running_0_ms": beside_running(fresh("load_idle"), 0),
         }
         with far_away(fresh("load_far"), 0.005) as url:
-            # the server is behind a proxy in this process
-            figures["service.claims_16_at_5ms"] = len(together(url, 16, seconds)[0]) / seconds
+            figures["service.claims_16_at_5ms"] = together(url, 16, seconds).rate
         if pooler.installed() is not None:
             with pooler.pooled(fresh("load_simulated"), connections=20) as url:
                 figures["scaling.simulated_1000_loss"] = simulated(url)

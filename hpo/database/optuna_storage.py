@@ -84,17 +84,19 @@ def read_trials(study: optuna.Study, trial_id: int) -> tuple[Trial, list[FrozenT
     Without this, the trial would be read again, and samplers would read all of them again.
 
     Raises:
-        StudyDeletedError: the study was deleted, or the trial with it.
+        StudyDeletedError: the study was deleted, and the trial with it.
     """
     trials = study.get_trials(deepcopy=False)
-    mine = next((trial for trial in reversed(trials) if trial._trial_id == trial_id), None)  # noqa: SLF001
-    if mine is None:
-        raise StudyDeletedError
     study._thread_local.cached_all_trials = trials  # noqa: SLF001
     cache = study._storage  # noqa: SLF001
     assert isinstance(cache, Cache)
-    cache.just_read[trial_id] = copy.deepcopy(mine)
-    return Trial(study, trial_id), trials
+    mine = next((trial for trial in reversed(trials) if trial._trial_id == trial_id), None)  # noqa: SLF001
+    if mine is not None:
+        cache.just_read[trial_id] = copy.deepcopy(mine)
+    try:
+        return Trial(study, trial_id), trials
+    except KeyError:
+        raise StudyDeletedError from None
 
 
 # ---- the storage -----------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from .locks import lock_study
 from .record import FIXED
 
 # A trial's version changes with every write into it; it says for the trial's own row and for each of these tables how
-# many rows there are, and which transactions (`xmin`) wrote them.
+# many rows there are, and the sum of the transactions (`xmin`) that wrote them.
 _VERSIONED = ("trial_params", "trial_intermediate_values", "trial_user_attributes", "trial_system_attributes")
 _VERSION = " || ' ' || ".join([
     "t.xmin::text",

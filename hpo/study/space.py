@@ -124,7 +124,7 @@ def default_parameters(definition: StudyDefinition) -> dict[str, Scalar]:
 
 
 def queued_mistakes(definition: StudyDefinition, parameters: Mapping[str, object]) -> tuple[list[str], list[str]]:
-    """Return a clause for every parameter of a queued trial that is unknown, and one for every wrong value."""
+    """Return every unknown parameter of a queued trial with a hint, and a clause for every wrong value."""
     known = {parameter.name: parameter for parameter in searched(definition)}
     unknown = [f"{name} ({hint(name, known)})" for name in parameters if name not in known]
     wrong = [
