@@ -17,19 +17,26 @@ from sparse_evidence.core.seeding import stable_seed
 def make_sampler(name: Literal["tpe", "random"], seed: int) -> SeededPerTrial:
     """Return the named sampler, reseeded for each trial from the study's seed and the trial's number."""
     if name == "random":
-        return SeededPerTrial(lambda trial_seed: RandomSampler(seed=trial_seed), seed)
+        sampler = RandomSampler()
+
+        def reseeded(trial_seed: int) -> RandomSampler:
+            # a new one takes 0.3 ms for every parameter, for entropy that nobody uses
+            sampler._rng.rng.seed(trial_seed)  # noqa: SLF001
+            return sampler
+
+        return SeededPerTrial(reseeded, seed)
     return SeededPerTrial(lambda trial_seed: TPESampler(multivariate=True, seed=trial_seed), seed)
 
 
 class SeededPerTrial(BaseSampler):
-    """Wraps a sampler and rebuilds it before every trial, seeded with a hash of (study seed, trial number).
+    """Wraps a sampler and makes it anew before every trial, seeded with a hash of (study seed, trial number).
 
     Workers that share a seed therefore propose different points, a restarted worker repeats none, and a single worker
     run twice proposes the same points. Independently sampled parameters are seeded with their name as well: a trial's
     parameters do not depend on how many of them were drawn before a worker was killed.
 
     Args:
-        make: builds the wrapped sampler from a seed.
+        make: the wrapped sampler, seeded; it may be the same object every time.
         seed: the study's seed.
     """
 
@@ -44,7 +51,7 @@ class SeededPerTrial(BaseSampler):
         return f"{type(self).__name__}({self._inner})"
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Rebuild the wrapped sampler with the trial's seed."""
+        """Seed the wrapped sampler for the trial."""
         self._inner = self._make(short_seed(self._seed, trial.number))
         self._inner.before_trial(study, trial)
 
@@ -64,7 +71,7 @@ class SeededPerTrial(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:  # noqa: ANN401 (the type of a parameter depends on its distribution)
-        """Delegate to a new sampler seeded with (study seed, trial number, parameter name)."""
+        """Delegate to a sampler seeded with (study seed, trial number, parameter name)."""
         inner = self._make(short_seed(self._seed, trial.number, param_name))
         return inner.sample_independent(study, trial, param_name, param_distribution)
 
