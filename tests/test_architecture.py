@@ -121,7 +121,7 @@ def local(name: str) -> str:
 
 PRIVATE_OPTUNA = re.compile(
     r"\b(_study_id|_trial_id|_storage|_backend|_thread_local|_cached_frozen_trial|_rdb|_get_trials|_set_trial_param"
-    r"|_get_best_trial_id|_suggest)\b"
+    r"|_get_best_trial_id|_suggest|_rng|_CachedStorage)\b"
 )
 
 

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -76,6 +77,12 @@ def study_id(study: optuna.Study) -> int:
 def known_trial(trial: Trial) -> FrozenTrial:
     """Return what this process knows of the trial, which may be changed; nothing is read."""
     return trial._cached_frozen_trial  # noqa: SLF001
+
+
+def reseeded(sampler: RandomSampler, seed: int) -> RandomSampler:
+    """Return the sampler as a new one with this seed: making one takes 0.3 ms, for entropy that nobody uses."""
+    sampler._rng.rng.seed(seed)  # noqa: SLF001
+    return sampler
 
 
 def read_trials(study: optuna.Study, trial_id: int) -> tuple[Trial, list[FrozenTrial]]:

@@ -25,6 +25,7 @@ from ..results.wording import (
     short,
     shown_baselines,
 )
+from ..study.config import ConfirmConfig
 from .charts import Axis, axis_of, strip
 from .snapshot import Snapshot
 
@@ -276,7 +277,7 @@ def _step(snapshot: Snapshot, phase: Phase) -> Step:
             return Step(f"Wait until the result is confirmed on fresh splits, {told}. Then make this page again.")
         return Step(f"Confirming was interrupted, {told}. Resume it:", (f"hpo confirm {file}",))
     if phase == Phase.UNCONFIRMED:
-        leaders = "" if snapshot.definition.confirm.leaders else " --leaders 4"
+        leaders = "" if snapshot.definition.confirm.leaders else f" --leaders {ConfirmConfig().leaders}"
         sentence = "Confirm the result on fresh splits before you rely on its number: these folds chose it."
         return Step(sentence, (f"hpo confirm {file}{leaders}",))
     return _use(snapshot, phase)
