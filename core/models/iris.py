@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,7 @@ from ..features.bags import Bag
 from ..features.views import EmbeddedCorpus
 from .base import Model, normal
 from .dropout import FoldDropout
+from .iris_operations import attended, largest, overlap, with_highest, with_length
 from .standard import Standard
 
 POSTS_PER_PASS = 64
@@ -143,15 +143,15 @@ class Iris(Model):
 
     def forward(self, bag: Bag) -> Tensor:
         """Logits `[folds, width, criteria]` of a bag of posts."""
-        unit = functional.normalize(self.queries, dim=-1).flatten(1, 2)
-        scores, values = self._project(bag, unit)
+        queries = self._queries()
+        scores, values = self._project(bag, queries)
         mask, highest = self._retrieve(scores, bag.present)
         logits = self._head(torch.softmax(scores + mask, dim=2), values)
         if self.config.similarities or self.config.mean_embedding:
             means = bag.means()
         if self.config.similarities:
-            inputs = similarity_inputs(highest * self.config.temperature, means, unit)
-            logits = torch.baddbmm(logits, self.similarity_standard(inputs), self.similarity_head)
+            cosines = similarity_inputs(highest, means, queries) * self.config.temperature
+            logits = torch.baddbmm(logits, self.similarity_standard(cosines), self.similarity_head)
         if self.config.mean_embedding:
             inputs = self.mean_standard(functional.normalize(means, dim=-1))
             logits = torch.baddbmm(logits, inputs, self.mean_head)
@@ -163,21 +163,20 @@ class Iris(Model):
         Values are `[folds, width, length, hidden]`. Chunks that tie with the k-th are retrieved, too, so the order of a
         post's chunks never matters.
         """
-        unit = functional.normalize(self.queries, dim=-1).flatten(1, 2)
-        scores, values = self._project(bag, unit)
+        scores, values = self._project(bag, self._queries())
         mask, _ = self._retrieve(scores, bag.present)
         return torch.softmax(scores + mask, dim=2).mT, values
 
-    def _project(self, bag: Bag, unit: Tensor) -> tuple[Tensor, Tensor]:
+    def _queries(self) -> Tensor:
+        """Queries of length 1 / temperature, `[folds, criteria * queries, dim]`."""
+        return with_length(self.queries, 1 / self.config.temperature).flatten(1, 2)
+
+    def _project(self, bag: Bag, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Scores `[folds, width, length, criteria * queries]` (cosine / temperature) and values of the chunks."""
         folds, width, length, dim = bag.embeddings.shape
-        queries = unit / self.config.temperature
-        # scores and values in one matrix product over the chunks
-        projection = torch.cat([queries.mT, self.value], dim=-1)
         chunks = bag.embeddings.view(folds, width * length, dim)
-        projected = torch.bmm(chunks, projection).view(folds, width, length, -1)
-        scores, values = projected.split([queries.shape[1], self.config.hidden], dim=-1)
-        return scores, values
+        scores, values = torch.bmm(chunks, queries.mT), torch.bmm(chunks, self.value)
+        return scores.view(folds, width, length, -1), values.view(folds, width, length, -1)
 
     def _retrieve(self, scores: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """A mask, 0 where a chunk is retrieved and else -inf, and the scores of the highest that enter the logit.
@@ -193,7 +192,9 @@ class Iris(Model):
         with torch.no_grad():
             ranked = largest(masked_scores, min(max(k, count), length))
             if k:
-                mask = torch.where(masked_scores < ranked[k - 1][:, :, None], -math.inf, mask)
+                # 0 from the k-th highest on, else -inf: three vectorised passes, where torch.where compares one by one
+                above = masked_scores - ranked[k - 1][:, :, None].clamp(min=torch.finfo(scores.dtype).min)
+                mask = torch.threshold_(above, -torch.finfo(scores.dtype).tiny, -math.inf).clamp_(max=0)
         return mask, with_highest(masked_scores, ranked, count) if count else scores[:, :, :0]
 
     def _head(self, weights: Tensor, values: Tensor) -> Tensor:
@@ -205,18 +206,15 @@ class Iris(Model):
         attention.
         """
         folds, width, length, hidden = values.shape
-        queries, criteria, posts = self.config.num_queries, self.criteria, folds * width
+        queries, posts = self.config.num_queries, folds * width
         chunks = values.view(folds, width * length, hidden)
         inner_values = torch.baddbmm(self.inner_bias[:, None], chunks, self.inner).view(posts, length, hidden)
-        inner = torch.relu_(torch.bmm(weights.view(posts, length, -1).mT, inner_values))
-        inner = inner.view(folds, width * criteria, queries, hidden).sum(2)
-        criterion_weights = weights.view(posts, length, criteria, queries).mean(3)
-        residual = torch.bmm(criterion_weights.mT, values.view(posts, length, hidden))
-        residual = residual.view(folds, width * criteria, hidden)
+        of_posts = (weights.view(posts, length, -1), inner_values, values.view(posts, length, hidden))
+        inner, residual = (part.view(folds, -1, hidden) for part in attended(*of_posts, queries))
         pooled = torch.baddbmm(residual, inner, self.outer, alpha=1 / queries)
         pooled = functional.layer_norm(pooled, pooled.shape[-1:])
-        pooled = torch.addcmul(self.shift[:, None], pooled, self.scale[:, None]).view(folds, width, criteria, hidden)
-        dropped: Tensor = self.dropout(pooled)
+        pooled = torch.addcmul(self.shift[:, None], pooled, self.scale[:, None])
+        dropped: Tensor = self.dropout(pooled.view(folds, width, self.criteria, hidden))
         return (dropped * self.head[:, None]).sum(-1) + self.bias[:, None]
 
     def chunk_logits(self, bag: Bag) -> Tensor:
@@ -237,99 +235,12 @@ class Iris(Model):
         return self.config.diversity_weight * overlap(self.queries)
 
 
-def overlap(queries: Tensor) -> Tensor:
-    """Mean over criteria of ‖Q̂Q̂ᵀ − I‖²: queries `[folds, criteria, queries, dim]` to `[folds]`."""
-    overlaps: Tensor = _Overlap.apply(queries)  # type: ignore[no-untyped-call]
-    return overlaps
-
-
-class _Overlap(torch.autograd.Function):
-    """`overlap` with its gradient written by hand, which saves a tenth of a training step's small operations."""
-
-    @staticmethod
-    def forward(ctx: Any, queries: Tensor) -> Tensor:  # noqa: ANN401
-        norms = torch.linalg.vector_norm(queries, dim=-1, keepdim=True).clamp_(min=1e-12)
-        unit = queries / norms
-        cosines = unit @ unit.mT
-        cosines.diagonal(dim1=-2, dim2=-1).sub_(1)
-        ctx.save_for_backward(unit, norms, cosines)
-        sums: Tensor = cosines.square().sum((-1, -2))
-        return sums.mean(-1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401
-        unit, norms, cosines = ctx.saved_tensors
-        direction: Tensor = cosines @ unit
-        direction -= (direction * unit).sum(-1, keepdim=True) * unit  # the length of a query changes nothing
-        direction *= (4 / unit.shape[1]) * gradient[:, None, None, None] / norms
-        return direction
-
-
 def similarity_inputs(highest: Tensor, means: Tensor, queries: Tensor) -> Tensor:
     """The similarities that enter the logit, `[folds, width, (count + 1) * queries]`: the highest, then the means.
 
     Args:
-        highest: cosines `[folds, width, count, queries]`.
+        highest: products of chunks and queries `[folds, width, count, queries]`.
         means: mean embeddings of the posts `[folds, width, dim]`; their products with the queries are mean cosines.
-        queries: unit vectors `[folds, queries, dim]`.
+        queries: `[folds, queries, dim]`.
     """
     return torch.cat([highest.flatten(2), torch.bmm(means, queries.mT)], dim=-1)
-
-
-def with_highest(scores: Tensor, ranked: Sequence[Tensor], count: int) -> Tensor:
-    """The `count` highest scores of each post in descending order, `[folds, width, count, n]`, with their gradient.
-
-    A post with fewer chunks repeats its lowest score.
-
-    Args:
-        scores: `[folds, width, length, n]`, -inf where padded.
-        ranked: their largest values in descending order, from `largest`.
-        count: how many.
-    """
-    values = [ranked[0]]
-    for rank in range(1, count):
-        value = ranked[min(rank, len(ranked) - 1)]
-        values.append(torch.where(value == -math.inf, values[-1], value))
-    highest: Tensor = _Highest.apply(scores, torch.stack(values, dim=2))  # type: ignore[no-untyped-call]
-    return highest
-
-
-class _Highest(torch.autograd.Function):
-    """Known values of scores as a function of the scores: equal scores share the gradient of their value."""
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, values: Tensor) -> Tensor:  # noqa: ANN401
-        ctx.save_for_backward(scores, values)
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        scores, values = ctx.saved_tensors
-        total = torch.zeros_like(scores)
-        for value, value_gradient in zip(values.unbind(2), gradient.unbind(2), strict=True):
-            equal = (scores == value[:, :, None]).to(scores.dtype)
-            total.addcmul_(equal, (value_gradient / equal.sum(2))[:, :, None])
-        return total, None
-
-
-INSERTION_MAX_K = 8
-"""Up to this k, and from `INSERTION_MIN_SCORES` scores on, insertion finds the k largest on a CPU; `topk` takes two
-to four times as long."""
-INSERTION_MIN_SCORES = 16_384
-
-
-def largest(scores: Tensor, k: int) -> Sequence[Tensor]:
-    """The k largest along the third axis, in descending order, with `k <= length`.
-
-    Scores `[folds, width, length, n]` give k tensors `[folds, width, n]`.
-    """
-    if k > INSERTION_MAX_K or scores.numel() < INSERTION_MIN_SCORES or scores.device.type != "cpu":
-        return scores.topk(k, dim=2).values.unbind(2)
-    ranked: list[Tensor] = []  # of the chunks so far
-    for chunk_scores in scores.unbind(2):
-        candidate = chunk_scores
-        for rank, current in enumerate(ranked):
-            ranked[rank], candidate = torch.maximum(current, candidate), torch.minimum(current, candidate)
-        if len(ranked) < k:
-            ranked.append(candidate)
-    return ranked

@@ -29,11 +29,21 @@ def test_a_fold_draws_the_same_alone_and_in_any_stack(keys, rate):
             torch.testing.assert_close(stacked[position], alone(x[:1])[0], rtol=0, atol=0)
 
 
-def test_entries_are_dropped_where_the_folds_generator_draws_below_the_rate():
-    x = torch.ones(2, 5, 7)
-    for_fold = [torch.rand(5, 7, generator=torch_generator(*key)) for key in KEYS[:2]]
-    expected = torch.stack([(draw >= 0.25) / 0.75 for draw in for_fold])
-    torch.testing.assert_close(seeded(KEYS[:2], 0.25)(x), expected)
+def test_entries_are_dropped_where_a_quarter_of_the_folds_random_numbers_is_below_the_rate():
+    numbers = torch.empty(2, 5, 2, dtype=torch.int64)
+    for row, key in zip(numbers, KEYS[:2], strict=True):
+        row.random_(-(2**63), None, generator=torch_generator(*key))
+    draws = (numbers.view(torch.int16)[..., :7].double() + 2**15) / 2**16  # in [0, 1)
+    expected = torch.where(draws >= 0.25, 1 / 0.75, 0.0).float()
+    torch.testing.assert_close(seeded(KEYS[:2], 0.25)(torch.ones(2, 5, 7)), expected)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.1, 0.37, 0.5, 0.9])
+def test_the_share_of_dropped_entries_is_the_rate(rate):
+    dropped = seeded(KEYS[:2], rate)(torch.ones(2, 1000, 250)) == 0
+    assert dropped.float().mean((1, 2)).tolist() == pytest.approx([rate] * 2, abs=0.005)
+    of_lanes = dropped[..., :248].reshape(-1, 4).float().mean(0)  # no quarter of a number is special
+    assert of_lanes.tolist() == pytest.approx([rate] * 4, abs=0.007)
 
 
 def test_passes_of_an_epoch_differ_and_reseeding_repeats_them():

@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 
 from sparse_evidence.core.config import IrisConfig
 from sparse_evidence.core.features.bags import Bag
-from sparse_evidence.core.models import build_model
-from sparse_evidence.core.models.iris import (
+from sparse_evidence.core.models import build_model, iris_operations
+from sparse_evidence.core.models.iris import Iris
+from sparse_evidence.core.models.iris_operations import (
     INSERTION_MAX_K,
     INSERTION_MIN_SCORES,
-    Iris,
+    attended,
     largest,
     overlap,
     with_highest,
+    with_length,
 )
 
 DIM, CRITERIA = 12, 3
@@ -261,6 +263,48 @@ def test_the_similarities_do_not_depend_on_how_they_are_found():
     assert 120 * 9 * 8 * CRITERIA > INSERTION_MIN_SCORES > 2 * 9 * 8 * CRITERIA
     for model in (few, many):
         torch.testing.assert_close(model(inserted)[:, :2], model(sorted_), atol=1e-5, rtol=1e-4)
+
+
+# ---- gradients written by hand ----------------------------------------------------------------------------------
+
+
+def operands(posts, length, queries, *, criteria=2, hidden=3, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(posts, length, criteria * queries, dtype=dtype, generator=generator)
+    values = (torch.randn(posts, length, hidden, dtype=dtype, generator=generator) for _ in range(2))
+    return [tensor.requires_grad_() for tensor in (weights, *values)]
+
+
+def as_written(weights, inner_values, values, queries):
+    inner = torch.relu(weights.mT @ inner_values).unflatten(1, (-1, queries)).sum(2)
+    return inner, (weights.mT @ values).unflatten(1, (-1, queries)).mean(2)
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_the_gradient_of_what_is_attended_to_agrees_with_finite_differences(queries):
+    inputs = operands(3, 4, queries)
+    assert torch.autograd.gradcheck(lambda *tensors: attended(*tensors, queries), inputs)
+
+
+def test_posts_in_parts_give_what_the_formula_says():
+    """More posts than fit into one part, the last part shorter."""
+    inputs = operands(1001, 3, 4, criteria=5, hidden=17, dtype=torch.float32)
+    assert 2 * iris_operations.CACHE_BYTES > 1001 * 4 * 5 * 17 * 4 > iris_operations.CACHE_BYTES
+    found, expected = attended(*inputs, 4), as_written(*inputs, 4)
+    weighted = [sum((part * (1 + part.detach().cos())).sum() for part in parts) for parts in (found, expected)]
+    gradients = [torch.autograd.grad(total, inputs) for total in weighted]
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("length", [1.0, 12.5])
+def test_vectors_get_another_length(length):
+    vectors = torch.randn(2, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    found = with_length(vectors, length)
+    torch.testing.assert_close(found.norm(dim=-1), torch.full((2, 3), length, dtype=torch.float64))
+    torch.testing.assert_close(found, length * torch.nn.functional.normalize(vectors, dim=-1))
+    assert torch.autograd.gradcheck(lambda raw: with_length(raw, length), vectors)
+    assert torch.autograd.gradcheck(overlap, vectors[None].detach().requires_grad_())
 
 
 # ---- the k largest ----------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from sparse_evidence.core.models import (
 )
 from sparse_evidence.core.models.base import enable_gradient_checkpointing
 from sparse_evidence.core.models.dropout import FoldDropout
-from sparse_evidence.core.models.iris import largest, overlap
+from sparse_evidence.core.models.iris_operations import largest, overlap
 from sparse_evidence.core.seeding import numpy_generator
 
 PUBLISHED = {"similarities": 0, "mean_embedding": False}
