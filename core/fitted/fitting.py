@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from threading import Event
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from .. import metrics
-from ..config import CandidateConfig, ChunksConfig, ModelConfig
+from ..config import CandidateConfig, ChunksConfig, ModelConfig, reads_text
 from ..corpus.data import Corpus
 from ..features.encoders import Encoder
 from ..features.views import EmbeddedCorpus, Features
 from ..models import Model
 from ..models.logistic import solve
+from ..seeding import seeded
 from ..splits import Folds
 from ..training.crossval import CrossValidation
 from ..training.stack import Stack, make_stack
@@ -22,6 +27,8 @@ from .member import Member
 from .model import Calibration, FittedModel
 
 Floats = npt.NDArray[np.float64]
+Trained = tuple[npt.NDArray[np.float32], tuple[Model, ...]]
+"""Out-of-fold logits `[posts, criteria]` of a member, and the models that predict."""
 
 CALIBRATION_STRENGTH = 100.0
 """C of the regression that calibrates: nearly none, only so that it has a solution where logits separate perfectly."""
@@ -91,12 +98,10 @@ def fit(
     """
     total = sum(recipe.weight for recipe in recipes)
     members, logits = [], np.zeros(ground.corpus.labels.shape)
-    for recipe in recipes:
-        cv = _cross_validate(recipe, ground, device)
-        logits += recipe.weight / total * cv.predictions()
-        models = _refit(recipe, ground, device) if single else cv.stages[0].stack.models
+    for recipe, (out_of_fold, models) in zip(recipes, _train(recipes, ground, single, device), strict=True):
+        logits += recipe.weight / total * out_of_fold
         members.append(
-            Member(recipe.candidate, _on_cpu(models), recipe.weight / total, recipe.trial, recipe.seed, recipe.epochs)
+            Member(recipe.candidate, models, recipe.weight / total, recipe.trial, recipe.seed, recipe.epochs)
         )
     scored = ground.folds.assignment >= 0
     labels = ground.corpus.labels[scored]
@@ -136,7 +141,29 @@ def calibrate(labels: npt.NDArray[np.int8], logits: npt.NDArray[np.floating]) ->
     return Calibration(np.array(slopes), np.array(intercepts))
 
 
-def _cross_validate(recipe: Recipe, ground: Ground, device: str) -> CrossValidation:
+def _train(recipes: Sequence[Recipe], ground: Ground, single: bool, device: str) -> list[Trained]:
+    """Train the members, on a CPU side by side: with a core for each that takes less time than with all cores for one.
+
+    A model that reads text is trained alone, because its dropout draws from the global random generator.
+    """
+    alone = device != "cpu" or any(reads_text(recipe.candidate.model) for recipe in recipes)
+    threads = torch.get_num_threads()
+    stopped = Event()
+    train = partial(_train_one, ground=ground, single=single, device=device, stopped=stopped)
+    if alone or threads == 1 or len(recipes) == 1:
+        return [train(recipe) for recipe in recipes]
+    torch.set_num_threads(1)
+    try:
+        with seeded("side by side"), ThreadPoolExecutor(threads) as pool:  # the threads seed what is global in turn
+            try:
+                return list(pool.map(train, recipes))
+            finally:  # nobody waits for the others if one diverges or the user has had enough
+                stopped.set()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train_one(recipe: Recipe, *, ground: Ground, single: bool, device: str, stopped: Event) -> Trained:
     cv = CrossValidation(
         ground.features(recipe.candidate.model),
         ground.folds,
@@ -149,8 +176,10 @@ def _cross_validate(recipe: Recipe, ground: Ground, device: str) -> CrossValidat
         fixed_epochs=recipe.epochs,
     )
     for _ in cv.epochs():
-        pass
-    return cv
+        if stopped.is_set():
+            raise CancelledError
+    models = _refit(recipe, ground, device) if single else cv.stages[0].stack.models
+    return cv.predictions(), _on_cpu(models)
 
 
 def _refit(recipe: Recipe, ground: Ground, device: str) -> tuple[Model, ...]:

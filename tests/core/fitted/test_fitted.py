@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from sparse_evidence.core.config import (
     DEFAULT_ENCODER,
@@ -21,7 +23,7 @@ from sparse_evidence.core.config import (
     TrainingConfig,
 )
 from sparse_evidence.core.corpus.synthetic import SyntheticSource
-from sparse_evidence.core.errors import UserError
+from sparse_evidence.core.errors import NonFiniteLossError, UserError
 from sparse_evidence.core.features.chunks import chunk, windows
 from sparse_evidence.core.features.encoders import locate
 from sparse_evidence.core.features.views import embed_corpus, select
@@ -114,6 +116,36 @@ def test_the_same_recipes_give_the_same_files(ground, fitted, tmp_path):
     save_model(fit(RECIPES, ground).model, tmp_path / "second", "card")
     for name in ("model.json", "weights.safetensors"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+@contextmanager
+def cores(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_members_that_train_side_by_side_are_those_that_train_one_after_the_other(ground, tmp_path):
+    state = torch.get_rng_state()
+    for count in (1, 3):
+        with cores(count):
+            save_model(fit(RECIPES, ground).model, tmp_path / str(count), "card")
+            assert torch.get_num_threads() == count
+    names = ("model.json", "weights.safetensors")
+    one, three = ([(tmp_path / count / name).read_bytes() for name in names] for count in "13")
+    assert one == three
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_member_that_diverges_ends_the_others(ground):
+    """Which would otherwise train for hours."""
+    diverging = recipe(IrisConfig(hidden=8, num_queries=2), learning_rate=1e30)
+    endless = replace(recipe(InstanceConfig(hidden=16)), epochs=10**9)
+    with cores(2), pytest.raises(NonFiniteLossError):
+        fit([diverging, endless, endless], ground)
 
 
 def test_predictions_are_a_row_per_post_and_criterion_with_the_sentence(fitted, new_posts):
