@@ -9,7 +9,8 @@ rule sees only out-of-fold predictions and curves; what it chooses is worth what
 documents. So many rules can be compared on the same trials, in pairs.
 
 * samplers: `TRIALS` trials of each, and the usual ensemble of them;
-* ensembles: how many picks from how many of the best trials, against the best single trial and plain averages;
+* ensembles: how many picks from how many of the best trials, with how many different members, against the best single
+  trial and plain averages;
 * pruning: which trials are trained to the end when all folds together may be trained as often as `TRIALS` whole trials
   need. A rule that prunes gets more trials for the same time.
 """
@@ -48,8 +49,8 @@ SAMPLERS: dict[Literal["tpe", "random"], int] = {"tpe": TRIALS, "random": 2 * TR
 """Trials of each sampler; the random ones are also those that ensembles and pruning are replayed on."""
 DRAWS = 20
 """Random orders of the random trials, each of which is one search."""
-SIZES = ((1, 30), (5, 30), (10, 10), (10, 30), (20, 30))
-"""(picks, pool) of the ensembles that are compared."""
+SIZES = ((10, 30, 10), (10, 10, 10), (20, 30, 20), (20, 30, 6), (20, 30, 5), (20, 30, 4), (20, 30, 3), (20, 30, 2))
+"""(picks, pool, members) of the ensembles that are compared."""
 AVERAGES = (5, 10, 20)
 PERCENTILES = (25.0, 50.0, 75.0, 100.0)
 """Of the trials, how many are trained on all folds; 100: none is pruned."""
@@ -87,11 +88,12 @@ class Trials:
 # ---- the rules ------------------------------------------------------------------------------------------------------
 
 
-def greedy(picks: int, pool: int, trials: Trials, run: Sequence[int]) -> list[int]:
+def greedy(picks: int, pool: int, members: int, trials: Trials, run: Sequence[int]) -> list[int]:
     """The ensemble of `picks` picks among the `pool` best trials, as `selection.choose_members` makes it."""
     logits = [trials.out_of_fold[number] for number in run]
     folds = range(trials.scorer.folds.count)
-    return [run[member] for member in selection.choose_members(trials.scorer, logits, folds, pool=pool, picks=picks)]
+    chosen = selection.choose_members(trials.scorer, logits, folds, pool=pool, picks=picks, members=members)
+    return [run[member] for member in chosen]
 
 
 def average(count: int, trials: Trials, run: Sequence[int]) -> list[int]:
@@ -100,11 +102,18 @@ def average(count: int, trials: Trials, run: Sequence[int]) -> list[int]:
     return [run[index] for index in np.argsort(-values, kind="stable")[:count]]
 
 
+def size_text(picks: int, pool: int, members: int) -> str:
+    """A size of ensembles in words; it has as many members as picks if none is picked twice."""
+    limit = "" if members >= picks else f", at most {members} members"
+    return f"{picks} picks of the best {pool}{limit}"
+
+
 RULES: dict[str, Choose] = {
     "best single trial": partial(average, 1),
     **{f"average of the best {count}": partial(average, count) for count in AVERAGES},
-    **{f"{picks} picks of the best {pool}": partial(greedy, picks, pool) for picks, pool in SIZES},
+    **{size_text(*size): partial(greedy, *size) for size in SIZES},
 }
+USUAL = size_text(selection.PICKS, selection.POOL, selection.MEMBERS)
 
 
 def survivors(trials: Trials, order: Sequence[int], percentile: float, budget: int) -> list[int]:
@@ -131,7 +140,7 @@ def survivors(trials: Trials, order: Sequence[int], percentile: float, budget: i
 def replay(repeats: Sequence[Mapping[str, Trials]]) -> dict[str, dict[str, list[float]]]:
     """Return for every table, rule and repeat what the rule's choice is worth, a mean over the draws."""
     tables: dict[str, dict[str, list[float]]] = {"sampler": {}, "ensemble": {}, "pruning": {}}
-    usual = RULES[f"{selection.PICKS} picks of the best {selection.POOL}"]
+    usual = RULES[USUAL]
     for number, samplers in enumerate(repeats):
         found = samplers["random"]
         orders = [
@@ -249,7 +258,7 @@ def main() -> None:
     tables = replay([read(repeat, folder) for repeat in complete])
     print(f"{len(complete)} repeats of {CORPUS}", end="\n\n")
     print(*markdown("sampler", tables["sampler"], "random: ensemble"), sep="\n", end="\n\n")
-    print(*markdown("ensemble", tables["ensemble"], "10 picks of the best 30"), sep="\n", end="\n\n")
+    print(*markdown("ensemble", tables["ensemble"], USUAL), sep="\n", end="\n\n")
     print(*markdown("trained to the end", tables["pruning"], "best 100 %"), sep="\n")
 
 

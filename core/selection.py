@@ -27,8 +27,10 @@ Choose = Callable[["Scorer", Sequence[Logits], Sequence[int]], list[int]]
 
 POOL = 30
 """An ensemble is chosen among so many of the best trials; more of them overfit the choice."""
-PICKS = 10
+PICKS = 20
 """Members of an ensemble, counted as often as they were picked."""
+MEMBERS = 6
+"""At most so many different ones: each is trained on every fresh split and for every fold of the fitted model."""
 BLOCKS = 200
 """At most so many parts of the posts are left out in turn for a standard error."""
 MAX_NUMBERS = 1 << 22
@@ -146,12 +148,19 @@ def choose_best(scorer: Scorer, predictions: Sequence[Logits], folds: Sequence[i
 
 
 def choose_members(
-    scorer: Scorer, predictions: Sequence[Logits], folds: Sequence[int], *, pool: int = POOL, picks: int = PICKS
+    scorer: Scorer,
+    predictions: Sequence[Logits],
+    folds: Sequence[int],
+    *,
+    pool: int = POOL,
+    picks: int = PICKS,
+    members: int = MEMBERS,
 ) -> list[int]:
     """The members of the ensemble: `picks` times the trial that improves the mean logit most.
 
     Greedy forward selection with replacement (Caruana, Niculescu-Mizil, Crew, Ksikes, ICML 2004) among the best `pool`
-    trials. A trial that is picked more often weighs more. `benchmarks.choices` compares it with other rules.
+    trials. A trial that is picked more often weighs more; once there are `members` of them, further picks only change
+    their weights. `benchmarks.choices` compares it with other rules.
 
     Args:
         scorer: scores predictions.
@@ -159,6 +168,7 @@ def choose_members(
         folds: the folds to choose by.
         pool: how many of the best trials may be picked.
         picks: how many are picked.
+        members: how many different ones, at most.
 
     Returns:
         Indices of `predictions`, `picks` of them, in the order of the picks.
@@ -168,8 +178,10 @@ def choose_members(
     total = np.zeros_like(logits[0])
     picked: list[int] = []
     for count in range(1, picks + 1):
-        values = scorer.values((total + logits) / count, folds)
-        picked.append(int(np.argmax(scorer.signed(values))))
+        known = sorted(set(picked))
+        places = known if len(known) == members else range(len(best))
+        values = scorer.values((total + logits[places]) / count, folds)
+        picked.append(places[int(np.argmax(scorer.signed(values)))])
         total += logits[picked[-1]]
     return [best[place] for place in picked]
 

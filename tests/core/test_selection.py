@@ -115,6 +115,24 @@ def test_members_come_from_the_best_trials_only():
     assert min(selection.choose_members(scorer(), predictions, range(FOLDS))) >= 5
 
 
+def test_an_ensemble_has_at_most_so_many_members_and_further_picks_weigh_them():
+    predictions, judge = informed(12, 0.8), scorer()
+
+    def picks(**limit):
+        return selection.choose_members(judge, predictions, range(FOLDS), **limit)
+
+    unlimited, limited = picks(members=selection.PICKS), picks(members=3)
+    assert len(set(unlimited)) > selection.MEMBERS >= len(set(picks()))
+    assert len(limited) == selection.PICKS
+    members = list(dict.fromkeys(limited))
+    assert len(members) == 3
+    complete = limited.index(members[-1]) + 1
+    assert limited[:complete] == unlimited[:complete]
+    for count in range(complete, selection.PICKS):
+        values = {m: judge.value(selection.mean_logits(predictions, [*limited[:count], m])) for m in members}
+        assert values[limited[count]] == max(values.values())
+
+
 def test_a_lower_brier_score_is_better():
     predictions = [np.where(labels() == 1, 2.0, -2.0), np.zeros((POSTS, CRITERIA))]
     judge = scorer(metric="brier")

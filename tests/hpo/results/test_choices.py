@@ -33,6 +33,8 @@ def test_a_rule_chooses_among_the_trials_that_were_run(trials):
     members = choices.RULES["10 picks of the best 30"](trials, [5, 4, 2])
     assert len(members) == 10
     assert set(members) <= {5, 4, 2}
+    assert len(set(choices.RULES["20 picks of the best 30, at most 2 members"](trials, range(6)))) <= 2
+    assert choices.USUAL in choices.RULES
     assert trials.worth([1, 3]) == 2.0
 
 
