@@ -1,7 +1,7 @@
 """Runs a study on this machine: prepares it, starts one worker per slot, and watches until it is confirmed.
 
-`start_study` and `run_study` are `hpo run`, `run_slots` is `hpo worker --slots`. Call them in the main thread, which
-receives signals. Nothing is drawn in this module: an `Observer` follows the run.
+`early_workers`, `start_study` and `run_study` are `hpo run`, `run_slots` is `hpo worker --slots`. Call them in the main
+thread, which receives signals. Nothing is drawn in this module: an `Observer` follows the run.
 """
 
 from __future__ import annotations
