@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import logging
 import os
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock
 from platformdirs import user_cache_dir
 
 from .errors import UserError
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 CACHE_VARIABLE = "HPO_CACHE"
 STDOUT = Path("-")
 """The name that means standard output."""
 _OPENED = ("/dev/fd/", "/dev/stdout", "/dev/stderr", "/proc/")
 """Names that start like this mean what the shell has opened: it is written to, even if it is a regular file."""
+
+_DIGEST = hashlib.sha256().digest_size
 
 logger = logging.getLogger(__name__)
 
@@ -197,3 +203,35 @@ def _intact(path: Path, sha256: str) -> bytes | None:
         return content
     logger.warning("%s is damaged; fetching it again", path)
     return None
+
+
+def remembered(
+    kind: str, source: str, arguments: Iterable[bytes], compute: Callable[[], npt.NDArray[Any]]
+) -> npt.NDArray[Any]:
+    """Return an array of numbers from the cache, or compute and keep it: for what takes long and is always the same.
+
+    A cache that cannot be read or written, or is damaged, only costs the time of computing it again.
+
+    Args:
+        kind: what it is, which names its folder in the cache.
+        source: the file of the module that computes it; what an edited one computes is another thing.
+        arguments: all that the array depends on.
+        compute: returns the array.
+    """
+    import numpy as np  # not needed by `hpo --help`
+
+    digest = hashlib.sha256(hashlib.sha256(Path(source).read_bytes()).digest())
+    for argument in arguments:
+        digest.update(len(argument).to_bytes(8, "little") + argument)
+    path = cache_dir() / kind / digest.hexdigest()
+    with suppress(OSError, ValueError, EOFError):
+        content = path.read_bytes()
+        if hashlib.sha256(content[_DIGEST:]).digest() == content[:_DIGEST]:
+            return np.load(io.BytesIO(content[_DIGEST:]), allow_pickle=False)  # type: ignore[no-any-return]
+    computed = compute()
+    buffer = io.BytesIO()
+    np.save(buffer, computed, allow_pickle=False)
+    with suppress(OSError):
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        write_atomically(path, hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
+    return computed

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .cache import remembered
 from .config import SplitConfig
 from .errors import ConfigError, SplitError, first, quote_value
 
@@ -211,6 +212,22 @@ def split(groups: Sequence[str], labels: Labels, config: SplitConfig, *, criteri
         )
     held_out = holdout_split(groups, labels, config.holdout, config.seed, keep=config.folds)
     return kfold(groups, labels, config.folds, config.seed, criteria=criteria, include=~held_out)
+
+
+def split_once(groups: Sequence[str], labels: Labels, config: SplitConfig, *, criteria: Sequence[str]) -> Folds:
+    """`split`, but the folds of the same posts are kept in the cache: choosing them takes a while.
+
+    Raises:
+        ConfigError, SplitError: as `split`.
+        UserError: the cache folder cannot be created.
+    """
+    numbers: dict[str, int] = {}  # names do not matter
+    group = np.array([numbers.setdefault(name, len(numbers)) for name in groups], dtype=np.int64)
+    arguments = (repr(config).encode(), repr(labels.shape).encode(), labels.tobytes(), group.tobytes())
+    assignment = remembered(
+        "folds", __file__, arguments, lambda: split(groups, labels, config, criteria=criteria).assignment
+    )
+    return Folds(assignment, config.folds)
 
 
 # ---- checks -----------------------------------------------------------------------------------------------------

@@ -109,15 +109,17 @@ def run(
     console = make_console(quiet=not progress)
     with ExitStack() as stack:
         url = stack.enter_context(storage_url(storage))
-        path = stack.enter_context(_file_for_workers(study, definition))
+        definition = replace(definition, path=stack.enter_context(_file_for_workers(study, definition)))
+        pool = stack.enter_context(launcher.early_workers(definition, url, workers=workers, trials=trials))
         warm = None if start_from is None else warm_start.read_warm_start(Path(start_from), definition, url)
         with live.EmbeddingProgress(console) as embedding:
             started = launcher.start_study(
-                replace(definition, path=path),
+                definition,
                 url,
                 trials=trials,
                 try_first=() if warm is None else warm.parameters,
                 progress=embedding,
+                pool=pool,
             )
         stack.callback(_disconnect, started.study)
         if warm is not None:

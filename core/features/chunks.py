@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from ..cache import remembered
 from ..config import ChunksConfig
 from ..corpus.data import Corpus
 from ..errors import DataError
@@ -90,18 +91,42 @@ def chunk(posts: Sequence[str], config: ChunksConfig) -> Chunks:
     return from_spans(posts, spans)
 
 
+def chunk_once(posts: Sequence[str], config: ChunksConfig) -> Chunks:
+    """`chunk`, but the positions of the same posts' chunks are kept in the cache: finding them takes a while.
+
+    Raises:
+        DataError: as `chunk`.
+        UserError: the cache folder cannot be created.
+    """
+
+    def positions() -> npt.NDArray[np.int32]:
+        chunks = chunk(posts, config)
+        return np.stack([chunks.post, chunks.start, chunks.end])
+
+    arguments = (repr(config).encode(), *(post.encode("utf-8", "surrogatepass") for post in posts))
+    post, start, end = remembered("chunks", __file__, arguments, positions)
+    return _chunks(posts, post, start, end)
+
+
 def from_spans(posts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]) -> Chunks:
     """Return the chunks that start and end at these characters of each post; every post has at least one."""
     counts = np.array([len(post_spans) for post_spans in spans], dtype=np.int64)
     flat = np.array([span for post_spans in spans for span in post_spans], dtype=np.int32).reshape(-1, 2)
+    post = np.repeat(np.arange(len(posts), dtype=np.int32), counts)
+    return _chunks(posts, post, flat[:, 0].copy(), flat[:, 1].copy())
+
+
+def _chunks(
+    posts: Sequence[str], post: npt.NDArray[np.int32], start: npt.NDArray[np.int32], end: npt.NDArray[np.int32]
+) -> Chunks:
+    spans = zip(post.tolist(), start.tolist(), end.tolist(), strict=True)
+    counts = np.bincount(post, minlength=len(posts))
     return Chunks(
-        texts=tuple(
-            post[start:end] for post, post_spans in zip(posts, spans, strict=True) for start, end in post_spans
-        ),
-        post=np.repeat(np.arange(len(posts), dtype=np.int32), counts),
-        start=flat[:, 0].copy(),
-        end=flat[:, 1].copy(),
-        offsets=np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)]),
+        texts=tuple(posts[row][begin:stop] for row, begin, stop in spans),
+        post=post,
+        start=start,
+        end=end,
+        offsets=np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts, dtype=np.int64)]),
     )
 
 
@@ -126,10 +151,7 @@ def windows(posts: Sequence[str], chunks: Chunks, window: int) -> Chunks:
     post = np.repeat(np.arange(len(posts), dtype=np.int32), counts)
     first = np.arange(len(post)) - offsets[post] + chunks.offsets[post]
     last = first + np.minimum(lengths, window)[post] - 1
-    start, end = chunks.start[first], chunks.end[last]
-    spans = zip(post.tolist(), start.tolist(), end.tolist(), strict=True)
-    texts = tuple(posts[row][begin:stop] for row, begin, stop in spans)
-    return Chunks(texts, post, start, end, offsets)
+    return _chunks(posts, post, chunks.start[first], chunks.end[last])
 
 
 def evidence_mask(corpus: Corpus, chunks: Chunks) -> npt.NDArray[np.bool_]:

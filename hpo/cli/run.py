@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,14 +67,19 @@ def command(
         check_free(fit)
     console = make_console(stderr=output.is_stdout)
     tell_start(console, definition)
-    with fast_imports():
-        from ..results import live, tables, wording
-        from ..running import launcher, warm_start
-    with database(storage) as url:
+    with database(storage) as url, ExitStack() as stack:
+        with fast_imports():
+            from ..running import launcher
+
+            pool = stack.enter_context(launcher.early_workers(definition, url, workers=workers, trials=trials))
+            from ..results import live, tables, wording
+            from ..running import warm_start
         warm = None if start_from is None else warm_start.read_warm_start(start_from, definition, url)
         try_first = () if warm is None else warm.parameters
         with live.EmbeddingProgress(console) as progress:
-            started = launcher.start_study(definition, url, trials=trials, try_first=try_first, progress=progress)
+            started = launcher.start_study(
+                definition, url, trials=trials, try_first=try_first, progress=progress, pool=pool
+            )
         task = started.task
         for note in [*task.notes, *([] if warm is None else [warm.sentence])]:
             console.print(f"note: {note}")

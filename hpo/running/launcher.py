@@ -1,19 +1,22 @@
 """Runs a study on this machine: prepares it, starts one worker per slot, and watches until it is confirmed.
 
-`start_study` and `run_study` are `hpo run`, `run_slots` is `hpo worker --slots`. Call them in the main thread, which
-receives signals. Nothing is drawn in this module: an `Observer` follows the run.
+`early_workers`, `start_study` and `run_study` are `hpo run`, `run_slots` is `hpo worker --slots`. Call them in the main
+thread, which receives signals. Nothing is drawn in this module: an `Observer` follows the run.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import Exit
+from sparse_evidence.core.errors import UserError
+
+from ..errors import Exit, StudyDeletedError
 from .signals import graceful_shutdown
 from .slots import Slot, plan_slots
 from .supervisor import WorkerPool
@@ -68,6 +71,8 @@ class StartedStudy:
     """The budget: trials to finish in total."""
     confirm_only: bool = False
     """Do no trials of the search, confirm the result of those that are finished."""
+    pool: WorkerPool | None = None
+    """Workers that were started early, see `early_workers`."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,59 @@ class Outcome:
     """How far confirming was when the workers failed; None: it had not begun, or it is done."""
 
 
+@contextmanager
+def early_workers(
+    definition: StudyDefinition, url: str, *, workers: int | None = None, trials: int | None = None
+) -> Iterator[WorkerPool | None]:
+    """Start the workers of a study, for `start_study`: they load their libraries while it loads and checks the data.
+
+    They do nothing else before `run_study` lets them, and end with the block. None if all trials are finished.
+
+    Args:
+        definition: the study; it need not exist yet.
+        url: from `storage_url`.
+        workers: as in `run_study`.
+        trials: as in `start_study`.
+
+    Raises:
+        UserError: so many workers do not fit on the GPUs.
+        StorageError: the database is unreachable.
+    """
+    budget = trials or definition.search.trials
+    finished = _finished_before(definition.name, url)
+    if finished >= budget:
+        yield None
+        return
+    with _start_pool(definition, url, budget, finished, workers, confirm_only=False) as pool:
+        yield pool
+
+
+def _finished_before(name: str, url: str) -> int:
+    """Trials that are finished; 0 if there is no such study."""
+    from ..database.claims_sql import count_trials
+    from ..database.connection import engine_of, open_storage
+    from ..database.studies import load_study
+
+    storage = open_storage(url)
+    try:
+        return count_trials(load_study(storage, name)).finished
+    except (UserError, StudyDeletedError):
+        return 0
+    finally:
+        engine_of(storage).dispose()
+
+
+def _start_pool(
+    definition: StudyDefinition, url: str, budget: int, finished: int, workers: int | None, *, confirm_only: bool
+) -> WorkerPool:
+    """Start workers that are held."""
+    slots = plan_slots(_useful_workers(definition, workers, budget - finished), per_gpu=workers or 1)
+    return WorkerPool(
+        definition.path, url, trials=budget, slots=slots, print_line=None, environment=definition.environment,
+        confirm_only=confirm_only,
+    )  # fmt: skip
+
+
 def start_study(
     definition: StudyDefinition,
     url: str,
@@ -94,6 +152,7 @@ def start_study(
     confirm_only: bool = False,
     try_first: Sequence[Mapping[str, Scalar]] = (),
     progress: Progress | None = None,
+    pool: WorkerPool | None = None,
 ) -> StartedStudy:
     """Load the study's data, and create the study or join it.
 
@@ -104,6 +163,7 @@ def start_study(
         confirm_only: do no trials of the search; `trials` are finished.
         try_first: parameters from `warm_start` that are tried first, once.
         progress: called while texts are embedded.
+        pool: from `early_workers`.
 
     Raises:
         UserError: the data, the folds or the encoder cannot be used.
@@ -118,7 +178,7 @@ def start_study(
     task = load_task(definition, progress=progress)
     budget = trials or definition.search.trials
     study = join_study(definition, task, url, trials=0 if confirm_only else budget, try_first=try_first)
-    return StartedStudy(definition, url, task, study, budget, confirm_only)
+    return StartedStudy(definition, url, task, study, budget, confirm_only, pool)
 
 
 def run_study(started: StartedStudy, observer: Observer, *, workers: int | None = None) -> Outcome:
@@ -127,7 +187,8 @@ def run_study(started: StartedStudy, observer: Observer, *, workers: int | None 
     Args:
         started: from `start_study`.
         observer: follows the run.
-        workers: worker processes; default: one per GPU, without a GPU one per core, at most 4.
+        workers: worker processes; default: one per GPU, without a GPU one per core, at most 4. Workers that were
+            started early are used as they are.
 
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM arrived before the end; the workers have released their trials.
@@ -139,28 +200,26 @@ def run_study(started: StartedStudy, observer: Observer, *, workers: int | None 
     if finished >= started.trials and _is_concluded(started):
         _measure_baselines(started, observer)
         return Outcome(Exit.DONE, finished, started.trials, workers=0)
-    slots = plan_slots(_useful_workers(started, workers, finished), per_gpu=workers or 1)
     stop = threading.Event()
-    with graceful_shutdown(stop, again=signal.default_int_handler), WorkerPool(
-        started.definition.path, started.url, trials=started.trials, slots=slots, print_line=observer.line,
-        environment=started.definition.environment, confirm_only=started.confirm_only,
-        study_key=study_id(started.study),
+    with graceful_shutdown(stop, again=signal.default_int_handler), started.pool or _start_pool(
+        started.definition, started.url, started.trials, finished, workers, confirm_only=started.confirm_only
     ) as pool:  # fmt: skip
+        pool.release(observer.line, study_id(started.study))
         _measure_baselines(started, observer)  # takes about as long as the workers take to start
         _watch(started, observer, pool, stop)
     finished = _finished(started)
     if finished >= started.trials and _is_concluded(started):
-        return Outcome(Exit.DONE, finished, started.trials, len(slots))
+        return Outcome(Exit.DONE, finished, started.trials, pool.size)
     if stop.is_set():
         raise KeyboardInterrupt
     code, reason = pool.failure()
-    return Outcome(code, finished, started.trials, len(slots), reason, _confirm_progress(started))
+    return Outcome(code, finished, started.trials, pool.size, reason, _confirm_progress(started))
 
 
-def _useful_workers(started: StartedStudy, workers: int | None, finished: int) -> int:
+def _useful_workers(definition: StudyDefinition, workers: int | None, left: int) -> int:
     """As many workers as requested, but no more than trials are left if nothing is confirmed after them."""
     wanted = workers or len(plan_slots(None))
-    return wanted if started.definition.confirm.leaders else max(1, min(wanted, started.trials - finished))
+    return wanted if definition.confirm.leaders else max(1, min(wanted, left))
 
 
 def _watch(started: StartedStudy, observer: Observer, pool: WorkerPool, stop: threading.Event) -> None:

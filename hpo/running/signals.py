@@ -21,6 +21,7 @@ STOP_ON_EOF = "HPO_STOP_ON_EOF"
 """Environment variable: if set, EOF on standard input stops a worker gracefully, as SIGTERM does."""
 STOP_SECONDS = 60.0
 """How long a worker may take to finish its epoch and release its trial once its supervisor asks it to stop."""
+_LOOK_SECONDS = 0.1
 
 
 @contextmanager
@@ -79,21 +80,34 @@ def _ended_by_second_signal() -> Iterator[None]:
         os.close(tell)
 
 
-def stop_with_parent(stop: threading.Event) -> None:
+def stop_with_parent(stop: threading.Event) -> threading.Event:
     """If `STOP_ON_EOF` is set in the environment, set `stop` at EOF on standard input: the parent process has died.
 
     The process is killed if it is still running `STOP_SECONDS` later, for example because the database died with the
     parent.
+
+    Returns:
+        An event that is set once the parent has written a line, which says that it has checked the study; without a
+        parent it is set already.
     """
+    checked = threading.Event()
     if os.environ.get(STOP_ON_EOF, "0") in {"", "0"}:
-        return
+        checked.set()
+        return checked
 
     def wait_for_eof() -> None:
         with suppress(OSError):
             while os.read(0, 1024):  # not sys.stdin: its lock would still be held when the interpreter shuts down
-                pass
+                checked.set()
         stop.set()
         time.sleep(STOP_SECONDS)
         os._exit(Exit.FAILED)
 
     threading.Thread(target=wait_for_eof, name="end of input", daemon=True).start()
+    return checked
+
+
+def wait_unless_stopped(event: threading.Event, stop: threading.Event) -> None:
+    """Wait until either is set."""
+    while not (event.wait(_LOOK_SECONDS) or stop.is_set()):
+        pass

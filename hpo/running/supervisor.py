@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -50,11 +50,11 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
         url: the database; passed in the environment, because all users of the machine can read arguments.
         trials: the budget.
         slots: one process is started for each.
-        print_line: called with every line that a worker writes, and with a line for every crash or restart.
+        print_line: called with every line that a worker writes, and with a line for every crash or restart; None: the
+            workers are held, which means that they only load their libraries, until `release`.
         artifacts: where checkpoints are stored; default: from the workers' environment.
         environment: further variables of the workers.
         confirm_only: the workers do no trials of the search.
-        study_key: the study's key in the database; None: the first worker may create the study.
     """
 
     def __init__(
@@ -64,23 +64,49 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
         *,
         trials: int,
         slots: Sequence[Slot],
-        print_line: PrintLine,
+        print_line: PrintLine | None,
         artifacts: str | None = None,
         environment: Mapping[str, str] | None = None,
         confirm_only: bool = False,
-        study_key: int | None = None,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="hpo-pool-")
-        note = Path(self._folder.name) / "study"
-        note.write_text("" if study_key is None else str(study_key), encoding="utf-8")
+        self._note = Path(self._folder.name) / "study"
+        self._note.touch()
         arguments = ["worker", str(study), "--trials", str(trials), *(["--confirm-only"] if confirm_only else [])]
         variables = {
             "HPO_STORAGE": url,
-            STUDY_NOTE: str(note),
+            STUDY_NOTE: str(self._note),
             **({"HPO_ARTIFACTS": artifacts} if artifacts else {}),
             **(environment or {}),
         }
-        self._slots = [_Slot(arguments, variables, slot, print_line) for slot in slots]
+        self._print_line: PrintLine | None = None
+        self._early: list[str] = []
+        self._slots = [_Slot(arguments, variables, slot, self._tell) for slot in slots]
+        if print_line is not None:
+            self.release(print_line)
+
+    def _tell(self, line: str) -> None:
+        (self._print_line or self._early.append)(line)
+
+    def release(self, print_line: PrintLine, study_key: int | None = None) -> None:
+        """Let workers that are held join the study.
+
+        Args:
+            print_line: as for the pool; called with what they have written so far, too.
+            study_key: the study's key in the database; None: the first worker may create the study.
+        """
+        self._print_line = print_line
+        for line in self._early:
+            print_line(line)
+        if study_key is not None:
+            self._note.write_text(str(study_key), encoding="utf-8")
+        for slot in self._slots:
+            slot.release()
+
+    @property
+    def size(self) -> int:
+        """The number of slots."""
+        return len(self._slots)
 
     def __enter__(self) -> Self:
         return self
@@ -140,6 +166,7 @@ class _Slot:
         self._away_since: float | None = None  # when the first of the workers began that all found no database
         self._restart_at: float | None = None
         self._stopping = False
+        self._held = True
         self._start()
 
     def poll(self) -> bool:
@@ -155,6 +182,10 @@ class _Slot:
             self._handle_end(code)
         return self._restart_at is not None
 
+    def release(self) -> None:
+        self._held = False
+        self._process.release()
+
     def _restart_if_due(self) -> None:
         if self._restart_at is not None and time.monotonic() >= self._restart_at:
             self._start()
@@ -165,6 +196,8 @@ class _Slot:
         self._process = _Process(
             self._arguments, self._environment, lambda line: self._print_line(f"worker {self._number}: {line}")
         )
+        if not self._held:
+            self._process.release()
 
     def _handle_end(self, code: int) -> None:
         """Print how the process ended, and schedule a restart unless it would end the same way."""
@@ -209,7 +242,10 @@ class _Slot:
 
 
 class _Process:
-    """One worker process. It stops at EOF on its standard input, and so also when this process is killed."""
+    """One worker process. It stops at EOF on its standard input, and so also when this process is killed.
+
+    It joins the study once it reads a line there, see `signals.stop_with_parent`.
+    """
 
     def __init__(self, arguments: list[str], environment: dict[str, str], print_line: PrintLine) -> None:
         self._last_line = ""
@@ -235,6 +271,12 @@ class _Process:
                 self._last_line = line.strip()
                 print_line(line.rstrip())
         stream.close()
+
+    def release(self) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
 
     def code(self) -> int | None:
         return self._process.poll()

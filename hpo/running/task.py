@@ -22,7 +22,7 @@ from sparse_evidence.core.config import (
     reads_text,
 )
 from sparse_evidence.core.corpus.data import Corpus
-from sparse_evidence.core.features.chunks import Chunks, chunk, windows
+from sparse_evidence.core.features.chunks import Chunks, chunk_once, windows
 from sparse_evidence.core.features.encoders import Encoder, locate
 from sparse_evidence.core.features.lengths import within_all
 from sparse_evidence.core.features.views import (
@@ -33,7 +33,7 @@ from sparse_evidence.core.features.views import (
     text_corpus,
 )
 from sparse_evidence.core.seeding import stable_seed
-from sparse_evidence.core.splits import Folds, split
+from sparse_evidence.core.splits import Folds, split_once
 from sparse_evidence.core.training.resampling import fresh_folds, inner_folds, outer_folds
 
 from ..distribution import DISTRIBUTION
@@ -236,7 +236,7 @@ def load_task(definition: StudyDefinition, *, device: str = "cpu", progress: Pro
     # the baselines need embeddings even if no model of the study does
     views = embedded_views(definition) or [(DEFAULT_ENCODER, 1)]
     embedders = {name: encoders.get(name) or locate(name, folder) for name, _ in views}
-    chunks, cuts = within_all(corpus.posts, chunk(corpus.posts, definition.chunks), list(embedders.values()))
+    chunks, cuts = within_all(corpus.posts, chunk_once(corpus.posts, definition.chunks), list(embedders.values()))
     embedded: dict[View, EmbeddedCorpus] = {}
     texts = computed = 0
     for name, window in views:
@@ -259,7 +259,7 @@ def load_task(definition: StudyDefinition, *, device: str = "cpu", progress: Pro
 
 def _split(corpus: Corpus, definition: StudyDefinition) -> Folds:
     criteria = [criterion.name for criterion in corpus.criteria]
-    folds = split(corpus.groups, corpus.labels, definition.split, criteria=criteria)
+    folds = split_once(corpus.groups, corpus.labels, definition.split, criteria=criteria)
     if (fold := definition.outer_fold) is None:
         return folds
     outer = outer_folds(corpus, folds, fold.count, definition.split.seed)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sparse_evidence.core import cache
@@ -134,3 +135,38 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path):
         cache.write_atomically(path, "text is not bytes")
     assert path.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_array_is_remembered_until_its_arguments_or_its_module_change_or_its_file_is_damaged(folder, tmp_path):
+    module = tmp_path / "module.py"
+    module.write_text("first", encoding="utf-8")
+    computed = []
+
+    def remembered(*arguments: bytes) -> list[int]:
+        def compute() -> np.ndarray:
+            computed.append(arguments)
+            return np.arange(len(arguments), dtype=np.int16)
+
+        found = cache.remembered("numbers", str(module), arguments, compute)
+        assert found.dtype == np.int16
+        return found.tolist()
+
+    assert remembered(b"a", b"b") == remembered(b"a", b"b") == [0, 1]
+    assert computed == [(b"a", b"b")]
+    assert remembered(b"ab") == [0]
+    assert len(computed) == 2
+    for path in (folder / "numbers").iterdir():
+        assert path.stat().st_mode & 0o077 == 0
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert remembered(b"ab") == [0]
+    assert len(computed) == 3
+    module.write_text("second", encoding="utf-8")
+    assert remembered(b"ab") == [0]
+    assert len(computed) == 4
+
+
+def test_an_array_is_computed_if_it_cannot_be_kept(folder):
+    folder.mkdir(parents=True)
+    (folder / "numbers").write_bytes(b"a file where the folder should be")
+    for _ in range(2):
+        assert cache.remembered("numbers", __file__, [b"a"], lambda: np.ones(2)).tolist() == [1, 1]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sparse_evidence.core.config import SplitConfig
 from sparse_evidence.core.corpus.synthetic import SyntheticSource
 from sparse_evidence.core.errors import ConfigError, SplitError
-from sparse_evidence.core.splits import Folds, holdout_split, kfold, partition, split
+from sparse_evidence.core.splits import Folds, holdout_split, kfold, partition, split, split_once
 
 REDSM5 = (328, 124, 44, 102, 35, 124, 311, 59, 165, 92)  # positive posts of each criterion among its 1,484
 NAMES = tuple(f"A{number}" for number in range(1, 11))
@@ -125,6 +125,18 @@ def test_the_folds_of_a_study_never_change(config, fingerprint):
     names = [criterion.name for criterion in corpus.criteria]
     folds = split(corpus.groups, corpus.labels, config, criteria=names)
     assert folds.fingerprint(corpus.post_ids)[:12] == fingerprint
+
+
+def test_folds_from_the_cache_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("HPO_CACHE", str(tmp_path))
+    labels, groups, names = redsm5_labels(), singletons(1484), [str(column) for column in range(10)]
+    for config in (SplitConfig(folds=3), SplitConfig(folds=3, seed=1)):
+        expected = split(groups, labels, config, criteria=names)
+        for _ in range(2):
+            folds = split_once(groups, labels, config, criteria=names)
+            assert folds.count == expected.count
+            assert folds.assignment.tolist() == expected.assignment.tolist()
+    assert len(list((tmp_path / "folds").iterdir())) == 2
 
 
 def test_another_seed_gives_other_folds():

@@ -13,7 +13,7 @@ from sparse_evidence.core.config import ChunksConfig
 from sparse_evidence.core.corpus.data import Corpus, Criterion, Evidence
 from sparse_evidence.core.corpus.pairs import PairsSource
 from sparse_evidence.core.errors import DataError
-from sparse_evidence.core.features.chunks import chunk, evidence_mask, share_within, windows
+from sparse_evidence.core.features.chunks import chunk, chunk_once, evidence_mask, share_within, windows
 
 WORDS = st.sampled_from(
     [*"abI.!?…\"')(", "Dr.", "e.g.", "U.S.", "3.5", "...", "tired", "Then", " ", "  ", "\n", "\r\n"]
@@ -219,3 +219,17 @@ def test_the_examples_are_cut_as_ever():
     chunks = chunk(corpus.posts, ChunksConfig())
     spans = np.stack([chunks.post, chunks.start, chunks.end]).astype("<i4").tobytes()
     assert hashlib.sha256(spans).hexdigest() == "e5854f952d0ce582da11ff7b1c6859bed7bc7cd31febe1c2e86e35cede133f02"
+
+
+def test_chunks_from_the_cache_are_the_same_and_no_text_is_kept_in_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HPO_CACHE", str(tmp_path))
+    posts = ("First things. Second things!", "A lone \ud800 surrogate\nand a line")
+    for config in (ChunksConfig(), ChunksConfig(max_words=4)):
+        expected = chunk(posts, config)
+        for _ in range(2):
+            chunks = chunk_once(posts, config)
+            assert chunks.texts == expected.texts
+            for name in ("post", "start", "end", "offsets"):
+                found, wanted = getattr(chunks, name), getattr(expected, name)
+                assert (found.dtype, found.tolist()) == (wanted.dtype, wanted.tolist())
+    assert not any(b"things" in path.read_bytes() for path in (tmp_path / "chunks").iterdir())

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from sparse_evidence.hpo.database.claims_sql import Counts
-from sparse_evidence.hpo.database.connection import engine_of
+from sparse_evidence.hpo.database.connection import engine_of, open_storage
 from sparse_evidence.hpo.errors import Exit
 from sparse_evidence.hpo.running import worker
 from sparse_evidence.hpo.running.confirming import Progress
-from sparse_evidence.hpo.running.launcher import Outcome, run_slots, run_study, start_study
+from sparse_evidence.hpo.running.launcher import Outcome, early_workers, run_slots, run_study, start_study
 from sparse_evidence.hpo.running.position import Position
 from sparse_evidence.hpo.running.slots import Slot
 from sparse_evidence.hpo.study.definition import load
@@ -68,6 +68,22 @@ def test_a_study_is_run_and_then_has_nothing_to_do(database):
     assert (first.lines, first.stopped) == ([], False)
     assert run_study(started, second, workers=1) == Outcome(Exit.DONE, finished=3, trials=3, workers=0)
     assert (second.scores, second.counted, second.confirmed) == (first.scores, [], [])
+    engine_of(started.study).dispose()
+
+
+def test_workers_that_were_started_early_do_nothing_until_the_study_is_checked(database):
+    definition = load(SMOKE, environ={})
+    with early_workers(definition, database, workers=1, trials=1) as held:
+        assert held is not None
+    storage = open_storage(database)
+    assert storage.get_all_studies() == []
+    engine_of(storage).dispose()
+
+    with early_workers(definition, database, workers=1, trials=1) as pool:
+        started = start_study(definition, database, trials=1, pool=pool)
+        assert run_study(started, Recorder()) == Outcome(Exit.DONE, finished=1, trials=1, workers=1)
+    with early_workers(definition, database, trials=1) as pool:
+        assert pool is None
     engine_of(started.study).dispose()
 
 
