@@ -11,7 +11,7 @@ import numpy as np
 def time_alternately(runs: Sequence[Callable[[], object]], rounds: int, *, warm_up: bool = True) -> list[list[float]]:
     """Return seconds `[runs][rounds]` of functions called in alternation, after one warm-up call of each.
 
-    Without `warm_up` they have been called before.
+    Without `warm_up` they have been called before, or the first call hardly differs from others.
     """
     for run in runs if warm_up else ():
         run()
