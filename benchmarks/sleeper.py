@@ -27,6 +27,8 @@ def main() -> None:
     context = multiprocessing.get_context("fork")
     ready = context.Barrier(workers)
     process.disable_gc()
+    make_sampler("tpe", seed=0)
+    engine_of(load_study(open_storage(url), "sleepers")).dispose()  # imports what 64 processes would import themselves
     started = [
         context.Process(target=work, args=(url, trials, seconds, ready, seconds * number / workers))
         for number in range(workers)
