@@ -1,6 +1,6 @@
 """`make bench`: measure speed, write benchmarks/results.json and a line of benchmarks/history.jsonl, print a table.
 
-    python -m benchmarks [PART ...]              the parts that are named, or all that together take half an hour
+    python -m benchmarks [PART ...]              the parts that are named, or all that together take under half an hour
     python -m benchmarks [PART ...] --check      compare instead: exit 1 if a ratio is much worse than before
     python -m benchmarks table                   measure nothing, print the stored figures
 

@@ -165,9 +165,10 @@ def measure() -> dict[str, float]:
     ours = fused(home)
     products = time_alternately([bare_products(home), ours], 15)
     plain_seconds = time_alternately([ours, plain(home)], 7)
-    reference_seconds = time_alternately([ours, reference_epoch(home)], 5)
+    # A call of the next two takes ten seconds: what is slow in a first one is little of that, and the median leaves it.
+    reference_seconds = time_alternately([ours, reference_epoch(home)], 5, warm_up=False)
     large = case(10 * HOME_POSTS)
-    products_10x = time_alternately([bare_products(large), fused(large)], 5)
+    products_10x = time_alternately([bare_products(large), fused(large)], 5, warm_up=False)
     return {
         "epoch.vs_reference": ratio(reference_seconds),
         "epoch.vs_matmul": ratio(products),

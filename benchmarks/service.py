@@ -37,6 +37,7 @@ from optuna.trial import TrialState
 from benchmarks import pooler
 from benchmarks.timing import ratio, time_alternately
 from sparse_evidence.hpo.database.connection import engine_of, open_storage
+from sparse_evidence.hpo.database.optuna_storage import study_id
 from sparse_evidence.hpo.database.record import CONFIG, CURVES, CV
 from sparse_evidence.hpo.database.studies import open_study
 from sparse_evidence.hpo.running import claims, pruning
@@ -47,6 +48,8 @@ from sparse_evidence.hpo.study.definition import StudyDefinition, load
 EPOCHS, FOLDS, REPORTS = 20, 5, 20
 MEASURED = 30
 WARM_UP = 5.0
+STORED = 1500
+"""Finished trials beside 1,000 simulated workers."""
 DEFINITION = Path(__file__).with_name("service.toml")
 
 
@@ -79,43 +82,45 @@ def _score(params: dict[str, Any]) -> float:
     return 0.4 - 0.01 * math.log10(params["training.learning_rate"] / 3e-3) ** 2
 
 
-def fill(engine: sa.Engine, study_id: int, trials: list[Filled], attributes: bool) -> None:
-    """Insert finished trials directly; `add_trial` would take longer than everything that is measured."""
+def fill(engine: sa.Engine, study: int, trials: list[Filled], attributes: bool) -> None:
+    """Insert finished trials directly, many rows at a time; `add_trial` would take longer than all that is measured."""
     distributions = space.distributions(load(DEFINITION))
     as_json = {name: distribution_to_json(distribution) for name, distribution in distributions.items()}
     started = datetime.now(UTC).replace(tzinfo=None) - timedelta(days=1)
+    finite = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
+    values: list[dict[str, Any]] = []
+    params: list[dict[str, Any]] = []
+    reports: list[dict[str, Any]] = []
+    attrs: list[dict[str, Any]] = []
     with sa.orm.Session(engine) as session, session.begin():
-        for number, trial in enumerate(trials):
-            row = models.TrialModel(
-                number=number, study_id=study_id, state=TrialState.COMPLETE, datetime_start=started,
-                datetime_complete=started,
-            )  # fmt: skip
-            session.add(row)
-            session.flush()
-            key = row.trial_id
-            session.add(models.TrialValueModel(
-                trial_id=key, objective=0, value=trial.value, value_type=models.TrialValueModel.TrialValueType.FINITE,
-            ))  # fmt: skip
-            session.add_all(
-                models.TrialParamModel(
-                    trial_id=key, param_name=name, param_value=distributions[name].to_internal_repr(value),
-                    distribution_json=as_json[name],
-                )
-                for name, value in trial.params.items()
+        keys = session.scalars(
+            sa.insert(models.TrialModel).returning(models.TrialModel.trial_id, sort_by_parameter_order=True),
+            [
+                {"number": number, "study_id": study, "state": TrialState.COMPLETE, "datetime_start": started,
+                 "datetime_complete": started} for number in range(len(trials))
+            ],
+        ).all()  # fmt: skip
+        for key, trial in zip(keys, trials, strict=True):
+            values.append({"trial_id": key, "objective": 0, "value": trial.value,
+                           "value_type": models.TrialValueModel.TrialValueType.FINITE})  # fmt: skip
+            params += (
+                {"trial_id": key, "param_name": name, "param_value": distributions[name].to_internal_repr(value),
+                 "distribution_json": as_json[name]} for name, value in trial.params.items()
             )  # fmt: skip
             steps = {2: trial.curve[-1], FOLDS: trial.value} if attributes else dict(enumerate(trial.curve))
-            finite = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
-            session.add_all(
-                models.TrialIntermediateValueModel(
-                    trial_id=key, step=step, intermediate_value=value, intermediate_value_type=finite
-                )
+            reports += (
+                {"trial_id": key, "step": step, "intermediate_value": value, "intermediate_value_type": finite}
                 for step, value in steps.items()
             )
-            if attributes:
-                session.add_all(
-                    models.TrialUserAttributeModel(trial_id=key, key=name, value_json=json.dumps(value))
-                    for name, value in _attributes(trial).items()
-                )
+            stored = _attributes(trial) if attributes else {}
+            attrs += ({"trial_id": key, "key": name, "value_json": json.dumps(value)} for name, value in stored.items())
+        for model, rows in (
+            (models.TrialValueModel, values), (models.TrialParamModel, params),
+            (models.TrialIntermediateValueModel, reports), (models.TrialUserAttributeModel, attrs),
+        ):  # fmt: skip
+            if rows:
+                session.execute(sa.insert(model), rows)
+        session.execute(sa.text("ANALYZE"))  # as in a database that has grown over hours
 
 
 def _attributes(trial: Filled) -> dict[str, Any]:
@@ -358,7 +363,9 @@ def _simulate(url: str, workers: int, rest: float, ready: threading.Barrier, unt
             with claim:
                 with claim.transaction():
                     space.suggest(definition, claim.trial)
-                time.sleep(rest)
+                time.sleep(min(rest, max(0.0, until.value - time.monotonic())))
+                if time.monotonic() >= until.value:
+                    return  # its end would not be counted
                 claim.finish(TrialState.COMPLETE, 0.5, reports={2: 0.5, FOLDS: 0.5})
             ended.append(time.monotonic())
 
@@ -370,13 +377,19 @@ def _simulate(url: str, workers: int, rest: float, ready: threading.Barrier, unt
     ends.put(ended)
 
 
-def simulated(url: str, workers: int = 1000, rest: float = 60.0, minutes: float = 2.0, processes: int = 8) -> float:
+def simulated(url: str, workers: int = 1000, rest: float = 60.0, rounds: int = 1, processes: int = 8) -> float:
     """The share of their time that so many workers lose to database and sampler if a trial takes `rest` seconds.
+
+    They are at work for `rest` seconds before anything is counted, then for `rounds` times as long. In each round every
+    worker ends a trial and claims the next, so a single one tells losses of a thousandth apart.
 
     They are threads of a few processes, and those of a process share what they have read, as they could not on machines
     of their own: the server does the work of all their claims, but sends a trial once to each process.
     """
-    engine_of(_queue(url).study).dispose()
+    study = _queue(url).study
+    stored = random_trials(STORED, space.distributions(load(DEFINITION)))
+    fill(engine_of(study), study_id(study), stored, attributes=True)  # as after a while: what is read grows with it
+    engine_of(study).dispose()
     context = multiprocessing.get_context("spawn")
     ready, until, ends = context.Barrier(workers + 1), context.Value("d", math.inf), context.Queue()
     started = [context.Process(target=_simulate, args=(url, workers // processes, rest, ready, until, ends))
@@ -384,14 +397,14 @@ def simulated(url: str, workers: int = 1000, rest: float = 60.0, minutes: float 
     for process in started:
         process.start()
     ready.wait()
-    first = time.monotonic() + 2 * rest  # every worker is at work, at its own time
-    last = first + 60 * minutes
+    first = time.monotonic() + rest  # every worker is at work, at its own time
+    last = first + rounds * rest
     until.value = last
     ended: list[float] = [moment for _ in started for moment in ends.get()]
     for process in started:
         process.join()
     counted = sum(first <= moment < last for moment in ended)
-    return 1.0 - counted / (workers * 60 * minutes / rest)
+    return 1.0 - counted / (workers * rounds)
 
 
 @contextmanager

@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 
-def time_alternately(runs: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
-    """Return seconds `[runs][rounds]` of functions called in alternation, after one warm-up call of each."""
-    for run in runs:
+def time_alternately(runs: Sequence[Callable[[], object]], rounds: int, *, warm_up: bool = True) -> list[list[float]]:
+    """Return seconds `[runs][rounds]` of functions called in alternation, after one warm-up call of each.
+
+    Without `warm_up` they have been called before, or the first call hardly differs from others.
+    """
+    for run in runs if warm_up else ():
         run()
     seconds: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds):

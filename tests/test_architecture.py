@@ -149,7 +149,10 @@ def spelled(node: ast.AST) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize(("table", "module"), [("hpo_claims", "claims_sql.py"), ("hpo_predictions", "predictions.py")])
+@pytest.mark.parametrize(
+    ("table", "module"),
+    [("hpo_claims", "claims_sql.py"), ("hpo_predictions", "predictions.py"), ("hpo_baselines", "predictions.py")],
+)
 def test_one_module_has_the_statements_on_each_of_our_tables(table, module):
     statements = re.compile(rf"\b(FROM|INTO|UPDATE|JOIN|TABLE|EXISTS)\s+{table}\b|to_regclass\('{table}'\)")
     modules = [path.name for path in ROOT.glob("hpo/**/*.py") if statements.search(path.read_text(encoding="utf-8"))]

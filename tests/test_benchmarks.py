@@ -6,9 +6,15 @@ import itertools
 import json
 from pathlib import Path
 
+import optuna
 import pytest
 
 from benchmarks import __main__ as command
+from benchmarks import service
+from sparse_evidence.hpo.database.connection import engine_of, open_storage
+from sparse_evidence.hpo.database.record import CONFIG, CURVES, CV
+from sparse_evidence.hpo.study import space
+from sparse_evidence.hpo.study.definition import load
 
 
 def test_a_ratio_that_is_much_worse_is_named() -> None:
@@ -66,3 +72,18 @@ def test_a_check_measures_again_and_fails_only_if_a_ratio_stays_worse(
 def test_the_table_measures_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     command.main(["table"])
     assert capsys.readouterr().out.startswith("| figure | measured | target |\n")
+
+
+@pytest.mark.parametrize("attributes", [True, False])
+def test_trials_that_a_study_is_filled_with_are_read_as_if_they_had_run(database: str, attributes: bool) -> None:
+    study = optuna.create_study(storage=open_storage(database), direction="maximize")
+    trials = service.random_trials(3, space.distributions(load(service.DEFINITION)))
+    service.fill(engine_of(study), study._study_id, trials, attributes=attributes)
+    filled = study.trials
+    assert [trial.number for trial in filled] == [0, 1, 2]
+    for trial, expected in zip(filled, trials, strict=True):
+        assert (trial.state, trial.value) == (optuna.trial.TrialState.COMPLETE, expected.value)
+        assert trial.params == pytest.approx(expected.params)
+        assert set(trial.user_attrs) == ({CONFIG, CURVES, CV} if attributes else set())
+        assert list(trial.intermediate_values) == ([2, service.FOLDS] if attributes else list(range(service.EPOCHS)))
+    engine_of(study).dispose()

@@ -243,7 +243,7 @@ def _creating_tables(database: _Database) -> Iterator[bool]:
                 yield missing
             if missing:
                 claims_sql.create_table(connection)
-                predictions.create_table(connection)
+                predictions.create_tables(connection)
     finally:
         engine.dispose()
 
@@ -251,7 +251,7 @@ def _creating_tables(database: _Database) -> Iterator[bool]:
 def _have_tables(connection: Connection) -> bool:
     from . import claims_sql, predictions
 
-    return claims_sql.table_is_current(connection) and predictions.table_exists(connection)
+    return claims_sql.table_is_current(connection) and predictions.tables_exist(connection)
 
 
 def _engine_options(url: URL, known: Limits) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""The predictions table: the out-of-fold logits of every trial that ran, one compact value per trial.
+"""The tables of predictions: out-of-fold logits, one compact value per trial that ran, and one for a study's baselines.
 
 Predictions are written in the transaction that ends their trial (complete or pruned), and Postgres deletes them with
 the trial. They are numbers per post and criterion, in the order of the study's posts: no text, no ids, no labels.
-Trials that ended before this table existed, and infeasible ones, have none.
+Trials that ended before this table existed, and infeasible ones, have none. The baselines of a study, which have been
+measured on the folds of its search, are side by side in one array; Postgres deletes them with the study.
 
 *Format.* The first byte is the version, 1. The rest is one zlib stream, whose checksum covers all of it, of
 
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,26 +51,37 @@ _LARGEST = 104.0
 """Logits beyond it are clipped: their probability is 0 or 1 in float32, in which scores are computed."""
 
 
-# ---- the table -------------------------------------------------------------------------------------------------------
+# ---- the tables ------------------------------------------------------------------------------------------------------
 
-# The reference makes Postgres delete the row with the trial, whoever deletes it: Optuna knows nothing of this table.
-_CREATE_TABLE = sa.text("""
+# The references make Postgres delete a row with its trial or study, whoever deletes that: Optuna knows nothing of them.
+_CREATE_TABLES = (
+    sa.text("""
 CREATE TABLE IF NOT EXISTS hpo_predictions (
     trial_id integer PRIMARY KEY REFERENCES trials (trial_id) ON DELETE CASCADE,
     logits bytea NOT NULL
 )
-""")
-_EXISTS = sa.text("SELECT 1 WHERE to_regclass('hpo_predictions') IS NOT NULL")
+"""),
+    sa.text("""
+CREATE TABLE IF NOT EXISTS hpo_baselines (
+    study_id integer PRIMARY KEY REFERENCES studies (study_id) ON DELETE CASCADE,
+    logits bytea NOT NULL
+)
+"""),
+)
+_EXIST = sa.text(
+    "SELECT 1 WHERE to_regclass('hpo_predictions') IS NOT NULL AND to_regclass('hpo_baselines') IS NOT NULL"
+)
 
 
-def create_table(connection: sa.Connection) -> None:
-    """Create the table unless it exists; Optuna's tables must exist."""
-    connection.execute(_CREATE_TABLE)
+def create_tables(connection: sa.Connection) -> None:
+    """Create the tables unless they exist; Optuna's tables must exist."""
+    for statement in _CREATE_TABLES:
+        connection.execute(statement)
 
 
-def table_exists(connection: sa.Connection) -> bool:
-    """Whether the table exists, which it does not in a database of an earlier version."""
-    return connection.execute(_EXISTS).first() is not None
+def tables_exist(connection: sa.Connection) -> bool:
+    """Whether the tables exist, which they do not in a database of an earlier version."""
+    return connection.execute(_EXIST).first() is not None
 
 
 _INSERT = sa.text("""
@@ -114,6 +126,51 @@ def load(study: optuna.Study, numbers: Iterable[int] | None = None) -> dict[int,
 
     stored = retry(read, storage.retry_seconds)
     return {number: unpack(content, f"the predictions of trial {number}") for number, content in stored}
+
+
+# A study that is being deleted gets no row: its own row is locked, or gone.
+_INSERT_BASELINES = sa.text("""
+INSERT INTO hpo_baselines (study_id, logits)
+SELECT study_id, :logits FROM studies WHERE study_id = :study FOR KEY SHARE
+ON CONFLICT (study_id) DO UPDATE SET logits = excluded.logits
+""")
+_SELECT_BASELINES = sa.text("SELECT logits FROM hpo_baselines WHERE study_id = :study")
+
+
+def insert_baselines(connection: sa.Connection, study: int, logits: Mapping[str, Logits]) -> None:
+    """Store the logits `[posts, criteria]` of a study's baselines by name, in the caller's transaction. Idempotent."""
+    connection.execute(_INSERT_BASELINES, {"study": study, "logits": pack(side_by_side(logits))})
+
+
+def load_baselines(study: optuna.Study, names: Sequence[str]) -> dict[str, Logits] | None:
+    """Read the logits of the study's baselines, None if they are not stored.
+
+    Args:
+        study: opened with `hpo.database.studies`.
+        names: what they are called, in the order in which they were stored.
+
+    Raises:
+        PredictionsError: they are damaged, or were written by a later version.
+        StorageError: the database is unreachable.
+    """
+    storage = unwrap(study)
+
+    def read() -> bytes | None:
+        with storage.engine.connect() as connection:
+            return connection.execute(_SELECT_BASELINES, {"study": study_id(study)}).scalar()
+
+    content = retry(read, storage.retry_seconds)
+    return None if content is None else apart(unpack(bytes(content), "the predictions of the baselines"), names)
+
+
+def side_by_side(logits: Mapping[str, Logits]) -> Logits:
+    """The logits of several predictors as one array, `[posts, predictors × criteria]`."""
+    return np.concatenate(list(logits.values()), axis=1)
+
+
+def apart(together: Logits, names: Sequence[str]) -> dict[str, Logits]:
+    """The logits `[posts, criteria]` of every predictor; `names` are in the order of `side_by_side`."""
+    return dict(zip(names, np.split(together, len(names), axis=1), strict=True))
 
 
 # ---- the format ------------------------------------------------------------------------------------------------------
@@ -175,5 +232,6 @@ def unpack(content: bytes, name: str = "the predictions") -> Logits:
 
 def _damaged(name: str, why: str) -> PredictionsError:
     return PredictionsError(
-        f"{name} are damaged ({why}); restore the database from a backup, or delete the trial's row in hpo_predictions"
+        f"{name} are damaged ({why}); restore the database from a backup, or delete their row (of a trial in "
+        "hpo_predictions, of baselines in hpo_baselines)"
     )

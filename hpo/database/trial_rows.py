@@ -393,7 +393,7 @@ _DELETE_STUDIES = [
 
 
 def delete_studies(connection: sa.Connection, studies: Collection[int]) -> None:
-    """Delete studies with all their trials, in the caller's transaction. Tables that refer to trials follow."""
+    """Delete studies with all their trials, in the caller's transaction. Tables that refer to them follow."""
     for statement in _DELETE_STUDIES:
         connection.execute(sa.text(statement), {"studies": list(studies)})
 

@@ -18,6 +18,7 @@ from sparse_evidence.core import selection
 from ..database import predictions, record
 from ..database.record import BASELINE_NAMES
 from ..running.conclusions import as_json, best_baseline, make_scorer
+from ..running.joining import scored_baselines
 from . import winner
 from .best import nothing_complete
 from .notes import state_text, trial_seconds
@@ -156,7 +157,7 @@ class _Board:
         self._study, self._trials = study, trials
         self._scores: Mapping[str, Any] = confirmed["scores"] if confirmed is not None else {}
         self._scorer = make_scorer(task)
-        self._baselines, logits = task.scored_baselines()
+        self._baselines, logits = scored_baselines(study, task)
         self.best_baseline = best_baseline(self._scorer, logits)[0]
         self._references = {
             name: Candidate(self._baselines[name], predicted, self._scorer) for name, predicted in logits.items()

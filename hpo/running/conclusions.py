@@ -26,6 +26,7 @@ from ..database.record import BASELINES, CONFIRMED, ENSEMBLE
 from ..database.retry import retry
 from . import confirming
 from .confirming import Confirming
+from .joining import scored_baselines
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -136,7 +137,7 @@ def _ensemble(study: optuna.Study, task: StudyTask, finished: int) -> dict[str, 
         },
         "over_default": _corrected_gain(scorer, corrected, left_out, "default", stored.get(0), flattery),
         "over_baseline": _corrected_gain(
-            scorer, corrected, left_out, *best_baseline(scorer, task.scored_baselines()[1])
+            scorer, corrected, left_out, *best_baseline(scorer, scored_baselines(study, task)[1])
         ),
     }
 
@@ -313,8 +314,7 @@ def logits_on_split(
             continue
         if "baselines" in entry:
             names = record.baseline_names(trial.user_attrs[BASELINES])
-            parts = np.split(stored[trial.number], len(names), axis=1)
-            found |= dict(zip(names, parts, strict=True))
+            found |= predictions.apart(stored[trial.number], names)
         elif entry["trial"] not in dropped:
             found[str(entry["trial"])] = stored[trial.number]
     return found

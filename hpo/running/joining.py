@@ -5,16 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 
 from sparse_evidence.core.cache import write_atomically
 from sparse_evidence.core.metrics import METRICS
 
-from ..database import record
+from ..database import predictions, record
 from ..database.connection import engine_of, open_storage
 from ..database.locks import try_baselines_lock
 from ..database.optuna_storage import study_id, unwrap
+from ..database.predictions import Logits
 from ..database.record import BASELINES, CURVES, REQUESTED
 from ..database.retry import retry
 from ..database.studies import Direction, load_study, open_study
@@ -109,6 +111,8 @@ def load_joined(
 def measure_baselines(study: optuna.Study, task: StudyTask) -> None:
     """Measure the baselines, which takes seconds, unless they are recorded or another process is measuring them.
 
+    Their logits are stored with their scores: what is concluded from the search needs them, too.
+
     Raises:
         StorageError: the database is unreachable.
     """
@@ -116,7 +120,29 @@ def measure_baselines(study: optuna.Study, task: StudyTask) -> None:
     def measure() -> None:
         with try_baselines_lock(engine_of(study), study_id(study)) as ours:
             if ours and BASELINES not in study.user_attrs:
-                study.set_user_attr(BASELINES, task.baselines())
+                scores, logits = task.scored_baselines()
+                with engine_of(study).begin() as connection:
+                    predictions.insert_baselines(connection, study_id(study), logits)
+                study.set_user_attr(BASELINES, scores)  # last: they count as measured from here on
 
     if BASELINES not in study.user_attrs:
         retry(measure, unwrap(study).retry_seconds)
+
+
+def scored_baselines(study: optuna.Study, task: StudyTask) -> tuple[dict[str, Any], dict[str, Logits]]:
+    """The scores of the baselines, and the logits `[posts, criteria]` of those that read the posts.
+
+    They are those that `measure_baselines` has stored. If it has not, or if that was an earlier version, which stored
+    the scores alone, they are measured here, and rounded as stored ones are, so that the same follows from them.
+
+    Raises:
+        PredictionsError: the stored logits are damaged.
+        StorageError: the database is unreachable.
+    """
+    scores = record.baselines(study)
+    if scores is not None:
+        stored = predictions.load_baselines(study, record.baseline_names(scores))
+        if stored is not None:
+            return scores, stored
+    scores, logits = task.scored_baselines()
+    return scores, {name: predictions.unpack(predictions.pack(found)) for name, found in logits.items()}

@@ -8,7 +8,6 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 from optuna.trial import TrialState
 
@@ -17,7 +16,7 @@ from sparse_evidence.core.errors import NonFiniteLossError, SplitError
 from sparse_evidence.core.metrics import METRICS
 from sparse_evidence.core.training.crossval import CrossValidation
 
-from ..database import record
+from ..database import predictions, record
 from ..database.optuna_storage import known_trial
 from ..database.record import BASELINES, CONFIG, CURVES, CV, PRUNED, SEED
 from ..study import space
@@ -129,7 +128,7 @@ def _baselines(claim: Claim, task: StudyTask, split: int) -> TrialState:
         raise _out_of_memory(claim, error) from error
     best = max if METRICS[task.definition.search.metric].higher_is_better else min
     value = best(scores[name] for name in record.baseline_names(scores))
-    together = np.concatenate([logits[name] for name in record.baseline_names(scores)], axis=1)
+    together = predictions.side_by_side(logits)
     claim.finish(TrialState.COMPLETE, value, attributes={BASELINES: scores}, logits=together)
     return TrialState.COMPLETE
 

@@ -15,6 +15,7 @@ from postgres_proxy import Proxy
 
 from sparse_evidence.core.errors import UserError
 from sparse_evidence.hpo.database import predictions
+from sparse_evidence.hpo.database.connection import engine_of
 from sparse_evidence.hpo.errors import ClaimLostError, PredictionsError
 
 NAN = np.nan
@@ -120,7 +121,7 @@ def test_damaged_predictions_are_one_sentence(harm: Any) -> None:
     assert isinstance(caught.value, UserError)
 
 
-# ---- the table -------------------------------------------------------------------------------------------------------
+# ---- the tables ------------------------------------------------------------------------------------------------------
 
 
 def stored_rows(engine: sa.Engine) -> int:
@@ -205,18 +206,58 @@ def test_deleting_a_study_removes_its_predictions_and_no_others(claims: Any) -> 
     assert list(predictions.load(study)) == [0]
 
 
-def test_a_database_of_an_earlier_version_gets_the_table_when_it_is_opened(database: str) -> None:
+def store_baselines(study: optuna.Study, **logits: predictions.Logits) -> None:
+    with engine_of(study).begin() as connection:
+        predictions.insert_baselines(connection, study._study_id, logits)
+
+
+def test_baselines_are_stored_side_by_side_and_replaced(claims: Any) -> None:
+    study = claims().study
+    missing = np.isnan(some_logits()).any(1)  # the hold-out, which no baseline predicts
+    logits = {name: some_logits(missing=0, seed=seed) for seed, name in enumerate(("linear", "retrieval"))}
+    for found in logits.values():
+        found[missing] = NAN
+    assert predictions.load_baselines(study, list(logits)) is None
+    store_baselines(study, linear=some_logits(seed=7), retrieval=some_logits(seed=8))
+    store_baselines(study, **logits)
+    loaded = predictions.load_baselines(study, list(logits))
+    assert loaded is not None
+    assert list(loaded) == list(logits)
+    for name, found in logits.items():
+        assert_close(loaded[name], found)
+    other = optuna.create_study(storage=study._storage, study_name="other")
+    assert predictions.load_baselines(other, list(logits)) is None
+    with engine_of(study).begin() as connection:
+        connection.execute(sa.text("UPDATE hpo_baselines SET logits = substr(logits, 1, 20)"))
+    with pytest.raises(PredictionsError, match=r"the predictions of the baselines are damaged .* hpo_baselines"):
+        predictions.load_baselines(study, list(logits))
+
+
+def test_a_deleted_study_has_no_baselines_and_gets_none(claims: Any) -> None:
+    mine = claims()
+    store_baselines(mine.study, linear=some_logits())
+    optuna.delete_study(study_name="s", storage=mine.study._storage)
+    store_baselines(mine.study, linear=some_logits())
+    with mine.engine.connect() as connection:
+        assert connection.execute(sa.text("SELECT count(*) FROM hpo_baselines")).scalar_one() == 0
+
+
+@pytest.mark.parametrize("tables", ["hpo_baselines", "hpo_predictions, hpo_baselines"])
+def test_a_database_of_an_earlier_version_gets_the_tables_when_it_is_opened(database: str, tables: str) -> None:
     earlier = join_study(database, budget=2)
     claimed(earlier).finish(TrialState.COMPLETE, 0.5)
     interrupted = claimed(earlier)
     interrupted.release()
     with earlier.engine.begin() as connection:
-        connection.execute(sa.text("DROP TABLE hpo_predictions"))
+        connection.execute(sa.text(f"DROP TABLE {tables}"))
     earlier.engine.dispose()
     later = join_study(database, budget=2)
     assert predictions.load(later.study) == {}
+    assert predictions.load_baselines(later.study, ["linear"]) is None
     claim = claimed(later)
     assert claim.trial.number == interrupted.trial.number == 1
     claim.finish(TrialState.PRUNED, logits=some_logits())
     assert list(predictions.load(later.study)) == [1]
+    store_baselines(later.study, linear=some_logits())
+    assert list(predictions.load_baselines(later.study, ["linear"]) or {}) == ["linear"]
     later.engine.dispose()

@@ -14,7 +14,7 @@ from claim_tools import IDENTITY, claimed
 from optuna.trial import TrialState
 
 from sparse_evidence.core.errors import UserError
-from sparse_evidence.hpo.database import connection, record, studies
+from sparse_evidence.hpo.database import connection, predictions, record, studies
 from sparse_evidence.hpo.database.catalog import list_studies
 from sparse_evidence.hpo.errors import RefusedError
 from sparse_evidence.hpo.results.listing import listed_studies
@@ -56,6 +56,11 @@ def run_trials(study: optuna.Study, *values: float) -> None:
             claim.trial.suggest_float("x", 0, 1)
             claim.trial.report(value, 1)
             claim.finish(TrialState.COMPLETE, value, attributes={"a": 1}, logits=np.zeros((3, 2), np.float32))
+
+
+def store_baselines(study: optuna.Study) -> None:
+    with connection.engine_of(study).begin() as session:
+        predictions.insert_baselines(session, study._study_id, {"linear": np.zeros((3, 2), np.float32)})
 
 
 def listed(storage):
@@ -109,12 +114,16 @@ def test_studies_are_listed_with_their_state_and_their_child_studies(storage):
 def test_nothing_of_a_deleted_study_is_left(storage, tmp_path):
     kept = study_of(storage, "kept")
     run_trials(kept, 0.1)
+    store_baselines(kept)
     before = rows(storage)
     run_trials(study_of(storage, "kept/confirm/other", **{record.PLAN: {}}), 0.2)
     with_child = rows(storage)
     doomed = study_of(storage, "doomed", **{record.REQUESTED: 3})
     run_trials(doomed, 0.3, 0.4)
-    run_trials(study_of(storage, "doomed/nested/5/1"), 0.5)
+    store_baselines(doomed)
+    child = study_of(storage, "doomed/nested/5/1")
+    run_trials(child, 0.5)
+    store_baselines(child)
     here, gone = (f"trial-2-{digit * 32}.safetensors" for digit in "ab")
     claim = claimed(claims_on(doomed))
     claim.mark_pending(gone)
@@ -128,7 +137,7 @@ def test_nothing_of_a_deleted_study_is_left(storage, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["trial-9.txt"]
     assert rows(storage) == with_child
     assert deleting.delete_study(storage, "kept", grace_seconds=GRACE).children == 1
-    assert before["hpo_predictions"] == 1
+    assert before["hpo_predictions"] == before["hpo_baselines"] == 1
     assert set(rows(storage).values()) == {0}
 
 
