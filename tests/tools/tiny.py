@@ -27,7 +27,7 @@ holdout = 0.0
 space = "file"
 trials = 4
 metric = "{metric}"
-pruner = {{ percentile = 50, within_stages = {within_stages} }}
+pruner = {{ name = "{pruner}", percentile = 50, within_stages = {within_stages} }}
 [model]
 name = "iris"
 num_queries = 2
@@ -46,12 +46,13 @@ def task(
     patience: int = 1,
     learning_rate: str | float = "{ low = 1e-3, high = 1e-1, log = true }",
     within_stages: str = "true",
+    pruner: str = "same_folds",
     metric: str = "average_precision",
 ) -> StudyTask:
     """Write the study file into `folder` and prepare its data: 60 posts, 2 criteria, 3 folds, vectors of 8 numbers."""
     path = folder / "tiny.toml"
     settings = {"epochs": epochs, "patience": patience, "learning_rate": learning_rate, "within_stages": within_stages}
-    settings["metric"] = metric
+    settings |= {"metric": metric, "pruner": pruner}
     path.write_text(TOML.format(**settings), encoding="utf-8")
     definition = load(path, environ={})
     corpus = definition.data.load(folder)

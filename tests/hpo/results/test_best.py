@@ -127,8 +127,8 @@ def confirmed(winner: str | None, **means: float) -> dict[str, Any]:
 
 @pytest.fixture
 def searched(database, tmp_path):
-    """A study with three trials; 0 and 2 are complete."""
-    data = task(tmp_path)
+    """A study with three complete trials."""
+    data = task(tmp_path, pruner="none")
     study = join_study(data.definition, data, database, trials=3)
     measure_baselines(study, data)
     claims = Claims(engine_of(study), study, budget=3, heartbeat_seconds=5, grace_seconds=60, max_attempts=3)

@@ -36,7 +36,7 @@ def search(database: str, tmp_path: Path) -> Iterator[Callable[..., Searched]]:
     opened: list[optuna.Study] = []
 
     def run(metric: str = "average_precision") -> Searched:
-        data = task(tmp_path, metric=metric)
+        data = task(tmp_path, metric=metric, pruner="none")
         study = join_study(data.definition, data, database, trials=TRIALS)
         opened.append(study)
         claims = Claims(engine_of(study), study, budget=TRIALS, heartbeat_seconds=5, grace_seconds=60, max_attempts=3)

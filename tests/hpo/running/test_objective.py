@@ -173,7 +173,7 @@ def test_a_stalled_trial_is_pruned_within_the_stage_only_if_within_stages_is_set
 
 def test_a_trial_that_improves_fast_enough_is_not_pruned_within_the_stage(claims, tmp_path):
     peer = 0.575
-    data = task(tmp_path, epochs=4, patience=2, learning_rate=0.1)
+    data = task(tmp_path, epochs=4, patience=2, learning_rate=0.03)
     mine = claims(data)
     add_peer(mine, dict.fromkeys((1, 2, 3), peer))
     run(mine, data)
