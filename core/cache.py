@@ -210,13 +210,16 @@ def remembered(
 ) -> npt.NDArray[Any]:
     """Return an array of numbers from the cache, or compute and keep it: for what takes long and is always the same.
 
-    A cache that cannot be read or written, or is damaged, only costs the time of computing it again.
+    A file that is damaged, or cannot be read or written, only costs the time of computing it again.
 
     Args:
         kind: what it is, which names its folder in the cache.
         source: the file of the module that computes it; what an edited one computes is another thing.
         arguments: all that the array depends on.
         compute: returns the array.
+
+    Raises:
+        UserError: the cache folder cannot be created.
     """
     import numpy as np  # not needed by `hpo --help`
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
@@ -142,23 +142,29 @@ def calibrate(labels: npt.NDArray[np.int8], logits: npt.NDArray[np.floating]) ->
 
 
 def _train(recipes: Sequence[Recipe], ground: Ground, single: bool, device: str) -> list[Trained]:
-    """Train the members, on a CPU side by side: with a core for each that takes less time than with all cores for one.
+    """Train the members, on a CPU side by side: that takes less time than with all cores for one after the other.
 
-    A model that reads text is trained alone, because its dropout draws from the global random generator.
+    If a member reads text, they train one after the other: its dropout draws from the global random generator.
     """
-    alone = device != "cpu" or any(reads_text(recipe.candidate.model) for recipe in recipes)
-    threads = torch.get_num_threads()
-    stopped = Event()
+    threads, stopped = torch.get_num_threads(), Event()
+    side_by_side = min(threads, len(recipes))
     train = partial(_train_one, ground=ground, single=single, device=device, stopped=stopped)
-    if alone or threads == 1 or len(recipes) == 1:
+    if side_by_side == 1 or device != "cpu" or any(reads_text(recipe.candidate.model) for recipe in recipes):
         return [train(recipe) for recipe in recipes]
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads // side_by_side)
     try:
-        with seeded("side by side"), ThreadPoolExecutor(threads) as pool:  # the threads seed what is global in turn
+        # Every epoch seeds the global generators and restores them, which threads do to each other's state. No model
+        # here draws from them; in the end they are as they were.
+        with seeded("side by side"), ThreadPoolExecutor(side_by_side) as pool:
+            members = [pool.submit(train, recipe) for recipe in recipes]
             try:
-                return list(pool.map(train, recipes))
+                ended = wait(members, return_when=FIRST_EXCEPTION).done
             finally:  # nobody waits for the others if one diverges or the user has had enough
                 stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+            for member in ended:
+                member.result()
+            return [member.result() for member in members]
     finally:
         torch.set_num_threads(threads)
 
@@ -178,17 +184,19 @@ def _train_one(recipe: Recipe, *, ground: Ground, single: bool, device: str, sto
     for _ in cv.epochs():
         if stopped.is_set():
             raise CancelledError
-    models = _refit(recipe, ground, device) if single else cv.stages[0].stack.models
+    models = _refit(recipe, ground, device, stopped) if single else cv.stages[0].stack.models
     return cv.predictions(), _on_cpu(models)
 
 
-def _refit(recipe: Recipe, ground: Ground, device: str) -> tuple[Model, ...]:
+def _refit(recipe: Recipe, ground: Ground, device: str, stopped: Event) -> tuple[Model, ...]:
     """The model of one fold that trains on every post in a fold: an epoch has as many steps per post as before."""
     everything = Folds(np.where(ground.folds.assignment >= 0, 1, -1), 2)  # fold 0 validates nothing
     stack: Stack = make_stack(
         ground.features(recipe.candidate.model), everything, [0], recipe.candidate, seed=recipe.seed, device=device
     )
     for _ in range(min(recipe.epochs, stack.max_epochs or recipe.epochs)):
+        if stopped.is_set():
+            raise CancelledError
         stack.advance()
     return stack.models
 

@@ -49,4 +49,4 @@ class FoldDropout(nn.Module):
         for of_fold, generator in zip(numbers, self._generators, strict=True):
             of_fold.random_(-(2**63), None, generator=generator)
         draws = numbers.view(torch.int16)[..., :entries]
-        return draws >= round(self.rate * DRAWS) - DRAWS // 2
+        return draws >= min(round(self.rate * DRAWS), DRAWS - 1) - DRAWS // 2

@@ -12,6 +12,7 @@ import typer
 
 from sparse_evidence.core.errors import UserError
 
+from ..errors import Exit
 from .shared import Artifacts, Storage, StudyFile, Trials, database, fast_imports, load_definition, make_console
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def command(
     from ..running.signals import graceful_shutdown, stop_with_parent
 
     stop = threading.Event()
-    checked = stop_with_parent(stop)
+    released = stop_with_parent(stop)
     definition = load_definition(study)
     budget = trials or (sys.maxsize if confirm_only else definition.search.trials)  # confirm all finished trials
     if slots is not None:
@@ -62,7 +63,7 @@ def command(
             code = _run_slots(definition, url, budget, machine, artifacts, stop, confirm_only=confirm_only)
     else:
         with graceful_shutdown(stop), database(storage) as url:
-            code = _work(definition, url, budget, slot, threads, artifacts, checked, stop, confirm_only=confirm_only)
+            code = _work(definition, url, budget, slot, threads, artifacts, released, stop, confirm_only=confirm_only)
     if code:
         raise typer.Exit(code)
 
@@ -84,18 +85,19 @@ def _work(
     slot: int,
     threads: int | None,
     artifacts: str | None,
-    checked: threading.Event,
+    released: threading.Event,
     stop: threading.Event,
     *,
     confirm_only: bool,
 ) -> int:
-    """Work on trials in this process, once the study is checked: until then it only loads libraries."""
+    """Work on trials in this process, once it is released: until then it only loads libraries."""
     with fast_imports():
         from ..results import live
         from ..running.artifacts import open_store
         from ..running.signals import wait_unless_stopped
         from ..running.worker import WorkerOptions, work
-    wait_unless_stopped(checked, stop)
+    if not wait_unless_stopped(released, stop):
+        return Exit.DONE
     store = open_store(artifacts)
     with live.EmbeddingProgress(make_console()) as progress:
         options = WorkerOptions(budget, slot, threads, confirm_only)

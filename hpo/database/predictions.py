@@ -139,7 +139,7 @@ _SELECT_BASELINES = sa.text("SELECT logits FROM hpo_baselines WHERE study_id = :
 
 def insert_baselines(connection: sa.Connection, study: int, logits: Mapping[str, Logits]) -> None:
     """Store the logits `[posts, criteria]` of a study's baselines by name, in the caller's transaction. Idempotent."""
-    connection.execute(_INSERT_BASELINES, {"study": study, "logits": pack(side_by_side(logits))})
+    connection.execute(_INSERT_BASELINES, {"study": study, "logits": pack(side_by_side(logits, list(logits)))})
 
 
 def load_baselines(study: optuna.Study, names: Sequence[str]) -> dict[str, Logits] | None:
@@ -163,9 +163,9 @@ def load_baselines(study: optuna.Study, names: Sequence[str]) -> dict[str, Logit
     return None if content is None else apart(unpack(bytes(content), "the predictions of the baselines"), names)
 
 
-def side_by_side(logits: Mapping[str, Logits]) -> Logits:
-    """The logits of several predictors as one array, `[posts, predictors × criteria]`."""
-    return np.concatenate(list(logits.values()), axis=1)
+def side_by_side(logits: Mapping[str, Logits], names: Sequence[str]) -> Logits:
+    """The logits of several predictors in the order of `names` as one array, `[posts, predictors × criteria]`."""
+    return np.concatenate([logits[name] for name in names], axis=1)
 
 
 def apart(together: Logits, names: Sequence[str]) -> dict[str, Logits]:

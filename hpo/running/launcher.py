@@ -198,6 +198,8 @@ def run_study(started: StartedStudy, observer: Observer, *, workers: int | None 
 
     finished = _finished(started)
     if finished >= started.trials and _is_concluded(started):
+        if started.pool is not None:  # others have finished the study meanwhile
+            started.pool.stop()
         _measure_baselines(started, observer)
         return Outcome(Exit.DONE, finished, started.trials, workers=0)
     stop = threading.Event()

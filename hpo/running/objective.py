@@ -127,8 +127,9 @@ def _baselines(claim: Claim, task: StudyTask, split: int) -> TrialState:
     except MemoryError as error:
         raise _out_of_memory(claim, error) from error
     best = max if METRICS[task.definition.search.metric].higher_is_better else min
-    value = best(scores[name] for name in record.baseline_names(scores))
-    together = predictions.side_by_side(logits)
+    names = record.baseline_names(scores)
+    value = best(scores[name] for name in names)
+    together = predictions.side_by_side(logits, names)
     claim.finish(TrialState.COMPLETE, value, attributes={BASELINES: scores}, logits=together)
     return TrialState.COMPLETE
 

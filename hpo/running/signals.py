@@ -87,27 +87,29 @@ def stop_with_parent(stop: threading.Event) -> threading.Event:
     parent.
 
     Returns:
-        An event that is set once the parent has written a line, which says that it has checked the study; without a
+        An event that is set once the parent has released this process, by a line on its standard input; without a
         parent it is set already.
     """
-    checked = threading.Event()
+    released = threading.Event()
     if os.environ.get(STOP_ON_EOF, "0") in {"", "0"}:
-        checked.set()
-        return checked
+        released.set()
+        return released
 
     def wait_for_eof() -> None:
         with suppress(OSError):
             while os.read(0, 1024):  # not sys.stdin: its lock would still be held when the interpreter shuts down
-                checked.set()
+                released.set()
         stop.set()
         time.sleep(STOP_SECONDS)
         os._exit(Exit.FAILED)
 
     threading.Thread(target=wait_for_eof, name="end of input", daemon=True).start()
-    return checked
+    return released
 
 
-def wait_unless_stopped(event: threading.Event, stop: threading.Event) -> None:
-    """Wait until either is set."""
-    while not (event.wait(_LOOK_SECONDS) or stop.is_set()):
-        pass
+def wait_unless_stopped(event: threading.Event, stop: threading.Event) -> bool:
+    """Wait until the event is set; False if `stop` is set instead."""
+    while not event.wait(_LOOK_SECONDS):
+        if stop.is_set():
+            return False
+    return not stop.is_set()

@@ -79,14 +79,16 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
             **({"HPO_ARTIFACTS": artifacts} if artifacts else {}),
             **(environment or {}),
         }
-        self._print_line: PrintLine | None = None
+        self._print_line: PrintLine | None = None  # None: the workers are held
         self._early: list[str] = []
+        self._telling = threading.RLock()
         self._slots = [_Slot(arguments, variables, slot, self._tell) for slot in slots]
         if print_line is not None:
             self.release(print_line)
 
     def _tell(self, line: str) -> None:
-        (self._print_line or self._early.append)(line)
+        with self._telling:
+            (self._print_line or self._early.append)(line)
 
     def release(self, print_line: PrintLine, study_key: int | None = None) -> None:
         """Let workers that are held join the study.
@@ -95,9 +97,10 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
             print_line: as for the pool; called with what they have written so far, too.
             study_key: the study's key in the database; None: the first worker may create the study.
         """
-        self._print_line = print_line
-        for line in self._early:
-            print_line(line)
+        with self._telling:
+            self._print_line = print_line
+            for line in self._early:
+                print_line(line)
         if study_key is not None:
             self._note.write_text(str(study_key), encoding="utf-8")
         for slot in self._slots:
@@ -139,8 +142,13 @@ class WorkerPool(AbstractContextManager["WorkerPool"]):
         return [slot.code for slot in self._slots if slot.code is not None]
 
     def stop(self) -> None:
-        """Terminate all workers and wait until they have released their trials; if interrupted, kill them."""
+        """Terminate all workers and wait until they have released their trials; if interrupted, kill them.
+
+        Workers that are held have no trials, and are killed at once.
+        """
         try:
+            if self._print_line is None:
+                return
             for slot in self._slots:
                 slot.terminate()
             deadline = time.monotonic() + STOP_SECONDS
@@ -184,6 +192,7 @@ class _Slot:
 
     def release(self) -> None:
         self._held = False
+        self._started_at = time.monotonic()
         self._process.release()
 
     def _restart_if_due(self) -> None:
@@ -201,7 +210,7 @@ class _Slot:
 
     def _handle_end(self, code: int) -> None:
         """Print how the process ended, and schedule a restart unless it would end the same way."""
-        self._process.forget_position()
+        self._process.close()
         message = f"worker {self._number} {describe_exit(code)}"
         immediately = code in _RESTART_IMMEDIATELY
         if not immediately:
@@ -275,8 +284,7 @@ class _Process:
     def release(self) -> None:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it has ended
-            self._process.stdin.write("\n")
-            self._process.stdin.flush()
+            os.write(self._process.stdin.fileno(), b"\n")  # past the buffer, which would be flushed again when closed
 
     def code(self) -> int | None:
         return self._process.poll()
@@ -285,8 +293,11 @@ class _Process:
         """Its process id, and where it is."""
         return self._process.pid, self._position_file.read()
 
-    def forget_position(self) -> None:
+    def close(self) -> None:
+        """Close what connects this process with it; it has ended."""
         self._position_file.close()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
     def last_line(self) -> str:
         """The last line of its output, in parentheses."""
@@ -307,10 +318,8 @@ class _Process:
         if self.code() is None:
             self._process.kill()
         self._process.wait()
-        self.forget_position()
+        self.close()
         self._listener.join(timeout=5)
-        if self._process.stdin is not None:
-            self._process.stdin.close()
 
 
 def describe_exit(code: int | None) -> str:

@@ -145,7 +145,7 @@ def test_a_member_that_diverges_ends_the_others(ground):
     diverging = recipe(IrisConfig(hidden=8, num_queries=2), learning_rate=1e30)
     endless = replace(recipe(InstanceConfig(hidden=16)), epochs=10**9)
     with cores(2), pytest.raises(NonFiniteLossError):
-        fit([diverging, endless, endless], ground)
+        fit([endless, diverging, endless], ground)
 
 
 def test_predictions_are_a_row_per_post_and_criterion_with_the_sentence(fitted, new_posts):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -98,8 +99,17 @@ def test_a_search_is_concluded_without_measuring_them_again(join: Join, tmp_path
 def test_several_workers_measure_them_once(join: Join, tmp_path: Path) -> None:
     data = task(tmp_path)
     workers = [join(data) for _ in range(3)]
+    measured = []
+
+    class Counting(StudyTask):
+        def scored_baselines(self):
+            measured.append(threading.get_ident())
+            return super().scored_baselines()
+
+    counting = Counting(**{field.name: getattr(data, field.name) for field in fields(data) if field.init})
     with ThreadPoolExecutor(len(workers)) as threads:
-        list(threads.map(lambda study: measure_baselines(study, data), workers))
+        list(threads.map(lambda study: measure_baselines(study, counting), workers))
+    assert len(measured) == 1
     measure_baselines(workers[0], blind(data))  # nothing is left to do
     assert [scored_baselines(study, blind(data))[0] for study in workers] == [data.baselines()] * 3
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import until
 
 from sparse_evidence.hpo.database.claims_sql import Counts
 from sparse_evidence.hpo.database.connection import engine_of, open_storage
@@ -71,13 +73,58 @@ def test_a_study_is_run_and_then_has_nothing_to_do(database):
     engine_of(started.study).dispose()
 
 
-def test_workers_that_were_started_early_do_nothing_until_the_study_is_checked(database):
-    definition = load(SMOKE, environ={})
-    with early_workers(definition, database, workers=1, trials=1) as held:
-        assert held is not None
+def studies(database):
     storage = open_storage(database)
-    assert storage.get_all_studies() == []
-    engine_of(storage).dispose()
+    try:
+        return storage.get_all_studies()
+    finally:
+        engine_of(storage).dispose()
+
+
+def process_of(pool):
+    """The process of the only worker of a pool."""
+    (slot,) = pool._slots
+    return slot._process._process
+
+
+def wait_until_held(process):
+    """Wait until a worker has loaded its libraries, and long enough for one that is not held to create the study."""
+    maps = Path(f"/proc/{process.pid}/maps")
+    until(lambda: "libtorch_cpu" in maps.read_text(encoding="utf-8"))
+    time.sleep(3)
+
+
+def test_workers_that_are_held_do_nothing_and_end_with_the_block(database):
+    with early_workers(load(SMOKE, environ={}), database, workers=1, trials=1) as pool:
+        process = process_of(pool)
+        wait_until_held(process)
+        assert process.poll() is None
+        assert studies(database) == []
+    assert process.poll() is not None
+    assert studies(database) == []
+
+
+def test_a_held_worker_that_loses_its_parent_creates_no_study(database):
+    with early_workers(load(SMOKE, environ={}), database, workers=1, trials=1) as pool:
+        process = process_of(pool)
+        wait_until_held(process)
+        process.stdin.close()  # as the end of this process does
+        assert process.wait(30) == Exit.DONE
+        assert studies(database) == []
+
+
+def test_a_worker_that_died_while_it_was_held_is_started_again(database):
+    definition = load(SMOKE, environ={})
+    with early_workers(definition, database, workers=1, trials=1) as pool:
+        process_of(pool).kill()
+        process_of(pool).wait(30)
+        started = start_study(definition, database, trials=1, pool=pool)
+        assert run_study(started, Recorder()) == Outcome(Exit.DONE, finished=1, trials=1, workers=1)
+    engine_of(started.study).dispose()
+
+
+def test_workers_that_were_started_early_run_the_study(database):
+    definition = load(SMOKE, environ={})
 
     with early_workers(definition, database, workers=1, trials=1) as pool:
         started = start_study(definition, database, trials=1, pool=pool)
