@@ -52,7 +52,7 @@ def test_a_study_on_a_terminal(start, cache, tmp_path, database):
 
 def check_the_first_seconds(run: Terminal) -> None:
     assert run.frames[0].startswith(f"reading {SMOKE}"[:79])
-    for step in ("loading libraries", "loading the data", "workers are starting"):
+    for step in ("loading libraries", "loading the data"):  # by then, workers may have started
         assert any(step in frame for frame in run.frames), step
 
 

@@ -188,7 +188,7 @@ def test_intervals_draw_whole_groups():
     assert first[0] < 19.5 < first[1]
 
 
-@settings(max_examples=20)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(0, 1000))
 def test_intervals_of_independent_rows_match_the_normal(seed):
     values = np.random.default_rng(seed).normal(size=400)
