@@ -15,9 +15,9 @@ KINDS = {
     "gathering the posts' chunks": ("index_select", "index"),
     "k-th largest": ("maximum", "minimum", "topk"),
     "softmax, layer norm": ("_softmax", "_softmax_backward_data", "native_layer_norm", "native_layer_norm_backward"),
-    "ReLU": ("relu_", "clamp_min_", "threshold_backward"),
-    "optimizer and clipping": ("linalg_vector_norm", "lerp_", "addcmul_", "addcdiv_", "sqrt", "mul_", "div_"),
-    "random numbers of dropout": ("uniform_",),
+    "ReLU": ("relu_", "clamp_min_", "gt_"),
+    "optimizer and clipping": ("_fused_adamw_", "linalg_vector_norm", "mul_"),
+    "random numbers of dropout": ("random_",),
 }
 
 
