@@ -71,6 +71,7 @@ def command(
         with fast_imports():
             from ..running import launcher
 
+            # first of all: the workers load their libraries while this process loads its own, and the data
             pool = stack.enter_context(launcher.early_workers(definition, url, workers=workers, trials=trials))
             from ..results import live, tables, wording
             from ..running import warm_start

@@ -137,9 +137,12 @@ ON CONFLICT (study_id) DO UPDATE SET logits = excluded.logits
 _SELECT_BASELINES = sa.text("SELECT logits FROM hpo_baselines WHERE study_id = :study")
 
 
-def insert_baselines(connection: sa.Connection, study: int, logits: Mapping[str, Logits]) -> None:
-    """Store the logits `[posts, criteria]` of a study's baselines by name, in the caller's transaction. Idempotent."""
-    connection.execute(_INSERT_BASELINES, {"study": study, "logits": pack(side_by_side(logits, list(logits)))})
+def insert_baselines(connection: sa.Connection, study: int, logits: Mapping[str, Logits], names: Sequence[str]) -> None:
+    """Store the logits `[posts, criteria]` of a study's baselines in this order, in the caller's transaction.
+
+    Idempotent.
+    """
+    connection.execute(_INSERT_BASELINES, {"study": study, "logits": pack(side_by_side(logits, names))})
 
 
 def load_baselines(study: optuna.Study, names: Sequence[str]) -> dict[str, Logits] | None:

@@ -121,9 +121,9 @@ def measure_baselines(study: optuna.Study, task: StudyTask) -> None:
         with try_baselines_lock(engine_of(study), study_id(study)) as ours:
             if ours and BASELINES not in study.user_attrs:
                 scores, logits = task.scored_baselines()
-                in_order = {name: logits[name] for name in record.baseline_names(scores)}
+                names = record.baseline_names(scores)
                 with engine_of(study).begin() as connection:
-                    predictions.insert_baselines(connection, study_id(study), in_order)
+                    predictions.insert_baselines(connection, study_id(study), logits, names)
                 study.set_user_attr(BASELINES, scores)  # last: they count as measured from here on
 
     if BASELINES not in study.user_attrs:

@@ -208,7 +208,7 @@ def test_deleting_a_study_removes_its_predictions_and_no_others(claims: Any) -> 
 
 def store_baselines(study: optuna.Study, **logits: predictions.Logits) -> None:
     with engine_of(study).begin() as connection:
-        predictions.insert_baselines(connection, study._study_id, logits)
+        predictions.insert_baselines(connection, study._study_id, logits, list(logits))
 
 
 def test_baselines_are_stored_side_by_side_and_replaced(claims: Any) -> None:

@@ -60,7 +60,7 @@ def run_trials(study: optuna.Study, *values: float) -> None:
 
 def store_baselines(study: optuna.Study) -> None:
     with connection.engine_of(study).begin() as session:
-        predictions.insert_baselines(session, study._study_id, {"linear": np.zeros((3, 2), np.float32)})
+        predictions.insert_baselines(session, study._study_id, {"linear": np.zeros((3, 2), np.float32)}, ["linear"])
 
 
 def listed(storage):
